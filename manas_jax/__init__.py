@@ -1,0 +1,3 @@
+"""MANAS in JAX: image de-raining networks that design themselves."""
+
+__version__ = "0.1.0"
