@@ -1,0 +1,60 @@
+"""The searched attention module at the end of each branch of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from manas_jax import space as spaces
+from manas_jax.models import layers
+from manas_jax.models.candidates import ChannelGate, Edge, Pools
+
+
+class Attention(nn.Module):
+    """Gated groups of channels, merged, added to the input and gated once more.
+
+    The channels are split into groups F_g. U_g = edge(F_g) + the edges from all U before it: for
+    two groups the edges are, in order, F0 -> U0, F1 -> U1, U0 -> U1. The groups U and a
+    squeeze-excitation of the groups' sum are concatenated and mixed by two 1x1 convolutions.
+
+    Attributes:
+      space: the search space.
+      chosen: the candidate of each edge; None for the mixture of all.
+    """
+
+    space: spaces.SearchSpace
+    chosen: Sequence[str] | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool, probabilities: jax.Array | None = None
+    ) -> jax.Array:
+        """(N, H, W, C) -> the same shape. `probabilities` is (edges, candidates)."""
+        channels = x.shape[-1]
+        groups = jnp.split(x, self.space.attention_groups, axis=-1)
+        edges = iter(range(self.space.edges))
+
+        def edge(y: jax.Array) -> jax.Array:
+            e = next(edges)
+            name = f"edge{e}"
+            if self.chosen is not None:
+                return Edge((self.chosen[e],), self.dtype, name=name)(y, train)
+            return Edge(self.space.candidates, self.dtype, name=name)(y, train, probabilities[e])
+
+        nodes: list[jax.Array] = []
+        for group in groups:
+            nodes.append(edge(group) + sum(edge(node) for node in nodes))
+
+        def gated(y: jax.Array, reduction: int, name: str) -> jax.Array:
+            return y * ChannelGate(reduction, dtype=self.dtype, name=name)(Pools(y))
+
+        total = gated(sum(groups), spaces.GROUP_SE_REDUCTION, "group_gate")
+        y = jnp.concatenate([*nodes, total], axis=-1)
+        y = layers.ConvNorm(channels, 1, dtype=self.dtype, name="merge0")(y, train)
+        y = layers.ConvNorm(channels, 1, relu=False, dtype=self.dtype, name="merge1")(y, train)
+        return gated(x + y, spaces.MODULE_SE_REDUCTION, "module_gate")

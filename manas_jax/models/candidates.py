@@ -1,0 +1,202 @@
+"""The nine candidates of an attention edge, each a gate that its input is multiplied by.
+
+A gate is a full map (N, H, W, C), a map a pixel (N, H, W, 1), a vector a channel (N, 1, 1, C) or
+a number. So a mixture needs one multiplication: sum the weighted gates, then gate once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from manas_jax import space
+from manas_jax.models import layers
+
+
+class Pools:
+    """What gates look at besides the input itself; each computed once, when first asked for."""
+
+    def __init__(self, x: jax.Array):
+        self.x = x
+
+    @functools.cached_property
+    def spatial(self) -> jax.Array:
+        """Maximum and mean over channels: (N, H, W, 2)."""
+        return jnp.stack([self.x.max(axis=-1), self.x.mean(axis=-1)], axis=-1)
+
+    @functools.cached_property
+    def average(self) -> jax.Array:
+        """Mean over pixels: (N, C)."""
+        return self.x.mean(axis=(1, 2))
+
+    @functools.cached_property
+    def maximum(self) -> jax.Array:
+        """Maximum over pixels: (N, C)."""
+        return self.x.max(axis=(1, 2))
+
+
+class FactoredConv(nn.Module):
+    """A 3x3 convolution followed by a pointwise one, run as the one dense convolution they make.
+
+    With nothing between the two, the product of their kernels is the kernel of both: same
+    function, same parameters. XLA's grouped convolution on CPU is slower than the dense one.
+
+    Attributes:
+      features: outputs of the pointwise convolution.
+      depthwise: whether the 3x3 convolution is one a channel, or full with one output.
+      dilation: dilation of the 3x3 convolution.
+    """
+
+    features: int
+    depthwise: bool = True
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, C) -> (N, H, W, features)."""
+        inputs = x.shape[-1]
+        spatial_shape = (3, 3, 1, inputs) if self.depthwise else (3, 3, inputs, 1)
+        middle = inputs if self.depthwise else 1
+        spatial = self.param("spatial", layers.KERNEL_INIT, spatial_shape)
+        pointwise = self.param("pointwise", layers.KERNEL_INIT, (1, 1, middle, self.features))
+        if self.depthwise:
+            spatial = spatial.swapaxes(2, 3)
+        kernel = (spatial * pointwise).astype(x.dtype)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding=[(self.dilation, self.dilation)] * 2,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class SeparableGate(nn.Module):
+    """sigmoid(BN(pw(dw3(relu(BN(pw(dw3(x)))))))), BatchNorm without scale and bias."""
+
+    spatial: bool
+
+    @nn.compact
+    def __call__(self, pools: Pools, train: bool) -> jax.Array:
+        """A full map, or with `spatial` a map a pixel made of the pooled channels."""
+        x = pools.spatial if self.spatial else pools.x
+        features = 1 if self.spatial else x.shape[-1]
+        y = FactoredConv(x.shape[-1], name="conv0")(x)
+        y = nn.relu(layers.normalize(y, train, name="norm0", affine=False))
+        y = FactoredConv(features, name="conv1")(y)
+        return nn.sigmoid(layers.normalize(y, train, name="norm1", affine=False))
+
+
+class DilatedGate(nn.Module):
+    """sigmoid(BN(pw(conv3 with dilation 2 (x)))), BatchNorm without scale and bias."""
+
+    spatial: bool
+
+    @nn.compact
+    def __call__(self, pools: Pools, train: bool) -> jax.Array:
+        """A full map, or with `spatial` a map a pixel; the latter's 3x3 convolution is full."""
+        x = pools.spatial if self.spatial else pools.x
+        features = 1 if self.spatial else x.shape[-1]
+        y = FactoredConv(features, depthwise=not self.spatial, dilation=2, name="conv0")(x)
+        return nn.sigmoid(layers.normalize(y, train, name="norm0", affine=False))
+
+
+class ChannelGate(nn.Module):
+    """Squeeze-excitation, over the average alone or with one MLP over average and maximum."""
+
+    reduction: int
+    use_maximum: bool = False
+    bias: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, pools: Pools, train: bool = False) -> jax.Array:
+        """A vector a channel."""
+        hidden = space.squeezed(pools.x.shape[-1], self.reduction)
+        mlp = layers.DenseGate(hidden, self.bias, self.dtype, name="mlp")
+        logits = mlp(pools.average)
+        if self.use_maximum:
+            logits += mlp(pools.maximum)
+        return nn.sigmoid(logits)[:, None, None, :]
+
+
+class CBAMGate(nn.Module):
+    """Channel gate, then spatial gate on what it leaves.
+
+    Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018. Its spatial BatchNorm
+    moves a tenth as fast as the others (PyTorch momentum 0.01).
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, pools: Pools, train: bool) -> jax.Array:
+        """A full map, the product of both gates."""
+        channel = ChannelGate(
+            space.CANDIDATE_REDUCTION,
+            use_maximum=True,
+            bias=True,
+            dtype=self.dtype,
+            name="channel",
+        )(pools)
+        pooled = Pools(pools.x * channel).spatial
+        y = layers.convolution(1, 7, dtype=self.dtype, name="conv")(pooled)
+        y = layers.normalize(y, train, name="norm", momentum=0.99)
+        return channel * nn.sigmoid(y)
+
+
+def _gate(name: str, dtype: Any) -> nn.Module:
+    """The parametric gate of this name, under its own name."""
+    gates: dict[str, Callable[..., nn.Module]] = {
+        "sep_conv_3x3": functools.partial(SeparableGate, spatial=False),
+        "dil_conv_3x3": functools.partial(DilatedGate, spatial=False),
+        "sep_conv_3x3_spatial": functools.partial(SeparableGate, spatial=True),
+        "dil_conv_3x3_spatial": functools.partial(DilatedGate, spatial=True),
+        "SE": functools.partial(ChannelGate, space.CANDIDATE_REDUCTION, dtype=dtype),
+        "SE_A_M": functools.partial(
+            ChannelGate, space.CANDIDATE_REDUCTION, use_maximum=True, dtype=dtype
+        ),
+        "CBAM": functools.partial(CBAMGate, dtype=dtype),
+    }
+    return gates[name](name=name)
+
+
+class Edge(nn.Module):
+    """One searched edge: its input times a gate, or times a mixture of gates.
+
+    Attributes:
+      candidates: the names to mix, or the one that was chosen.
+    """
+
+    candidates: tuple[str, ...]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool, probabilities: jax.Array | None = None
+    ) -> jax.Array:
+        """(N, H, W, C) -> the same shape.
+
+        Args:
+          x: the edge's input.
+          train: whether BatchNorm uses the batch.
+          probabilities: one a candidate; may be left out for a single candidate.
+        """
+        pools = Pools(x)
+
+        def gate(name: str) -> jax.Array | float:
+            if name in ("none", "skip_connect"):
+                return float(name == "skip_connect")
+            return _gate(name, self.dtype)(pools, train)
+
+        if probabilities is None:
+            (name,) = self.candidates
+            return x if name == "skip_connect" else x * gate(name)
+        weights = probabilities.astype(x.dtype)
+        return x * sum(weights[i] * gate(name) for i, name in enumerate(self.candidates))

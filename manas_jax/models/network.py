@@ -1,0 +1,147 @@
+"""The network: one skeleton that is the supernet, or with a genotype the derived network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from manas_jax.models import layers
+from manas_jax.models.attention import Attention
+from manas_jax.models.columns import Column, Fusion, Transition
+from manas_jax.space import COLUMNS, STEM_EXPANSION, Genotype, SearchSpace
+
+Architecture = Mapping[str, jax.Array]
+"""Logits of the relaxed architecture: 'columns' (columns, 2), 'attention' (modules, edges,
+candidates); columns cell by cell, modules as in `SearchSpace.modules`."""
+
+
+def init_architecture(
+    space: SearchSpace, key: jax.Array, scale: float = 1e-3, dtype: Any = jnp.float32
+) -> dict[str, jax.Array]:
+    """Logits near zero: every choice about equally likely, ties broken by `key`."""
+    columns, attention = jax.random.split(key)
+    shapes = {
+        "columns": (sum(space.columns), len(COLUMNS)),
+        "attention": (len(space.modules), space.edges, len(space.candidates)),
+    }
+    keys = {"columns": columns, "attention": attention}
+    return {k: scale * jax.random.normal(keys[k], shapes[k], dtype) for k in shapes}
+
+
+class Network(nn.Module):
+    """Multi-scale attentive de-raining network.
+
+    Attributes:
+      space: the search space.
+      genotype: the choices; None makes the supernet, which takes logits instead.
+      dtype: type of the computation; None takes that of images and parameters. Parameters and
+        statistics stay float32, and so does the output.
+      remat: whether columns and attention modules are computed again in the backward pass, which
+        saves memory for time.
+    """
+
+    space: SearchSpace
+    genotype: Genotype | None = None
+    dtype: Any = None
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, architecture: Architecture | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Removes rain.
+
+        Args:
+          images: (N, H, W, 3) in [0, 1], of any height and width.
+          architecture: logits; needed by the supernet, ignored by a derived network.
+          train: whether BatchNorm uses the batch and moves its running statistics.
+
+        Returns:
+          (N, H, W, 3), not clamped.
+        """
+        space, genotype, dtype = self.space, self.genotype, self.dtype
+        if genotype is None:
+            if architecture is None:
+                raise ValueError("the supernet needs the architecture's logits")
+            probabilities = jax.tree.map(nn.softmax, dict(architecture))
+
+        def maybe_remat(module):
+            return nn.remat(module, static_argnums=(2,)) if self.remat else module
+
+        x = layers.pad_to_multiple(images, space.multiple)
+        x = layers.space_to_depth(x if dtype is None else x.astype(dtype), space.patch)
+        folded = x.shape[-1]
+        for i in range(space.stem_blocks):
+            block = layers.Bottleneck(
+                space.channels[0], STEM_EXPANSION, dtype, name=f"stem_block{i}"
+            )
+            x = block(x, train)
+
+        branches = (x,)
+        columns, modules = iter(range(sum(space.columns))), iter(range(len(space.modules)))
+        for cell, count in enumerate(space.branches):
+            transition = Transition(space.channels[:count], dtype, name=f"cell{cell}_transition")
+            branches = transition(branches, train)
+            for i in range(space.columns[cell]):
+                column = next(columns)
+                branches = maybe_remat(Column)(
+                    None if genotype is None else genotype.columns[cell][i],
+                    dtype,
+                    name=f"cell{cell}_column{i}",
+                )(branches, train, None if genotype else probabilities["columns"][column])
+            attended = []
+            for b, branch in enumerate(branches):
+                module = next(modules)
+                attention = maybe_remat(Attention)(
+                    space,
+                    None if genotype is None else genotype.attention[cell][b],
+                    dtype,
+                    name=f"cell{cell}_attention{b}",
+                )
+                attended.append(
+                    attention(
+                        branch, train, None if genotype else probabilities["attention"][module]
+                    )
+                )
+            branches = tuple(attended)
+
+        (x,) = Fusion(outputs=1, dtype=dtype, name="head_fusion")(branches, train)
+        # Starting as the identity, a residual network has nothing to unlearn.
+        init = nn.initializers.zeros if space.residual else layers.KERNEL_INIT
+        x = layers.convolution(folded, 1, dtype=dtype, name="head_conv", kernel_init=init)(x)
+        x = layers.depth_to_space(x, space.patch)[:, : images.shape[1], : images.shape[2]]
+        x = x.astype(images.dtype)
+        return images + x if space.residual else x
+
+
+def inherit(variables: Mapping[str, Any], template: Mapping[str, Any]) -> Any:
+    """Picks from a supernet's variables those that a derived network has, by name.
+
+    Args:
+      variables: the supernet's 'params' and 'batch_stats'.
+      template: the derived network's variables, or their shapes (`jax.eval_shape` of its init).
+
+    Returns:
+      Variables of the derived network's structure with the supernet's values.
+
+    Raises:
+      ValueError: a variable is missing in the supernet or has another shape.
+    """
+
+    def pick(path, wanted):
+        value = variables
+        for key in path:
+            if key.key not in value:
+                raise ValueError(f"the supernet has no {jax.tree_util.keystr(path)}")
+            value = value[key.key]
+        if value.shape != wanted.shape:
+            raise ValueError(
+                f"{jax.tree_util.keystr(path)}: {value.shape} in the supernet, {wanted.shape} here"
+            )
+        return value
+
+    return jax.tree_util.tree_map_with_path(pick, template)

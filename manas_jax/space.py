@@ -1,0 +1,459 @@
+"""The search space and the genotype: what can be chosen, what was chosen, what it costs.
+
+Plain frozen dataclasses, JSON in and out, integer arithmetic only: no arrays live here. Section
+III of Cai et al., "Multi-scale Attentive Image De-raining Networks via Neural Architecture
+Search", IEEE TCSVT 33(2), 2023 (arXiv 2207.00728), describes the space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from manas_jax.errors import UserError
+
+COLUMNS = ("parallel", "fusion")
+"""The two choices of a column, in the order of its logits."""
+
+CANDIDATES = (
+    "none",
+    "skip_connect",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "sep_conv_3x3_spatial",
+    "dil_conv_3x3_spatial",
+    "SE",
+    "SE_A_M",
+    "CBAM",
+)
+"""The nine candidates of an attention edge, in the order of its logits."""
+
+STEM_EXPANSION = 4  # a bottleneck's output channels over its inner ones
+GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # the attention module's two fixed gates
+CANDIDATE_REDUCTION = 4  # SE, SE_A_M and CBAM
+
+GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-accumulates of convolutions and dense layers for one image."""
+
+    parameters: int = 0
+    macs: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.macs + other.macs)
+
+
+def squeezed(channels: int, reduction: int) -> int:
+    """Width of the hidden layer of a squeeze-excitation gate; at least one."""
+    return max(1, channels // reduction)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """A multi-scale network with searched columns and attention modules; the paper's by default.
+
+    Attributes:
+      channels: channels of each branch; branch b works at 1 / 2**b of the stem's resolution.
+      branches: number of branches of each cell, never falling, the last one all of them.
+      columns: number of searched columns of each cell.
+      stem_blocks: bottleneck blocks before the first cell.
+      attention_groups: groups that an attention module splits its channels into.
+      candidates: what an attention edge may choose, a subset of `CANDIDATES`.
+      patch: pixels of a square's side that are folded into channels before the stem (space to
+        depth) and unfolded after the head. 1 is the paper's network; 2 runs it at half resolution.
+      residual: whether the network predicts the difference to its input. The paper's does not.
+
+    Raises:
+      UserError: a value is out of its range; the message names it.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    branches: tuple[int, ...] = (2, 3, 4)
+    columns: tuple[int, ...] = (4, 4, 4)
+    stem_blocks: int = 2
+    attention_groups: int = 2
+    candidates: tuple[str, ...] = CANDIDATES
+    patch: int = 1
+    residual: bool = False
+
+    def __post_init__(self):
+        for field in ("channels", "branches", "columns", "candidates"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("stem_blocks", "attention_groups", "patch"):
+            self._demand(field, _is_count(getattr(self, field)), "a whole number of at least 1")
+        groups = self.attention_groups
+        self._demand(
+            "channels",
+            self.channels and all(_is_count(c) and c % groups == 0 for c in self.channels),
+            f"a positive number a branch, each divisible by attention_groups = {groups}",
+        )
+        self._demand(
+            "branches",
+            self.branches
+            and all(map(_is_count, self.branches))
+            and list(self.branches) == sorted(self.branches)
+            and self.branches[-1] == len(self.channels),
+            f"a number a cell, never falling, the last one {len(self.channels)} (as in channels)",
+        )
+        self._demand(
+            "columns",
+            len(self.columns) == len(self.branches)
+            and all(n == 0 or _is_count(n) for n in self.columns),
+            f"a number a cell, {len(self.branches)} in all, none negative",
+        )
+        self._demand(
+            "candidates",
+            set(self.candidates) - {"none"}
+            and set(self.candidates) <= set(CANDIDATES)
+            and len(set(self.candidates)) == len(self.candidates),
+            f"distinct names among {', '.join(CANDIDATES)}, and not 'none' alone",
+        )
+        self._demand("residual", isinstance(self.residual, bool), "true or false")
+
+    def _demand(self, field: str, fine: Any, wish: str) -> None:
+        if not fine:
+            raise UserError(f"space.{field} = {getattr(self, field)!r}: give {wish}")
+
+    @property
+    def edges(self) -> int:
+        """Searched edges of an attention module: group g has one from itself, g from before."""
+        return self.attention_groups * (self.attention_groups + 1) // 2
+
+    @property
+    def modules(self) -> tuple[tuple[int, int], ...]:
+        """(cell, branch) of every attention module, cells in order, branches in order."""
+        return tuple((s, b) for s, count in enumerate(self.branches) for b in range(count))
+
+    @property
+    def multiple(self) -> int:
+        """Height and width inside the network are padded to a multiple of this many pixels."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> SearchSpace:
+        """The inverse of `to_dict`; fields left out keep their default.
+
+        Raises:
+          UserError: an unknown field, or a value out of its range.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in fields:
+            if key not in known:
+                raise UserError(f"space.{key}: unknown field; known ones are {', '.join(known)}")
+        return cls(**fields)
+
+    # What a choice costs. `height` and `width` are those of the image.
+
+    def column_cost(self, cell: int, choice: str, height: int, width: int) -> Cost:
+        """Cost of one column of `cell` when it is 'parallel' or 'fusion'."""
+        channels = self.channels[: self.branches[cell]]
+        pixels = self._pixels(height, width)
+        if choice == "parallel":
+            blocks = (_conv(3, c, c, pixels[b]) for b, c in enumerate(channels) for _ in range(2))
+            return sum(blocks, Cost())
+        return sum((_fusion(channels, to, pixels) for to in range(len(channels))), Cost())
+
+    def edge_cost(self, branch: int, candidate: str, height: int, width: int) -> Cost:
+        """Cost of one attention edge on `branch` when it is `candidate`."""
+        channels = self.channels[branch] // self.attention_groups
+        return _candidate(candidate, channels, self._pixels(height, width)[branch])
+
+    def fixed_cost(self, height: int, width: int) -> Cost:
+        """Cost of everything that is not searched: stem, transitions, attention frames, head."""
+        pixels = self._pixels(height, width)
+        image = 3 * self.patch**2
+        inner, wide = self.channels[0], STEM_EXPANSION * self.channels[0]
+        total = _conv(1, image, wide, pixels[0])  # the first block's shortcut
+        for inputs in (image, *[wide] * (self.stem_blocks - 1)):
+            total += _conv(1, inputs, inner, pixels[0])
+            total += _conv(3, inner, inner, pixels[0])
+            total += _conv(1, inner, wide, pixels[0])
+        before: tuple[int, ...] = (wide,)
+        for count in self.branches:
+            after = self.channels[:count]
+            total += _transition(before, after, pixels)
+            total += sum((self._attention_frame(b, pixels[b]) for b in range(count)), Cost())
+            before = after
+        total += _fusion(self.channels, 0, pixels)
+        return total + _conv(1, self.channels[0], image, pixels[0], norm=False)
+
+    def supernet_cost(self, height: int, width: int) -> Cost:
+        """Cost of the whole supernet, all choices at once, in its textbook form."""
+        total = self.fixed_cost(height, width)
+        for cell, number in enumerate(self.columns):
+            for choice in COLUMNS * number:
+                total += self.column_cost(cell, choice, height, width)
+        for _, branch in self.modules:
+            for candidate in self.candidates * self.edges:
+                total += self.edge_cost(branch, candidate, height, width)
+        return total
+
+    def _pixels(self, height: int, width: int) -> list[int]:
+        rows, columns = (-(-side // self.multiple) * self.multiple for side in (height, width))
+        folded = [self.patch * 2**b for b in range(len(self.channels))]
+        return [(rows // f) * (columns // f) for f in folded]
+
+    def _attention_frame(self, branch: int, pixels: int) -> Cost:
+        channels, group = self.channels[branch], self.channels[branch] // self.attention_groups
+        return (
+            _conv(1, channels + group, channels, pixels)
+            + _conv(1, channels, channels, pixels)
+            + _gate(group, GROUP_SE_REDUCTION)
+            + _gate(channels, MODULE_SE_REDUCTION)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Genotype:
+    """One architecture of a space: a choice for every column and every attention edge.
+
+    Attributes:
+      space: the space that it was chosen from.
+      columns: for each cell, each column's choice.
+      attention: for each cell, for each branch, each edge's candidate.
+
+    Raises:
+      UserError: a wrong length or an unknown name; the message says where.
+    """
+
+    space: SearchSpace
+    columns: tuple[tuple[str, ...], ...]
+    attention: tuple[tuple[tuple[str, ...], ...], ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "columns", _tuples(self.columns))
+        object.__setattr__(self, "attention", _tuples(self.attention))
+        space = self.space
+        _expect_length("genotype.columns", self.columns, len(space.columns), "cells")
+        _expect_length("genotype.attention", self.attention, len(space.branches), "cells")
+        for s, cell in enumerate(self.columns):
+            where = f"genotype.columns[{s}]"
+            _expect_length(where, cell, space.columns[s], "columns")
+            _expect_names(where, cell, COLUMNS)
+        for s, cell in enumerate(self.attention):
+            _expect_length(f"genotype.attention[{s}]", cell, space.branches[s], "branches")
+            for b, edges in enumerate(cell):
+                where = f"genotype.attention[{s}][{b}]"
+                _expect_length(where, edges, space.edges, "edges")
+                _expect_names(where, edges, space.candidates)
+
+    def cost(self, height: int, width: int) -> Cost:
+        """Parameters, and multiply-accumulates for one image of this size."""
+        total = self.space.fixed_cost(height, width)
+        for cell, columns in enumerate(self.columns):
+            for choice in columns:
+                total += self.space.column_cost(cell, choice, height, width)
+        for cell, branch in self.space.modules:
+            for candidate in self.attention[cell][branch]:
+                total += self.space.edge_cost(branch, candidate, height, width)
+        return total
+
+    def to_json(self) -> str:
+        """Readable JSON with a format name and version."""
+        fields = {
+            "format": GENOTYPE_FORMAT,
+            "version": GENOTYPE_VERSION,
+            "space": self.space.to_dict(),
+            "columns": self.columns,
+            "attention": self.attention,
+        }
+        return json.dumps(fields, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "genotype") -> Genotype:
+        """The inverse of `to_json`.
+
+        Args:
+          text: the JSON text.
+          source: what to call it in an error, such as its file name.
+
+        Raises:
+          UserError: not JSON, not a genotype, another version, unknown names, wrong lengths.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}: not valid JSON ({error})") from None
+        if not isinstance(fields, dict) or fields.get("format") != GENOTYPE_FORMAT:
+            raise UserError(f'{source}: not a genotype (no "format": "{GENOTYPE_FORMAT}")')
+        if fields.get("version") != GENOTYPE_VERSION:
+            raise UserError(
+                f"{source}: genotype version {fields.get('version')!r}; "
+                f"this program reads version {GENOTYPE_VERSION}"
+            )
+        for key in ("space", "columns", "attention"):
+            if key not in fields:
+                raise UserError(f"{source}: the key {key!r} is missing")
+        try:
+            space = SearchSpace.from_dict(fields["space"])
+            return cls(space, fields["columns"], fields["attention"])
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{source}: a value is of the wrong type ({error})") from None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes JSON, whole or not at all."""
+        path = pathlib.Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(self.to_json())
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Genotype:
+        """Reads what `save` wrote.
+
+        Raises:
+          UserError: the file is missing or unreadable, or is not a genotype.
+        """
+        try:
+            text = pathlib.Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read the genotype ({error})") from None
+        return cls.from_json(text, str(path))
+
+
+def derive(
+    space: SearchSpace,
+    columns: Sequence[Sequence[float]],
+    attention: Sequence[Sequence[Sequence[float]]],
+) -> Genotype:
+    """The most probable choices, `none` never among them.
+
+    Args:
+      space: the search space.
+      columns: a score (logit or probability) per column and choice, columns cell by cell.
+      attention: a score per module, edge and candidate, modules as in `space.modules`.
+    """
+    picks = iter([COLUMNS[_argmax(row)] for row in columns])
+    allowed = [i for i, name in enumerate(space.candidates) if name != "none"]
+    names = iter(
+        [
+            tuple(space.candidates[max(allowed, key=lambda i, row=row: row[i])] for row in edges)
+            for edges in attention
+        ]
+    )
+    return Genotype(
+        space,
+        tuple(tuple(next(picks) for _ in range(n)) for n in space.columns),
+        tuple(tuple(next(names) for _ in range(n)) for n in space.branches),
+    )
+
+
+def random_genotype(space: SearchSpace, seed: int) -> Genotype:
+    """A genotype drawn evenly from the space (never `none`); the same one for the same seed."""
+    draw = random.Random(seed)
+    allowed = [name for name in space.candidates if name != "none"]
+    return Genotype(
+        space,
+        tuple(tuple(draw.choice(COLUMNS) for _ in range(n)) for n in space.columns),
+        tuple(
+            tuple(tuple(draw.choice(allowed) for _ in range(space.edges)) for _ in range(n))
+            for n in space.branches
+        ),
+    )
+
+
+def _conv(kernel: int, inputs: int, outputs: int, pixels: int, norm: bool = True) -> Cost:
+    """A dense convolution without bias, at `pixels` outputs, with BatchNorm's scale and bias."""
+    weights = kernel * kernel * inputs * outputs
+    return Cost(weights + (2 * outputs if norm else 0), weights * pixels)
+
+
+def _fusion(channels: Sequence[int], to: int, pixels: Sequence[int]) -> Cost:
+    """All branches into branch `to`: 1x1 convolutions up, chains of stride-2 3x3 ones down."""
+    total = Cost()
+    for source, inputs in enumerate(channels):
+        if source > to:
+            total += _conv(1, inputs, channels[to], pixels[source])
+        for branch in range(source + 1, to + 1):
+            outputs = channels[to] if branch == to else inputs
+            total += _conv(3, inputs, outputs, pixels[branch])
+    return total
+
+
+def _transition(before: Sequence[int], after: Sequence[int], pixels: Sequence[int]) -> Cost:
+    """Changed channels and new branches; see `manas_jax.models.columns.Transition`."""
+    total = Cost()
+    last = len(before) - 1
+    for branch, outputs in enumerate(after):
+        if branch <= last:
+            if outputs != before[branch]:
+                total += _conv(3, before[branch], outputs, pixels[branch])
+            continue
+        for step in range(last + 1, branch + 1):
+            total += _conv(
+                3, before[last], outputs if step == branch else before[last], pixels[step]
+            )
+    return total
+
+
+def _gate(channels: int, reduction: int, pools: int = 1) -> Cost:
+    """A squeeze-excitation gate whose two dense layers serve `pools` pooled vectors."""
+    weights = 2 * channels * squeezed(channels, reduction)
+    return Cost(weights, pools * weights)
+
+
+def _candidate(name: str, channels: int, pixels: int) -> Cost:
+    """One candidate in its textbook form: depthwise and pointwise convolutions apart."""
+
+    def separable(inputs: int, outputs: int) -> int:
+        return 9 * inputs + inputs * outputs
+
+    weights = {
+        "none": 0,
+        "skip_connect": 0,
+        "sep_conv_3x3": 2 * separable(channels, channels),
+        "dil_conv_3x3": separable(channels, channels),
+        "sep_conv_3x3_spatial": separable(2, 2) + separable(2, 1),
+        "dil_conv_3x3_spatial": 9 * 2 + 1,
+    }
+    if name in weights:
+        return Cost(weights[name], weights[name] * pixels)
+    if name == "SE":
+        return _gate(channels, CANDIDATE_REDUCTION)
+    if name == "SE_A_M":
+        return _gate(channels, CANDIDATE_REDUCTION, pools=2)
+    biases = squeezed(channels, CANDIDATE_REDUCTION) + channels
+    channel_gate = _gate(channels, CANDIDATE_REDUCTION, pools=2) + Cost(biases)
+    return channel_gate + _conv(7, 2, 1, pixels)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _argmax(row: Sequence[float]) -> int:
+    return max(range(len(row)), key=lambda i: row[i])
+
+
+def _expect_length(where: str, value: Any, length: int, what: str) -> None:
+    if not isinstance(value, tuple):
+        raise UserError(f"{where}: expected a list of {length} {what}, got {value!r}")
+    if len(value) != length:
+        raise UserError(f"{where}: {len(value)} {what}, but its space has {length}")
+
+
+def _expect_names(where: str, names: Sequence[Any], known: Sequence[str]) -> None:
+    for position, name in _unknown(names, known):
+        raise UserError(f"{where}[{position}]: unknown choice {name!r}; give {', '.join(known)}")
+
+
+def _unknown(names: Sequence[Any], known: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    return ((i, name) for i, name in enumerate(names) if name not in known)
