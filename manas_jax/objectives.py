@@ -1,0 +1,224 @@
+"""The four losses of the method, each a term that can be weighed and logged alone.
+
+Notation of Cai et al. (TCSVT 2023), section III-C: a scene has a clean image t and K rainy
+versions, whose outputs are o_1 .. o_K. Batches are outputs (S, K, H, W, 3) and clean images
+(S, H, W, 3) of S scenes; every term is a mean over the scenes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manas_jax.models.network import Architecture
+from manas_jax.space import COLUMNS, SearchSpace
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What each term counts; 0 switches it off.
+
+    Attributes:
+      mse: squared error to the clean image, external.
+      ssim: structural dissimilarity to the clean image, external.
+      tv: total variation of the outputs, external.
+      internal: squared error between a scene's outputs.
+      entropy_columns: architecture regularization of the columns.
+      entropy_attention: architecture regularization of the attention edges.
+      complexity: expected cost of the relaxed architecture, lambda.
+      complexity_macs_share: share of multiply-accumulates in it, the rest is parameters.
+    """
+
+    mse: float = 1.0
+    ssim: float = 1.0
+    tv: float = 1e-4
+    internal: float = 1.0
+    entropy_columns: float = 0.01
+    entropy_attention: float = 0.01
+    complexity: float = 0.01
+    complexity_macs_share: float = 0.5
+
+
+def restoration(
+    outputs: jax.Array, clean: jax.Array, weights: Weights, internal_scale: jax.Array | float = 1.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """External and internal loss, what the weights are trained with.
+
+    Args:
+      outputs: (S, K, H, W, 3).
+      clean: (S, H, W, 3).
+      weights: what each term counts.
+      internal_scale: 0 while the internal loss is still switched off, then 1.
+
+    Returns:
+      The loss and its unweighed terms 'mse', 'ssim', 'tv' and 'internal'.
+    """
+    targets = clean[:, None]
+    terms = {
+        "mse": jnp.mean(jnp.sum(mean_squared_error(outputs, targets), axis=1)),
+        "ssim": jnp.mean(jnp.sum(1 - ssim(outputs, targets), axis=1)),
+        "tv": jnp.mean(total_variation(outputs)),
+        "internal": jnp.mean(internal(outputs)),
+    }
+    loss = (
+        weights.mse * terms["mse"]
+        + weights.ssim * terms["ssim"]
+        + weights.tv * terms["tv"]
+        + weights.internal * internal_scale * terms["internal"]
+    )
+    return loss, terms
+
+
+def architecture(
+    logits: Architecture, weights: Weights, complexity_model: ComplexityModel
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Regularization and complexity, what the architecture has to bear besides the restoration.
+
+    Args:
+      logits: the relaxed architecture, see `manas_jax.models.network.Architecture`.
+      weights: what each term counts.
+      complexity_model: the costs of all choices.
+
+    Returns:
+      The loss and its unweighed terms 'entropy_columns', 'entropy_attention' and 'complexity'.
+    """
+    macs = complexity_model.macs(logits)
+    parameters = complexity_model.parameters(logits)
+    share = weights.complexity_macs_share
+    terms = {
+        "entropy_columns": binary_entropy(logits["columns"]),
+        "entropy_attention": binary_entropy(logits["attention"]),
+        "complexity": share * macs + (1 - share) * parameters,
+    }
+    loss = sum(getattr(weights, name) * value for name, value in terms.items())
+    return loss, terms
+
+
+def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Mean over the last three axes (height, width, channel)."""
+    return jnp.mean(jnp.square(a - b), axis=(-3, -2, -1))
+
+
+def internal(outputs: jax.Array) -> jax.Array:
+    """Sum over pairs k < l of MSE(o_k, o_l): (S, K, H, W, 3) -> (S,). 0 for K = 1.
+
+    The sum over pairs is K times the sum of squared distances to the mean output, which needs
+    no K (K - 1) / 2 differences.
+    """
+    centred = outputs - outputs.mean(axis=1, keepdims=True)
+    return outputs.shape[1] * jnp.sum(jnp.mean(jnp.square(centred), axis=(-3, -2, -1)), axis=1)
+
+
+def total_variation(outputs: jax.Array) -> jax.Array:
+    """Twice the mean squared differences down and across: (S, K, H, W, 3) -> (S,)."""
+    down = jnp.diff(outputs, axis=-3)
+    across = jnp.diff(outputs, axis=-2)
+    return 2 * sum(jnp.mean(jnp.square(d), axis=(1, 2, 3, 4)) for d in (down, across))
+
+
+def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Structural similarity of images in [0, 1], zero padded: (..., H, W, C) -> (...).
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", TIP
+    2004, with an 11x11 Gaussian of sigma 1.5. As a differentiable loss it keeps the borders;
+    scores are made by `manas_jax.metrics`. `b` may have axes of size 1 to be repeated: what
+    concerns it alone is then computed once.
+    """
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a = _blur(a * a) - mean_a * mean_a
+    var_b = _blur(b * b) - mean_b * mean_b
+    covariance = _blur(a * b) - mean_a * mean_b
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    denominator = (mean_a * mean_a + mean_b * mean_b + c1) * (var_a + var_b + c2)
+    return jnp.mean(numerator / denominator, axis=(-3, -2, -1))
+
+
+def _blur(x: jax.Array) -> jax.Array:
+    """Gaussian window by two banded matrices: a convolution this thin is slower everywhere."""
+    rows, columns = (_band(side).astype(x.dtype) for side in x.shape[-3:-1])
+    # Cancellation in the variances needs all bits, also where matrix units would round to bfloat16.
+    highest = jax.lax.Precision.HIGHEST
+    x = jnp.einsum("ih,...hwc->...iwc", rows, x, precision=highest)
+    return jnp.einsum("jw,...iwc->...ijc", columns, x, precision=highest)
+
+
+@functools.cache
+def _band(side: int) -> np.ndarray:
+    """(side, side): row i holds the window centred at i, cut off at the border."""
+    offsets = np.arange(side)[None] - np.arange(side)[:, None]
+    reach = SSIM_WINDOW // 2
+    window = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * SSIM_SIGMA**2))
+    band = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2)) / window.sum()
+    return np.where(np.abs(offsets) <= reach, band, 0.0)
+
+
+def binary_entropy(logits: jax.Array) -> jax.Array:
+    """Mean of -p log10 p - (1-p) log10(1-p) over all softmax probabilities p, a scalar.
+
+    Both logarithms come from log-sum-exp, log(1-p) from that of the other logits: value and
+    gradient stay finite however far the logits are apart.
+    """
+    if logits.shape[-1] == 1:  # nothing to choose
+        return jnp.zeros((), logits.dtype)
+    log_p = jax.nn.log_softmax(logits)
+    others = jnp.where(jnp.eye(logits.shape[-1], dtype=bool), -jnp.inf, logits[..., None, :])
+    log_q = jax.nn.logsumexp(others, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    entropy = -(jnp.exp(log_p) * log_p + jnp.exp(log_q) * log_q) / np.log(10)
+    return jnp.mean(entropy)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComplexityModel:
+    """Costs of all choices, each relative to the dearest architecture's total over choices.
+
+    The paper weighs modules by their share of parameters; here the costs are those of the
+    search space itself, so that 1 is the dearest architecture and 0 one whose choices are free.
+
+    Attributes:
+      space: the search space.
+      height: image height that multiply-accumulates are counted at.
+      width: image width.
+    """
+
+    space: SearchSpace
+    height: int
+    width: int
+
+    def parameters(self, logits: Architecture) -> jax.Array:
+        """Expected parameters of the choices, in [0, 1]."""
+        return self._expected(logits, "parameters")
+
+    def macs(self, logits: Architecture) -> jax.Array:
+        """Expected multiply-accumulates of the choices, in [0, 1]."""
+        return self._expected(logits, "macs")
+
+    def _expected(self, logits: Architecture, unit: str) -> jax.Array:
+        costs = self._costs(unit)
+        expected = sum(jnp.sum(jax.nn.softmax(logits[k]) * costs[k]) for k in costs)
+        dearest = sum(np.sum(np.max(c, axis=-1)) for c in costs.values())
+        return expected / max(dearest, 1.0)  # 0 where every choice is free
+
+    def _costs(self, unit: str) -> Mapping[str, np.ndarray]:
+        space, size = self.space, (self.height, self.width)
+        columns = [
+            [getattr(space.column_cost(cell, choice, *size), unit) for choice in COLUMNS]
+            for cell, number in enumerate(space.columns)
+            for _ in range(number)
+        ]
+        edges = [
+            [getattr(space.edge_cost(branch, name, *size), unit) for name in space.candidates]
+            for _, branch in space.modules
+        ]
+        attention = np.repeat(np.array(edges, np.float64)[:, None], space.edges, axis=1)
+        return {
+            "columns": np.array(columns, np.float64).reshape(-1, len(COLUMNS)),
+            "attention": attention,
+        }
