@@ -1,0 +1,389 @@
+"""From step number to batch: K rainy versions of S scenes, as tf.data or one step at a time.
+
+A batch is a pure function of (scenes, config, seed, step), so resuming needs no iterator state and
+any host can make its share alone. Every random choice is stateless: the order of an epoch comes
+from `index_shuffle`, all else from the seed folded with the element's number.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from manas_jax.data import rain
+from manas_jax.data.scenes import Picture, Scene, read
+from manas_jax.errors import UserError
+
+_KINDS = ("real", "transfer", "synthetic")
+_REAL = _KINDS.index("real")
+_ENDLESS = np.iinfo(np.int64).max
+
+
+class Batches:
+    """Training batches of one split.
+
+    A batch holds S scenes, each seen through K = `config.versions` rains. Every scene comes once an
+    epoch, each epoch in another order. Each of the K slots draws its kind by the weights
+    `config.real`, `config.transfer` and `config.synthetic`:
+
+    - real: one of the scene's own rainy pictures, none twice among the K; a slot that finds them
+      used up is drawn again among the other two kinds;
+    - transfer: the streaks of a rainy picture of another scene (cropped and flipped by itself);
+    - synthetic: see `rain.synthesize`, with `config.level` and `config.veil`.
+
+    The K versions and the clean picture share one crop and one of the eight flips and quarter
+    turns.
+
+    Decoded pictures are kept in memory where all of them fit `config.cache_gib`, else files are
+    decoded each time. Batches are the same either way.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        config,
+        *,
+        batch_scenes: int,
+        crop: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Checks that batches can be made; no picture is decoded yet.
+
+        Args:
+          scenes: what to draw from.
+          config: the `data` part of a run's configuration.
+          batch_scenes: scenes in the global batch, over all hosts.
+          crop: side of the patches in pixels.
+          seed: of order, crops, flips and rain.
+          process_index: this host.
+          process_count: hosts; their parts, one behind the other, are the batch of a single host.
+
+        Raises:
+          UserError: no scenes, a picture smaller than the crop, a value out of range, more versions
+            wanted than the mixture can give, or hosts that do not share the batch evenly.
+        """
+        scenes = tuple(scenes)
+        _check(scenes, config, batch_scenes, crop, process_count)
+        self._config, self._crop, self._seed = config, crop, seed
+        self._batch_scenes = batch_scenes
+        self._share = batch_scenes // process_count
+        self._first = process_index * self._share
+
+        # All pictures in one row: a scene's clean one, then its rainy ones.
+        counts = np.array([len(scene.rainy) for scene in scenes])
+        pictures = [p for scene in scenes for p in (scene.clean, *scene.rainy)]
+        scene_sizes = np.array([scene.size for scene in scenes], np.int64)
+        sizes = np.repeat(scene_sizes, counts + 1, axis=0)
+        self._pictures = _Pictures(pictures, sizes, config.cache_gib)
+        sources = np.flatnonzero(counts)
+        ranks = np.full(len(scenes), len(sources))  # of a scene among the sources, if it is one
+        ranks[sources] = np.arange(len(sources))
+        # Tensors, not arrays: the graph then refers to them instead of holding copies.
+        self._clean = tf.constant(np.cumsum(counts + 1) - (counts + 1), tf.int64)
+        self._counts = tf.constant(counts, tf.int64)
+        self._sizes = tf.constant(scene_sizes)
+        self._sources = tf.constant(sources, tf.int64)
+        self._ranks = tf.constant(ranks, tf.int64)
+        # Not inlined, it is optimised by itself: called directly or by tf.data, it rounds alike.
+        self._element = tf.function(
+            self._make_element,
+            input_signature=[tf.TensorSpec((), tf.int64)],
+            autograph=False,
+            experimental_attributes={"_noinline": True},
+        )
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """This host's part of the batch of one step.
+
+        Returns:
+          {'rainy': float32 (S, K, crop, crop, 3), 'clean': float32 (S, crop, crop, 3)} in [0, 1],
+          S the scenes of this host.
+
+        Raises:
+          UserError: a picture cannot be decoded; names it.
+        """
+        first = step * self._batch_scenes + self._first
+        with self._pictures.user_errors():
+            elements = [self._element(tf.constant(first + i, tf.int64)) for i in range(self._share)]
+        return {key: np.stack([e[key].numpy() for e in elements]) for key in elements[0]}
+
+    def iterate(self, start: int, stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """`at(start)`, `at(start + 1)`, ... up to `stop` (excluded; None: endless), prefetched."""
+        share = self._share
+        last = _ENDLESS if stop is None else stop * share
+        elements = tf.data.Dataset.range(start * share, last).map(
+            lambda i: self._element(i // share * self._batch_scenes + self._first + i % share),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        batches = elements.batch(share, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        with self._pictures.user_errors():
+            yield from batches.as_numpy_iterator()
+
+    def _make_element(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
+        """One scene of a batch; `number` counts the elements of all batches from 0."""
+        count = len(self._clean)
+        epoch, position = number // count, number % count
+        scene = _shuffled(position, tf.stack([self._seed, epoch]), count)
+        seeds = tf.random.split(tf.stack([self._seed, number]), 5 + self._config.versions)
+        corner = self._corner(scene, seeds[0])
+        clean = self._patch(self._clean[scene], corner)
+        kinds, own = self._draw(scene, seeds[1], seeds[2], seeds[3])
+        versions = [
+            tf.switch_case(
+                kinds[k],
+                [
+                    lambda k=k: self._patch(self._clean[scene] + 1 + own[k], corner),
+                    lambda k=k: self._transferred(scene, clean, seeds[5 + k]),
+                    lambda k=k: rain.synthesize(
+                        clean, seeds[5 + k], self._config.level, self._config.veil
+                    ),
+                ],
+            )
+            for k in range(self._config.versions)
+        ]
+        patches = _dihedral(tf.stack([clean, *versions]), seeds[4])
+        return {"rainy": patches[1:], "clean": patches[0]}
+
+    def _draw(self, scene, kind_seed, other_seed, order_seed) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Kinds (K,) of the slots, and for each slot the real version it shows if it is real."""
+        weights = np.array([self._config[kind] for kind in _KINDS], np.float32)
+        others = np.where(np.arange(len(_KINDS)) == _REAL, 0, weights)
+        kinds = _categorical(weights, self._config.versions, kind_seed)
+        available = self._counts[scene]
+        rank = tf.cumsum(tf.cast(kinds == _REAL, tf.int64), exclusive=True)
+        if others.any():
+            used_up = (kinds == _REAL) & (rank >= available)
+            kinds = tf.where(
+                used_up, _categorical(others, self._config.versions, other_seed), kinds
+            )
+        # Slots that are not real never look at theirs; the minimum keeps their index in range.
+        ranks = tf.unstack(tf.minimum(rank, tf.maximum(available - 1, 0)))
+        return kinds, [_shuffled(r, order_seed, tf.maximum(available, 1)) for r in ranks]
+
+    def _transferred(self, scene, clean, seed) -> tf.Tensor:
+        """The streaks of another scene's pair, with a crop and flips of their own, on `clean`."""
+        seeds = tf.unstack(tf.random.split(seed, 4))
+        rank = self._ranks[scene]
+        choices = len(self._sources) - tf.cast(rank < len(self._sources), tf.int64)
+        chosen = _below(choices, seeds[0])
+        source = self._sources[chosen + tf.cast(chosen >= rank, tf.int64)]  # skips `scene` itself
+        version = _below(self._counts[source], seeds[1])
+        corner = self._corner(source, seeds[2])
+        pair = tf.stack(
+            [
+                self._patch(self._clean[source] + 1 + version, corner),
+                self._patch(self._clean[source], corner),
+            ]
+        )
+        # No quarter turns here: rain falls. Turning a whole patch is the augmentation's choice.
+        rainy, other = tf.unstack(_flip(pair, tf.unstack(_coins(2, seeds[3]))))
+        return rain.transfer(clean, rainy, other)
+
+    def _corner(self, scene, seed) -> tf.Tensor:
+        """A random (top, left) of a patch that lies inside the scene."""
+        room = tf.unstack(self._sizes[scene] - self._crop + 1)
+        seeds = tf.unstack(tf.random.split(seed, 2))
+        return tf.stack([_below(limit, s) for limit, s in zip(room, seeds, strict=True)])
+
+    def _patch(self, picture, corner) -> tf.Tensor:
+        return tf.cast(self._pictures.patch(picture, corner, self._crop), tf.float32) * (1 / 255)
+
+
+def evaluation_pairs(
+    scenes: Sequence[Scene], config
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Whole pictures: (name, rainy, clean), both uint8 (height, width, 3), every real version once.
+
+    A scene without rainy versions gets one synthetic rain of `config.evaluation_level` and
+    `config.veil`, fixed by the scene's name.
+
+    Raises:
+      UserError: a picture cannot be decoded, or the pictures of a pair differ in size.
+    """
+    for scene in scenes:
+        clean = read(scene.clean)
+        for version, picture in enumerate(scene.rainy):
+            rainy = read(picture)
+            name = _version_name(scene, version)
+            if rainy.shape != clean.shape:
+                raise UserError(
+                    f"{name}: rainy {rainy.shape} and clean {clean.shape} differ in size"
+                )
+            yield name, rainy, clean
+        if not scene.rainy:
+            rainy = rain.synthesize(
+                tf.constant(clean, tf.float32) / 255,
+                tf.constant([0, zlib.crc32(scene.name.encode())], tf.int64),
+                _level(config, "evaluation_level"),
+                config.veil,
+            )
+            yield scene.name, np.round(rainy.numpy() * 255).astype(np.uint8), clean
+
+
+def _version_name(scene: Scene, version: int) -> str:
+    """The rainy file's own name (below the scene's folder), else the scene's and a number."""
+    picture = scene.rainy[version]
+    if isinstance(picture, str):
+        return os.path.join(
+            os.path.dirname(scene.name), os.path.splitext(os.path.basename(picture))[0]
+        )
+    return scene.name if len(scene.rainy) == 1 else f"{scene.name}-{version}"
+
+
+class _Pictures:
+    """Patches of numbered pictures, from one flat tensor if all fit, else decoded each time."""
+
+    def __init__(self, pictures: Sequence[Picture], sizes: np.ndarray, cache_gib: float):
+        self._pictures, self._shapes = pictures, sizes
+        self._starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
+        self._fit = self._starts[-1] <= cache_gib * 2**30
+        self._flat = None
+        self._failure = None
+
+    def patch(self, picture: tf.Tensor, corner: tf.Tensor, side: int) -> tf.Tensor:
+        """uint8 (side, side, 3) of the picture of that number, at (top, left) `corner`."""
+        if not self._fit:
+            decoded = tf.numpy_function(
+                lambda i, yx: self._decode(i)[yx[0] : yx[0] + side, yx[1] : yx[1] + side],
+                [picture, corner],
+                tf.uint8,
+            )
+            return tf.ensure_shape(decoded, (side, side, 3))
+        flat, starts, widths = self._decoded()
+        width, top, left = widths[picture], corner[0], corner[1]
+        begin = starts[picture] + top * width * 3
+        rows = tf.reshape(flat[begin : begin + side * width * 3], (side, width, 3))
+        return tf.ensure_shape(rows[:, left : left + side], (side, side, 3))
+
+    @contextlib.contextmanager
+    def user_errors(self):
+        """Hands on the `UserError` of a picture that could not be decoded inside TensorFlow."""
+        try:
+            yield
+        except Exception as error:
+            if self._failure is None:
+                raise
+            raise self._failure from error
+
+    def _decode(self, picture: int) -> np.ndarray:
+        try:
+            pixels = read(self._pictures[picture])
+            if pixels.shape[:2] != tuple(self._shapes[picture]):
+                raise UserError(f"{self._pictures[picture]}: changed its size during the run")
+            return pixels
+        except UserError as error:
+            self._failure = error  # TensorFlow would keep its text alone
+            raise
+
+    def _decoded(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """(all samples, start of each picture, width of each picture), made at the first use."""
+        if self._flat is None:
+            samples = np.empty(self._starts[-1], np.uint8)
+
+            def place(i: int) -> None:
+                samples[self._starts[i] : self._starts[i + 1]] = self._decode(i).reshape(-1)
+
+            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(place, range(len(self._pictures))))
+            with tf.init_scope():  # the tensors outlive the graph that is being traced
+                self._flat = (
+                    tf.constant(samples),
+                    tf.constant(self._starts, tf.int64),
+                    tf.constant(self._shapes[:, 1], tf.int64),
+                )
+        return self._flat
+
+
+def _check(scenes: tuple[Scene, ...], config, batch_scenes: int, crop: int, hosts: int) -> None:
+    if not scenes:
+        raise UserError("data: no training scenes in this split; see data.source and data.root")
+    if batch_scenes < 1 or batch_scenes % hosts:
+        raise UserError(
+            f"batch of {batch_scenes} scenes: must be positive and divisible by the {hosts} hosts"
+        )
+    if config.versions < 1:
+        raise UserError(f"data.versions: {config.versions} must be at least 1")
+    _level(config, "level")
+    if not 0 <= config.veil <= 1:
+        raise UserError(f"data.veil: {config.veil} must lie between 0 and 1")
+    weights = {kind: config[kind] for kind in _KINDS}
+    if min(weights.values()) < 0 or not any(weights.values()):
+        raise UserError(
+            f"data.real, data.transfer, data.synthetic: the weights {list(weights.values())} must "
+            "not be negative nor all zero"
+        )
+    for scene in scenes:
+        if min(scene.size) < crop:
+            raise UserError(
+                f"scene {scene.name}: {scene.size[0]}x{scene.size[1]} pixels do not hold a patch "
+                f"of {crop}x{crop}; reduce the crop"
+            )
+    poorest = min(scenes, key=lambda scene: len(scene.rainy))
+    only_real = not weights["transfer"] and not weights["synthetic"]
+    if only_real and len(poorest.rainy) < config.versions:
+        raise UserError(
+            f"data.versions: {config.versions} rainy versions wanted, but scene {poorest.name} has "
+            f"{len(poorest.rainy)}; turn on data.transfer or data.synthetic, or reduce "
+            "data.versions"
+        )
+    if weights["transfer"] and sum(bool(scene.rainy) for scene in scenes) < 2:
+        raise UserError(
+            "data.transfer: needs at least two scenes with real rain; set it to 0 and "
+            "data.synthetic above 0"
+        )
+
+
+def _level(config, key: str) -> str:
+    known = (*rain.LEVELS, rain.MIXED)
+    if config[key] not in known:
+        raise UserError(f"data.{key}: {config[key]!r} is none of {', '.join(known)}")
+    return config[key]
+
+
+# --- stateless draws -------------------------------------------------------------------------
+
+
+def _shuffled(index, seed, count) -> tf.Tensor:
+    """Where `index` goes in a permutation of range(count) that the seed (2,) picks."""
+    count = tf.cast(count, tf.int64)
+    # The operation wants at least two to shuffle; of one, the permutation is known.
+    moved = tf.random.experimental.index_shuffle(index, seed, tf.maximum(count - 1, 1))
+    return tf.where(count > 1, moved, 0)
+
+
+def _below(limit: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_uniform((), seed, maxval=limit, dtype=tf.int64)
+
+
+def _categorical(weights: np.ndarray, count: int, seed: tf.Tensor) -> tf.Tensor:
+    """int32 (count,): indices drawn with probabilities proportional to `weights`."""
+    edges = np.cumsum(weights / weights.sum())[:-1].astype(np.float32)
+    draws = tf.random.stateless_uniform((count, 1), seed)
+    return tf.reduce_sum(tf.cast(draws >= edges, tf.int32), axis=1)
+
+
+def _coins(count: int, seed: tf.Tensor) -> tf.Tensor:
+    return tf.random.stateless_uniform((count,), seed, maxval=2, dtype=tf.int32) == 1
+
+
+# --- the dihedral group ----------------------------------------------------------------------
+
+
+def _flip(images: tf.Tensor, coins: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Flips all of (N, H, W, C) upside down, left to right, as the two coins say."""
+    images = tf.where(coins[0], images[:, ::-1], images)
+    return tf.where(coins[1], images[:, :, ::-1], images)
+
+
+def _dihedral(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """One of the 8 flips and quarter turns, the same for all square images of (N, H, H, C)."""
+    *flips, swap = tf.unstack(_coins(3, seed))
+    images = _flip(images, flips)
+    return tf.where(swap, tf.transpose(images, (0, 2, 1, 3)), images)
