@@ -23,7 +23,6 @@ PSNR_CAP = 100.0
 # Side of SSIM's window in pixels: a Gaussian of sigma 1.5, cut off as in Wang et al. (2004).
 SSIM_WINDOW = 11
 
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _ROLES = "norain|no_rain|rainy|rain|clean|restored|derained|output|input|target|gt"
 
 
@@ -157,8 +156,15 @@ def score_folders(restored: str | Path, clean: str | Path) -> dict[str, Scores]:
     """
     from manas_jax.data import images  # here, since it loads TensorFlow
 
+    def pictures(folder: str | Path) -> list[Path]:
+        if not Path(folder).is_dir():
+            raise UserError(f"{folder} is no folder; give the folder that holds the pictures")
+        if not (paths := [p for p in Path(folder).iterdir() if images.is_picture(p)]):
+            raise UserError(f"{folder} holds no pictures; give the folder that holds them")
+        return paths
+
     scores = {}
-    for restored_path, clean_path in pair(_pictures(restored), _pictures(clean)):
+    for restored_path, clean_path in pair(pictures(restored), pictures(clean)):
         try:
             scores[restored_path.name] = score(images.read(restored_path), images.read(clean_path))
         except UserError as error:
@@ -248,16 +254,6 @@ def averages(names: Collection[str]) -> type[clu_metrics.Collection]:
 
 def _size(image: np.ndarray) -> str:
     return "x".join(str(n) for n in image.shape[:2])
-
-
-def _pictures(folder: str | Path) -> list[Path]:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give the folder that holds the pictures")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in _PICTURES and p.is_file()]
-    if not paths:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(_PICTURES))})")
-    return paths
 
 
 def _without_role(stem: str) -> str:
