@@ -1,0 +1,1 @@
+"""What trained networks are used through: weights files, and the import of released checkpoints."""

@@ -1,0 +1,169 @@
+"""Weights files: one `.safetensors` file that holds a network and says which network it is.
+
+Tensors are float32 under their path in the variables, such as
+`params/cell0_column0/parallel/branch0/layer0/conv/kernel`; a supernet's logits may lie beside them
+under `architecture/`. The metadata holds `format`, `version`, `provenance` (JSON of free text by
+name) and either `genotype` (of a derived network) or `space` (of a supernet), in the JSON of
+`manas_jax.space`. Reading such a file runs none of its content, unlike reading a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from manas_jax.errors import UserError
+from manas_jax.models.network import Network, init_architecture
+from manas_jax.space import Genotype, SearchSpace
+
+WEIGHTS_FORMAT, WEIGHTS_VERSION = "manas_jax.weights", "1"
+
+Variables = Mapping[str, Any]
+"""'params' and 'batch_stats' of `manas_jax.models.network.Network`; for a supernet there may be
+'architecture' as well, its logits."""
+
+
+def save_weights(
+    path: str | os.PathLike,
+    variables: Variables,
+    network: Genotype | SearchSpace,
+    provenance: Mapping[str, str],
+) -> None:
+    """Writes a weights file, whole or not at all.
+
+    Args:
+      path: the file to write; one of that name is replaced.
+      variables: the network's arrays, stored as float32.
+      network: the genotype of a derived network, or the space of a supernet.
+      provenance: where the weights come from, free text by name.
+
+    Raises:
+      ValueError: the variables are not those of this network.
+    """
+    tensors = {name: np.array(x, np.float32, order="C") for name, x in flatten(variables).items()}
+    if problem := _mismatch(tensors, network):
+        raise ValueError(problem)
+    metadata = {
+        "format": WEIGHTS_FORMAT,
+        "version": WEIGHTS_VERSION,
+        "provenance": json.dumps(dict(provenance)),
+    }
+    if isinstance(network, Genotype):
+        metadata["genotype"] = network.to_json()
+    else:
+        metadata["space"] = json.dumps(network.to_dict())
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    safetensors.numpy.save_file(tensors, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load_weights(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Any], Genotype | SearchSpace, dict[str, str]]:
+    """Reads what `save_weights` wrote.
+
+    Returns:
+      The variables as NumPy arrays, the genotype or the supernet's space, the provenance.
+
+    Raises:
+      UserError: the file cannot be read, is no weights file or one of another version, or its
+        tensors are not those of the network that it names.
+    """
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != WEIGHTS_FORMAT:
+        raise UserError(
+            f'{path}: not a weights file (no "format": "{WEIGHTS_FORMAT}" in its metadata)'
+        )
+    if metadata.get("version") != WEIGHTS_VERSION:
+        raise UserError(
+            f"{path}: weights file of version {metadata.get('version')}; "
+            f"this program reads version {WEIGHTS_VERSION}"
+        )
+    try:
+        network: Genotype | SearchSpace
+        if "genotype" in metadata:
+            network = Genotype.from_json(metadata["genotype"], str(path))
+        else:
+            network = SearchSpace.from_dict(json.loads(metadata["space"]))
+        provenance = json.loads(metadata["provenance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged metadata ({error!r})") from None
+    if problem := _mismatch(tensors, network):
+        raise UserError(f"{path}: {problem}")
+    return unflatten(tensors), network, provenance
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of any `.safetensors` file.
+
+    Raises:
+      UserError: missing, unreadable, truncated or of another format.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file ({error})") from None
+    except (safetensors.SafetensorError, TypeError) as error:  # TypeError: bfloat16
+        raise UserError(
+            f"{path}: truncated, damaged or not a readable safetensors file ({error})"
+        ) from None
+
+
+def network_shapes(network: Genotype | SearchSpace) -> dict[str, jax.ShapeDtypeStruct]:
+    """Flat names and shapes of 'params' and 'batch_stats' of a derived network or a supernet."""
+    genotype = network if isinstance(network, Genotype) else None
+    space = genotype.space if genotype else network
+
+    def init(key: jax.Array) -> Any:
+        images = jnp.zeros((1, space.multiple, space.multiple, 3))
+        logits = None if genotype else init_architecture(space, key)
+        return Network(space, genotype).init(key, images, logits)
+
+    return flatten(jax.eval_shape(init, jax.random.key(0)))
+
+
+def flatten(variables: Variables) -> dict[str, Any]:
+    """Nested to flat, keys joined by '/'."""
+    return flax.traverse_util.flatten_dict(variables, sep="/")
+
+
+def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return flax.traverse_util.unflatten_dict(dict(tensors), sep="/")
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, for an error message of one line."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace) -> str | None:
+    """What is wrong with the tensors of this network, if anything."""
+    wanted = {name: leaf.shape for name, leaf in network_shapes(network).items()}
+    given = {name: x.shape for name, x in tensors.items()}
+    if isinstance(network, SearchSpace) and any(n.startswith("architecture/") for n in given):
+        logits = jax.eval_shape(lambda key: init_architecture(network, key), jax.random.key(0))
+        wanted |= {f"architecture/{name}": leaf.shape for name, leaf in logits.items()}
+    if missing := wanted.keys() - given.keys():
+        return f"missing tensors: {some(missing)}"
+    if extra := given.keys() - wanted.keys():
+        return f"tensors that the network does not have: {some(extra)}"
+    for name, shape in wanted.items():
+        if given[name] != shape:
+            return f"{name}: shape {given[name]}, but the network has {shape}"
+    return None
