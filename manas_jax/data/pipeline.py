@@ -19,7 +19,6 @@ from manas_jax.data.scenes import Picture, Scene, read
 from manas_jax.errors import UserError
 
 _KINDS = ("real", "transfer", "synthetic")
-_REAL = _KINDS.index("real")
 _ENDLESS = np.iinfo(np.int64).max
 
 
@@ -71,6 +70,7 @@ class Batches:
         scenes = tuple(scenes)
         _check(scenes, config, batch_scenes, crop, process_count)
         self._config, self._crop, self._seed = config, crop, seed
+        self._kinds = tuple(kind for kind in _KINDS if config[kind] > 0)
         self._batch_scenes = batch_scenes
         self._share = batch_scenes // process_count
         self._first = process_index * self._share
@@ -128,44 +128,44 @@ class Batches:
 
     def _make_element(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         """One scene of a batch; `number` counts the elements of all batches from 0."""
-        count = len(self._clean)
+        count = tf.constant(len(self._clean), tf.int64)
         epoch, position = number // count, number % count
         scene = _shuffled(position, tf.stack([self._seed, epoch]), count)
         seeds = tf.random.split(tf.stack([self._seed, number]), 5 + self._config.versions)
         corner = self._corner(scene, seeds[0])
         clean = self._patch(self._clean[scene], corner)
-        kinds, own = self._draw(scene, seeds[1], seeds[2], seeds[3])
-        versions = [
-            tf.switch_case(
-                kinds[k],
-                [
-                    lambda k=k: self._patch(self._clean[scene] + 1 + own[k], corner),
-                    lambda k=k: self._transferred(scene, clean, seeds[5 + k]),
-                    lambda k=k: rain.synthesize(
-                        clean, seeds[5 + k], self._config.level, self._config.veil
-                    ),
-                ],
-            )
-            for k in range(self._config.versions)
-        ]
-        patches = _dihedral(tf.stack([clean, *versions]), seeds[4])
+        available = self._counts[scene]
+        kinds, ranks = self._draw(available, seeds[1], seeds[2])
+
+        def version(slot) -> tf.Tensor:
+            kind, rank, seed = slot
+            makers = {
+                "real": lambda: self._patch(
+                    self._clean[scene] + 1 + _shuffled(rank, seeds[3], available), corner
+                ),
+                "transfer": lambda: self._transferred(scene, clean, seed),
+                "synthetic": lambda: rain.synthesize(
+                    clean, seed, self._config.level, self._config.veil
+                ),
+            }
+            return tf.switch_case(kind, [makers[kind] for kind in self._kinds])
+
+        versions = tf.map_fn(version, (kinds, ranks, seeds[5:]), fn_output_signature=tf.float32)
+        patches = _dihedral(tf.concat([clean[None], versions], axis=0), seeds[4])
         return {"rainy": patches[1:], "clean": patches[0]}
 
-    def _draw(self, scene, kind_seed, other_seed, order_seed) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Kinds (K,) of the slots, and for each slot the real version it shows if it is real."""
-        weights = np.array([self._config[kind] for kind in _KINDS], np.float32)
-        others = np.where(np.arange(len(_KINDS)) == _REAL, 0, weights)
-        kinds = _categorical(weights, self._config.versions, kind_seed)
-        available = self._counts[scene]
-        rank = tf.cumsum(tf.cast(kinds == _REAL, tf.int64), exclusive=True)
+    def _draw(self, available, kind_seed, other_seed) -> tuple[tf.Tensor, tf.Tensor]:
+        """For the K slots: index of the kind in `self._kinds`, and how many real ones precede."""
+        count = self._config.versions
+        weights = np.array([self._config[kind] for kind in self._kinds])
+        kinds = _categorical(weights, count, kind_seed)
+        real = kinds == (self._kinds.index("real") if "real" in self._kinds else -1)
+        ranks = tf.cumsum(tf.cast(real, tf.int64), exclusive=True)
+        others = np.array([0 if kind == "real" else self._config[kind] for kind in self._kinds])
         if others.any():
-            used_up = (kinds == _REAL) & (rank >= available)
-            kinds = tf.where(
-                used_up, _categorical(others, self._config.versions, other_seed), kinds
-            )
-        # Slots that are not real never look at theirs; the minimum keeps their index in range.
-        ranks = tf.unstack(tf.minimum(rank, tf.maximum(available - 1, 0)))
-        return kinds, [_shuffled(r, order_seed, tf.maximum(available, 1)) for r in ranks]
+            redrawn = _categorical(others, count, other_seed)
+            kinds = tf.where(real & (ranks >= available), redrawn, kinds)
+        return kinds, ranks
 
     def _transferred(self, scene, clean, seed) -> tf.Tensor:
         """The streaks of another scene's pair, with a crop and flips of their own, on `clean`."""
@@ -352,7 +352,6 @@ def _level(config, key: str) -> str:
 
 def _shuffled(index, seed, count) -> tf.Tensor:
     """Where `index` goes in a permutation of range(count) that the seed (2,) picks."""
-    count = tf.cast(count, tf.int64)
     # The operation wants at least two to shuffle; of one, the permutation is known.
     moved = tf.random.experimental.index_shuffle(index, seed, tf.maximum(count - 1, 1))
     return tf.where(count > 1, moved, 0)

@@ -1,0 +1,335 @@
+"""The input pipeline: what is in a batch, and that it depends on nothing but the step."""
+
+import gc
+import resource
+
+import ml_collections
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from manas_jax.data import pipeline, rain, scenes
+from manas_jax.errors import UserError
+
+CROP = 8
+SIZE = (20, 28)
+
+
+def _config(**changes):
+    defaults = {
+        "versions": 3,
+        "real": 1.0,
+        "transfer": 0.0,
+        "synthetic": 0.0,
+        "level": "mixed",
+        "veil": 0.0,
+        "evaluation_level": "medium",
+        "cache_gib": 1.0,
+    }
+    return ml_collections.ConfigDict(defaults | changes)
+
+
+def _coded(version, scene, size=SIZE):
+    """A picture whose pixels tell their (row, column, 16 * version + scene)."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return np.stack([rows, columns, np.full(size, 16 * version + scene)], -1).astype(np.uint8)
+
+
+def _scenes(count=5, versions=3):
+    return tuple(
+        scenes.Scene(f"s{i}", _coded(0, i), tuple(_coded(v, i) for v in range(1, versions + 1)))
+        for i in range(count)
+    )
+
+
+def _batches(scene_list, config=None, **changes):
+    arguments = {"batch_scenes": 4, "crop": CROP, "seed": 0} | changes
+    return pipeline.Batches(scene_list, config or _config(), **arguments)
+
+
+def _assert_same(first, second):
+    assert first.keys() == second.keys() == {"rainy", "clean"}
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key])
+
+
+def _codes(batch):
+    """(rows and columns, version, scene) of coded patches, clean ones first."""
+    together = np.concatenate([batch["clean"][:, None], batch["rainy"]], axis=1)
+    values = np.round(together * 255).astype(int)
+    return values[..., :2], values[..., 2] // 16, values[..., 2] % 16
+
+
+ALL_KINDS = {"real": 1.0, "transfer": 1.0, "synthetic": 1.0, "veil": 0.3}
+
+
+def test_shapes_types_and_range():
+    batch = _batches(_scenes(), _config(**ALL_KINDS)).at(0)
+    assert batch["rainy"].shape == (4, 3, CROP, CROP, 3)
+    assert batch["clean"].shape == (4, CROP, CROP, 3)
+    for values in batch.values():
+        assert values.dtype == np.float32 and values.min() >= 0 and values.max() <= 1
+
+
+def test_versions_share_crop_and_flip_and_are_drawn_without_replacement():
+    batches = _batches(_scenes())
+    seen = set()
+    for batch in batches.iterate(0, 30):
+        places, versions, scene = _codes(batch)
+        assert (places == places[:, :1]).all() and (scene == scene[:, :1, :1, :1]).all()
+        for element in range(4):
+            corners = versions[element, :, 0, 0]
+            assert corners[0] == 0 and sorted(corners[1:]) == [1, 2, 3]
+            seen.add(tuple(corners[1:]))
+    assert len(seen) == 6  # in every order
+
+
+def test_all_eight_symmetries_and_the_whole_picture_are_used():
+    symmetries, rows, columns = set(), set(), set()
+    for batch in _batches(_scenes()).iterate(0, 100):
+        for patch in _codes(batch)[0][:, 0]:
+            down, right = patch[1, 0] - patch[0, 0], patch[0, 1] - patch[0, 0]
+            symmetries.add((*down, *right))
+            rows.add(patch[..., 0].min())
+            columns.add(patch[..., 1].min())
+    assert len(symmetries) == 8
+    assert all(sorted(map(abs, s)) == [0, 0, 1, 1] for s in symmetries)
+    assert rows == set(range(SIZE[0] - CROP + 1)) and columns == set(range(SIZE[1] - CROP + 1))
+
+
+def test_every_scene_once_an_epoch_in_another_order_each():
+    order = np.concatenate([_codes(b)[2][:, 0, 0, 0] for b in _batches(_scenes()).iterate(0, 20)])
+    epochs = order.reshape(16, 5)
+    assert (np.sort(epochs) == np.arange(5)).all()
+    assert len({tuple(epoch) for epoch in epochs}) > 10
+
+
+def test_one_scene_alone():
+    assert (_codes(_batches(_scenes(1)).at(3))[2] == 0).all()
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+def test_a_batch_depends_on_its_step_alone(cache_gib):
+    config = _config(**ALL_KINDS, cache_gib=cache_gib)
+    batches = _batches(_scenes(), config)
+    late = batches.at(7)
+    for step, batch in enumerate(batches.iterate(5, 9), start=5):
+        _assert_same(batch, batches.at(step))
+    again = _batches(_scenes(), config)
+    _assert_same(late, again.at(7))
+    _assert_same(late, next(again.iterate(7)))
+
+
+def test_seeds_differ():
+    first, second = (_batches(_scenes(), seed=seed).at(0) for seed in (0, 1))
+    assert not np.array_equal(first["clean"], second["clean"])
+
+
+def test_hosts_together_make_the_batch_of_one():
+    config = _config(**ALL_KINDS)
+    whole = _batches(_scenes(), config).at(3)
+    parts = [_batches(_scenes(), config, process_index=i, process_count=2).at(3) for i in range(2)]
+    _assert_same(whole, {key: np.concatenate([p[key] for p in parts]) for key in whole})
+    streamed = [
+        next(_batches(_scenes(), config, process_index=i, process_count=2).iterate(3))
+        for i in range(2)
+    ]
+    _assert_same(whole, {key: np.concatenate([p[key] for p in streamed]) for key in whole})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Scenes in PNG files, of several sizes."""
+    found = []
+    for i in range(4):
+        size = (SIZE[0] + i, SIZE[1] - i)
+        paths = [str(tmp_path / f"{i}-{version}.png") for version in range(4)]
+        for version, path in enumerate(paths):
+            Image.fromarray(_coded(version, i, size)).save(path)
+        found.append(scenes.Scene(f"s{i}", paths[0], tuple(paths[1:])))
+    return tuple(found)
+
+
+def test_cache_changes_nothing(files):
+    config = _config(**ALL_KINDS)
+    cached = _batches(files, config)
+    uncached = _batches(files, _config(**ALL_KINDS, cache_gib=0.0))
+    for step in range(4):
+        _assert_same(cached.at(step), uncached.at(step))
+
+
+def test_patches_are_the_pixels_of_the_files(files):
+    for batch in _batches(files, _config(cache_gib=0.0)).iterate(0, 5):
+        places, versions, _ = _codes(batch)
+        assert (np.ptp(places[..., 0].reshape(16, -1), axis=1) == CROP - 1).all()
+        assert (versions[:, 0] == 0).all() and (versions[:, 1:] > 0).all()
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+@pytest.mark.parametrize("way", ["at", "iterate"])
+def test_a_truncated_file_is_named(files, cache_gib, way):
+    name = files[2].rainy[1]
+    with open(name, "rb") as file:
+        content = file.read()
+    with open(name, "wb") as file:
+        file.write(content[:-40])
+    batches = _batches(files, _config(cache_gib=cache_gib))
+    with pytest.raises(UserError, match=r"2-2\.png: cannot be read"):
+        for step in range(4):
+            batches.at(step) if way == "at" else list(batches.iterate(step, step + 1))
+
+
+def test_a_file_replaced_by_another_size_is_named(files):
+    batches = _batches(files, _config(cache_gib=0.0))
+    Image.fromarray(_coded(0, 1, (9, 9))).save(files[1].clean)
+    with pytest.raises(UserError, match=r"1-0\.png: changed its size"):
+        list(batches.iterate(0, 4))
+
+
+def test_real_versions_used_up_fall_to_the_other_kinds():
+    """One real version and K = 3: it is shown at most once, the other slots are synthetic."""
+    config = _config(real=100.0, synthetic=1.0)
+    flat = tuple(
+        scenes.Scene(f"s{i}", np.full((16, 16, 3), 50, np.uint8),
+                     (np.full((16, 16, 3), 60, np.uint8),))
+        for i in range(3)
+    )  # fmt: skip
+    real = 0
+    for batch in _batches(flat, config).iterate(0, 10):
+        shown = (np.round(batch["rainy"] * 255) == 60).all(axis=(2, 3, 4)).sum(axis=1)
+        assert (shown <= 1).all()
+        real += shown.sum()
+    assert real >= 35  # of 40 elements
+
+
+def test_mixture_follows_the_weights():
+    flat = tuple(
+        scenes.Scene(f"s{i}", np.zeros((16, 16, 3), np.uint8),
+                     tuple(np.full((16, 16, 3), 200, np.uint8) for _ in range(3)))
+        for i in range(3)
+    )  # fmt: skip
+    config = _config(real=3.0, synthetic=1.0, level="light")
+    shown = [
+        (np.round(batch["rainy"] * 255) == 200).all(axis=(2, 3, 4)).mean()
+        for batch in _batches(flat, config).iterate(0, 40)
+    ]
+    assert np.mean(shown) == pytest.approx(0.75, abs=0.08)  # 480 slots: sigma 0.02
+
+
+def test_transfer_takes_the_streaks_of_another_scene():
+    """Scene i's rain adds 10 (i + 1): own rain never comes back, the others' both do."""
+    flat = tuple(
+        scenes.Scene(f"s{i}", np.full((12 + i, 16, 3), 40 * (i + 1), np.uint8),
+                     (np.full((12 + i, 16, 3), 50 * (i + 1), np.uint8),))
+        for i in range(3)
+    )  # fmt: skip
+    seen = {i: set() for i in range(3)}
+    for batch in _batches(flat, _config(real=0.0, transfer=1.0)).iterate(0, 10):
+        for clean, rainy in zip(batch["clean"], batch["rainy"], strict=True):
+            scene = round(clean.max() * 255 / 40) - 1
+            assert (rainy == rainy[:, :1, :1, :1]).all()
+            seen[scene] |= {round(float(r.max() - clean.max()) * 255) for r in rainy}
+    assert seen == {0: {20, 30}, 1: {10, 30}, 2: {10, 20}}
+
+
+def test_transfer_reaches_scenes_without_rain_of_their_own():
+    clean_only = scenes.Scene("bare", np.full((16, 16, 3), 9, np.uint8))
+    batches = _batches((*_scenes(3), clean_only), _config(real=0.0, transfer=1.0))
+    for batch in batches.iterate(0, 3):
+        assert np.isfinite(batch["rainy"]).all()
+
+
+def test_synthetic_versions_differ_and_level_and_veil_count():
+    bare = (scenes.Scene("bare", np.zeros((80, 80, 3), np.uint8)),)
+
+    def mean(**changes):
+        config = _config(real=0.0, synthetic=1.0, **changes)
+        batch = _batches(bare, config, crop=64).at(0)
+        assert len({version.tobytes() for version in batch["rainy"].reshape(12, -1)}) == 12
+        return batch["rainy"].mean()
+
+    assert mean(level="light") < mean(level="heavy") < mean(level="heavy", veil=0.8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"versions": 4}, {}, r"data\.versions: 4 .*scene s0 has 3; turn on data\.transfer"),
+        ({"versions": 0}, {}, r"data\.versions"),
+        ({"real": -1.0}, {}, r"data\.real"),
+        ({"real": 0.0}, {}, r"data\.real"),
+        ({"level": "drizzle"}, {}, r"data\.level: 'drizzle'"),
+        ({"veil": 2.0}, {}, r"data\.veil"),
+        ({}, {"process_count": 3}, "divisible by the 3 hosts"),
+        ({}, {"batch_scenes": 0}, "must be positive"),
+        ({}, {"crop": 21}, "20x28 pixels do not hold a patch of 21x21"),
+    ],
+)
+def test_batches_that_cannot_be(changes, arguments, message):
+    with pytest.raises(UserError, match=message):
+        _batches(_scenes(), _config(**changes), **arguments)
+
+
+def test_scenes_that_cannot_serve():
+    with pytest.raises(UserError, match="no training scenes"):
+        _batches(())
+    with pytest.raises(UserError, match=r"data\.transfer: needs at least two"):
+        _batches(_scenes(1), _config(transfer=1.0))
+    with pytest.raises(UserError, match=r"scene s0 has 0"):
+        _batches(_scenes(versions=0))
+
+
+def test_evaluation_shows_every_version_whole(files):
+    pairs = list(pipeline.evaluation_pairs(files, _config()))
+    assert [name for name, _, _ in pairs][:4] == ["0-1", "0-2", "0-3", "1-1"]
+    for i, (_, rainy, clean) in enumerate(pairs):
+        size = (SIZE[0] + i // 3, SIZE[1] - i // 3)
+        np.testing.assert_array_equal(clean, _coded(0, i // 3, size))
+        np.testing.assert_array_equal(rainy, _coded(i % 3 + 1, i // 3, size))
+
+
+def test_evaluation_rains_on_photographs_always_alike():
+    bare = [scenes.Scene(name, np.full((40, 50, 3), 80, np.uint8)) for name in "ab"]
+    first = list(pipeline.evaluation_pairs(bare, _config()))
+    [again] = pipeline.evaluation_pairs(bare[1:], _config())
+    assert [name for name, _, _ in first] == ["a", "b"]
+    np.testing.assert_array_equal(first[1][1], again[1])  # whatever stands before it
+    assert not np.array_equal(first[0][1], first[1][1])
+    assert first[0][1].dtype == np.uint8 and first[0][1].shape == (40, 50, 3)
+    heavy = next(pipeline.evaluation_pairs(bare, _config(evaluation_level="heavy")))
+    assert heavy[1].mean() > first[0][1].mean() > 80
+    with pytest.raises(UserError, match=r"data\.evaluation_level"):
+        next(pipeline.evaluation_pairs(bare, _config(evaluation_level="wet")))
+
+
+def test_evaluation_refuses_unequal_pairs():
+    bad = [scenes.Scene("a", _coded(0, 0), (_coded(1, 0, (9, 9)),))]
+    with pytest.raises(UserError, match="differ in size"):
+        list(pipeline.evaluation_pairs(bad, _config()))
+
+
+def test_memory_stays_flat(files):
+    """Peak memory grows by less than a hundredth of what the batches made would fill."""
+    batches = _batches(files, _config(**ALL_KINDS, cache_gib=0.0), batch_scenes=8, crop=16)
+    stream = batches.iterate(0)
+    for _ in range(50):
+        next(stream)
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = sum(sum(v.nbytes for v in next(stream).values()) for _ in range(300))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert made > 25e6 and grown < 12e6
+
+
+def test_the_streaks_of_a_batch_are_those_of_the_rain_module():
+    """Pipeline and module agree: the strongest light of a batch on black is a rain's own."""
+    bare = (scenes.Scene("bare", np.zeros((64, 64, 3), np.uint8)),)
+    config = _config(real=0.0, synthetic=1.0, versions=1, level="light")
+    batch = _batches(bare, config, batch_scenes=16, crop=64).at(0)
+    made = batch["rainy"].mean(axis=(1, 2, 3, 4))
+    alone = [
+        rain.streaks(tf.constant([1, i], tf.int64), 64, 64, "light").numpy().mean()
+        for i in range(16)
+    ]
+    assert np.median(made) == pytest.approx(np.median(alone), rel=0.5)
