@@ -136,7 +136,7 @@ def _column(branches, p, s, train, weights):
     """`weights` of parallel and fusion; one of weight 0 need not be there."""
     paths = {"parallel": _parallel, "fusion": _fusion}
     made = [
-        [weight * y for y in run(branches, p[name], s[name], train)]
+        [weight * y for y in run(branches, p.get(name, {}), s.get(name, {}), train)]
         for weight, (name, run) in zip(weights, paths.items(), strict=True)
         if weight
     ]
