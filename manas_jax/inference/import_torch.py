@@ -34,6 +34,7 @@ import pickle
 import re
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -489,17 +490,17 @@ def _read_torch(path: pathlib.Path) -> Any:
             ".safetensors file of the same tensors does not"
         ) from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the file ({error})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of, it refuses in the next step
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch.load raises whatever its parts do
-        reason = str(error)
         if isinstance(error, pickle.UnpicklingError) and (
-            code := re.search(r"GLOBAL ([\w.]+)", reason)
+            code := re.search(r"GLOBAL ([\w.]+)", str(error))
         ):
             raise UserError(f"{path}: holds {code[1]}, not tensors alone: {RESAVE}") from None
-        first = " ".join(reason.split())[:120] or type(error).__name__
-        raise UserError(f"{path}: truncated, damaged or not a PyTorch file ({first})") from None
+        raise UserError(
+            f"{path}: truncated, damaged or not a PyTorch file of tensors ({type(error).__name__})"
+        ) from None
 
 
 def import_file(
