@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manas_jax.models.network import Architecture
+from manas_jax.models.network import Architecture, Network
 from manas_jax.space import COLUMNS, SearchSpace
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -44,6 +44,40 @@ class Weights:
     entropy_attention: float = 0.01
     complexity: float = 0.01
     complexity_macs_share: float = 0.5
+
+
+def scene_objective(network: Network, weights: Weights, internal_from: int) -> Callable:
+    """The restoration loss of a batch of scenes as a function of what can be differentiated.
+
+    Args:
+      network: supernet or derived network.
+      weights: what each term counts.
+      internal_from: step from which on the internal loss counts.
+
+    Returns:
+      A function (parameters, architecture, batch_stats, step, batch) -> (loss, (batch_stats,
+      terms)). The network normalises by the statistics of the batch; the running ones that come
+      back are moved by it. `batch` is {'rainy': (S, K, H, W, 3), 'clean': (S, H, W, 3)}; terms are
+      the loss ('restoration'), its unweighed terms, and the outputs' mean PSNR in dB ('psnr').
+    """
+
+    def objective(parameters, architecture, batch_stats, step, batch):
+        rainy, clean = batch["rainy"], batch["clean"]
+        outputs, updates = network.apply(
+            {"params": parameters, "batch_stats": batch_stats},
+            rainy.reshape(-1, *rainy.shape[2:]),
+            architecture,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        outputs = outputs.reshape(rainy.shape)
+        internal_scale = (step >= internal_from).astype(outputs.dtype)
+        loss, terms = restoration(outputs, clean, weights, internal_scale)
+        error = mean_squared_error(jnp.clip(outputs, 0, 1), clean[:, None])
+        terms["psnr"] = jnp.mean(-10 * jnp.log10(jnp.maximum(error, 1e-10)))
+        return loss, (updates["batch_stats"], {"restoration": loss, **terms})
+
+    return objective
 
 
 def restoration(

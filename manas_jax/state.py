@@ -7,9 +7,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from manas_jax.models.network import Network, init_architecture
+from manas_jax.models.network import Network, init_architecture, init_variables
 
 PyTree = Any
 
@@ -33,6 +34,11 @@ class SearchState(flax.struct.PyTreeNode):
     weight_optimizer: optax.OptState
     architecture_optimizer: optax.OptState
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What the supernet is to be used with, besides the architecture."""
+        return {"params": self.weights, "batch_stats": self.batch_stats}
+
 
 class TrainState(flax.struct.PyTreeNode):
     """State of the final training.
@@ -42,26 +48,31 @@ class TrainState(flax.struct.PyTreeNode):
       weights: the derived network's parameters.
       batch_stats: its running BatchNorm statistics.
       optimizer: optax state.
-      average: exponential moving average of the weights; equal to them when switched off.
+      average: exponential moving average of the weights; None when switched off.
     """
 
     step: jax.Array
     weights: PyTree
     batch_stats: PyTree
     optimizer: optax.OptState
-    average: PyTree
+    average: PyTree | None
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What the network is to be used with: the averaged weights where there are any."""
+        weights = self.weights if self.average is None else self.average
+        return {"params": weights, "batch_stats": self.batch_stats}
 
 
 def init_search(
     network: Network,
     weight_optimizer: optax.GradientTransformation,
     architecture_optimizer: optax.GradientTransformation,
-    key: jax.Array,
+    seed: int,
 ) -> SearchState:
-    """A fresh search state; a pure function of the key."""
-    weights_key, architecture_key = jax.random.split(key)
-    architecture = init_architecture(network.space, architecture_key)
-    variables = network.init(weights_key, _probe(network), architecture)
+    """A fresh search state; a pure function of the seed."""
+    architecture = init_architecture(network.space, seed)
+    variables = init_variables(network, seed)
     return SearchState(
         step=jnp.zeros((), jnp.int32),
         weights=variables["params"],
@@ -73,24 +84,13 @@ def init_search(
 
 
 def init_train(
-    network: Network, optimizer: optax.GradientTransformation, key: jax.Array
+    variables: PyTree, optimizer: optax.GradientTransformation, *, average: bool
 ) -> TrainState:
-    """A fresh training state; a pure function of the key."""
-    return train_state(network.init(key, _probe(network)), optimizer)
-
-
-def train_state(variables: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """A training state that starts from the given 'params' and 'batch_stats'."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         weights=variables["params"],
         batch_stats=variables["batch_stats"],
         optimizer=optimizer.init(variables["params"]),
-        average=jax.tree.map(jnp.copy, variables["params"]),
+        average=jax.tree.map(np.copy, variables["params"]) if average else None,
     )
-
-
-def _probe(network: Network) -> jax.Array:
-    """The smallest picture that passes through the network unpadded: shapes are all that counts."""
-    side = network.space.multiple
-    return jnp.zeros((1, side, side, 3))

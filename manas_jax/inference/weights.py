@@ -9,6 +9,7 @@ name) and either `genotype` (of a derived network) or `space` (of a supernet), i
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -17,13 +18,12 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from manas_jax.errors import UserError
-from manas_jax.models.network import Network, init_architecture
+from manas_jax.models.network import Network, init_architecture, variable_shapes
 from manas_jax.space import Genotype, SearchSpace
 
 WEIGHTS_FORMAT, WEIGHTS_VERSION = "manas_jax.weights", "1"
@@ -64,7 +64,7 @@ def save_weights(
         metadata["space"] = json.dumps(network.to_dict())
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(tensors, temporary, metadata)
+    temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
     os.replace(temporary, path)
 
 
@@ -122,17 +122,12 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
         ) from None
 
 
-def network_shapes(network: Genotype | SearchSpace) -> dict[str, jax.ShapeDtypeStruct]:
+@functools.cache  # tracing a network takes a second, and both ends of an import ask
+def network_shapes(network: Genotype | SearchSpace) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Flat names and shapes of 'params' and 'batch_stats' of a derived network or a supernet."""
-    genotype = network if isinstance(network, Genotype) else None
-    space = genotype.space if genotype else network
-
-    def init(key: jax.Array) -> Any:
-        images = jnp.zeros((1, space.multiple, space.multiple, 3))
-        logits = None if genotype else init_architecture(space, key)
-        return Network(space, genotype).init(key, images, logits)
-
-    return flatten(jax.eval_shape(init, jax.random.key(0)))
+    if isinstance(network, Genotype):
+        return flatten(variable_shapes(Network(network.space, network)))
+    return flatten(variable_shapes(Network(network)))
 
 
 def flatten(variables: Variables) -> dict[str, Any]:
@@ -157,8 +152,8 @@ def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace
     wanted = {name: leaf.shape for name, leaf in network_shapes(network).items()}
     given = {name: x.shape for name, x in tensors.items()}
     if isinstance(network, SearchSpace) and any(n.startswith("architecture/") for n in given):
-        logits = jax.eval_shape(lambda key: init_architecture(network, key), jax.random.key(0))
-        wanted |= {f"architecture/{name}": leaf.shape for name, leaf in logits.items()}
+        logits = init_architecture(network, seed=0)
+        wanted |= {f"architecture/{name}": x.shape for name, x in logits.items()}
     if missing := wanted.keys() - given.keys():
         return f"missing tensors: {some(missing)}"
     if extra := given.keys() - wanted.keys():

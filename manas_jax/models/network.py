@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from manas_jax.models import layers
 from manas_jax.models.attention import Attention
@@ -19,17 +21,14 @@ Architecture = Mapping[str, jax.Array]
 candidates); columns cell by cell, modules as in `SearchSpace.modules`."""
 
 
-def init_architecture(
-    space: SearchSpace, key: jax.Array, scale: float = 1e-3, dtype: Any = jnp.float32
-) -> dict[str, jax.Array]:
-    """Logits near zero: every choice about equally likely, ties broken by `key`."""
-    columns, attention = jax.random.split(key)
+def init_architecture(space: SearchSpace, seed: int, scale: float = 1e-3) -> dict[str, jax.Array]:
+    """Logits near zero: every choice about equally likely, ties broken by the seed."""
+    draw = np.random.default_rng(seed)
     shapes = {
         "columns": (sum(space.columns), len(COLUMNS)),
         "attention": (len(space.modules), space.edges, len(space.candidates)),
     }
-    keys = {"columns": columns, "attention": attention}
-    return {k: scale * jax.random.normal(keys[k], shapes[k], dtype) for k in shapes}
+    return {k: jnp.asarray(scale * draw.standard_normal(shapes[k], np.float32)) for k in shapes}
 
 
 class Network(nn.Module):
@@ -116,6 +115,38 @@ class Network(nn.Module):
         x = layers.depth_to_space(x, space.patch)[:, : images.shape[1], : images.shape[2]]
         x = x.astype(images.dtype)
         return images + x if space.residual else x
+
+
+def variable_shapes(network: Network) -> dict[str, Any]:
+    """Shapes and types of the network's 'params' and 'batch_stats'; computes nothing."""
+    side = network.space.multiple  # the smallest picture that needs no padding
+    architecture = None if network.genotype else init_architecture(network.space, 0)
+
+    def init():
+        return network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), architecture)
+
+    return jax.eval_shape(init)
+
+
+def init_variables(network: Network, seed: int) -> dict[str, Any]:
+    """Fresh 'params' and 'batch_stats': the distributions that `network.init` draws from.
+
+    Drawn on the host, because XLA takes minutes to compile a thousand samplers. Kernels are He
+    normal (He et al., "Delving Deep into Rectifiers", ICCV 2015), a residual network's last one
+    zero; scales and variances one, biases and means zero.
+    """
+    draw = np.random.default_rng(seed)
+
+    def fresh(path, leaf):
+        module, kind = path[1].key, path[-1].key
+        if kind in ("scale", "var"):
+            return np.ones(leaf.shape, leaf.dtype)
+        if kind in ("bias", "mean") or (network.space.residual and module == "head_conv"):
+            return np.zeros(leaf.shape, leaf.dtype)
+        deviation = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+        return (deviation * draw.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fresh, variable_shapes(network))
 
 
 def inherit(variables: Mapping[str, Any], template: Mapping[str, Any]) -> Any:

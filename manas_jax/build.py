@@ -1,0 +1,89 @@
+"""What a configuration asks for, made: network, optimizers, batches, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from manas_jax import objectives, sharding
+from manas_jax.data.pipeline import Batches
+from manas_jax.data.scenes import Scene
+from manas_jax.models.network import Network
+from manas_jax.space import Genotype, SearchSpace
+
+
+def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
+    """The supernet of the configured space, or the derived network of a genotype."""
+    dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
+    space = genotype.space if genotype else SearchSpace(**config.space)
+    return Network(space, genotype, dtype, config.network.remat)
+
+
+def weight_schedule(options: ConfigDict) -> optax.Schedule:
+    """Cosine from the first to the final learning rate."""
+    final = options.final_learning_rate / options.learning_rate if options.learning_rate else 1.0
+    return optax.cosine_decay_schedule(options.learning_rate, options.steps, final)
+
+
+def search_weight_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay is part of the gradient, as in PyTorch."""
+    return optax.chain(
+        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
+        optax.add_decayed_weights(options.weight_decay),
+        optax.sgd(weight_schedule(options), momentum=options.momentum),
+    )
+
+
+def architecture_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+    """Adam at a constant rate; weight decay is part of the gradient, as in PyTorch."""
+    return optax.chain(
+        optax.add_decayed_weights(options.architecture_weight_decay),
+        optax.adam(options.architecture_learning_rate, *options.architecture_betas),
+    )
+
+
+def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+    """Adam, or AdamW where weight decay is set."""
+    return optax.chain(
+        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
+        optax.adamw(weight_schedule(options), weight_decay=options.weight_decay),
+    )
+
+
+def loss_weights(config: ConfigDict) -> objectives.Weights:
+    """What each term of the objectives counts."""
+    names = [field.name for field in dataclasses.fields(objectives.Weights)]
+    return objectives.Weights(**{name: config.objectives[name] for name in names})
+
+
+def batches(
+    config: ConfigDict, scenes: Sequence[Scene], options: ConfigDict, role: int, mesh: Mesh
+) -> Batches:
+    """This host's batches; each role (such as weights and architecture) has a seed of its own."""
+    sharding.check_batch("scenes", options.scenes, mesh)
+    seed = int(np.random.SeedSequence([config.seed, role]).generate_state(1)[0] >> 1)
+    return Batches(
+        scenes,
+        config.data,
+        batch_scenes=options.scenes,
+        crop=options.crop,
+        seed=seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def batch_shapes(config: ConfigDict, options: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Shapes of a global batch and where it lies, for compiling ahead of the data."""
+    scenes, versions, crop = options.scenes, config.data.versions, options.crop
+    shapes = {"rainy": (scenes, versions, crop, crop, 3), "clean": (scenes, crop, crop, 3)}
+    where = sharding.split(mesh)
+    return {k: jax.ShapeDtypeStruct(s, jnp.float32, sharding=where) for k, s in shapes.items()}

@@ -1,0 +1,32 @@
+"""What a person sees while a command runs: one short line an event, nothing of libraries' inner life."""
+
+from __future__ import annotations
+
+import logging
+
+from absl import logging as absl_logging
+
+_PROGRESS = "Setting work unit notes: "  # how clu's local platform introduces a progress line
+
+
+class _Quiet(logging.Filter):
+    """Lets through what concerns the run: orbax tells of every file that it touches."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+
+
+class _Short(logging.Formatter):
+    """Time of day and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text.replace(_PROGRESS, "progress: ")
+
+
+def show_progress() -> None:
+    """Makes absl's log, which clu writes to as well, fit for reading along."""
+    absl_logging.set_verbosity(absl_logging.INFO)
+    handler = absl_logging.get_absl_handler()
+    handler.setFormatter(_Short("%(asctime)s  %(message)s", "%H:%M:%S"))
+    handler.addFilter(_Quiet())

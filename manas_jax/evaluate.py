@@ -1,0 +1,119 @@
+"""Evaluation: whole pictures of any size, scored as the de-raining literature scores them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from manas_jax import checkpoint, metrics, train
+from manas_jax.data import images, pipeline, scenes
+from manas_jax.errors import UserError
+from manas_jax.models.network import Network
+
+PyTree = Any
+LOGGED_PICTURES = 10
+
+
+def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
+    """A function (variables, uint8 (H, W, 3)) -> uint8 (H, W, 3) without rain.
+
+    It is compiled once a picture size.
+    """
+
+    @jax.jit
+    def apply(variables, picture):
+        return network.apply(variables, picture[None].astype(jnp.float32) / 255)[0]
+
+    def restore(variables: PyTree, picture: np.ndarray) -> np.ndarray:
+        return metrics.to_uint8(np.asarray(apply(variables, picture)))
+
+    return restore
+
+
+def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Scores the trained network of a workdir on its test (or validation) pictures.
+
+    Writes `evaluate/scores.json` and a few triples of pictures for the report.
+
+    Returns:
+      What `scores.json` holds.
+
+    Raises:
+      UserError: nothing was trained here, or there are no pictures to score.
+    """
+    folder = pathlib.Path(workdir) / "evaluate"
+    network, variables, step = train.load(config, workdir)
+    splits = scenes.load(config.data, config.train.crop)
+    chosen = getattr(splits, config.evaluate.split)
+    if not chosen:
+        raise UserError(
+            f"data.root={config.data.root}: no {config.evaluate.split} pictures to evaluate; "
+            "add them or set evaluate.split=validation"
+        )
+    restore = restorer(network)
+    pairs = list(pipeline.evaluation_pairs(chosen, config.data))
+    kept = set(np.linspace(0, len(pairs) - 1, min(len(pairs), config.evaluate.pictures)).astype(int))
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for stale in (folder / "pictures").glob("*.png"):
+        stale.unlink()
+
+    rows, seen = [], set()
+    for number, (name, rainy, clean) in enumerate(pairs):
+        if rainy.shape not in seen:  # keep compiling out of the seconds a picture
+            restore(variables, rainy)
+            seen.add(rainy.shape)
+        start = time.monotonic()
+        restored = restore(variables, rainy)
+        seconds = time.monotonic() - start
+        before, after = metrics.score(rainy, clean), metrics.score(restored, clean)
+        rows.append({"name": name, "input": before, "output": after, "seconds": seconds})
+        if number < LOGGED_PICTURES:
+            logging.info(
+                "%s: %.2f -> %.2f dB, SSIM %.3f -> %.3f (Y)",
+                name, before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
+            )  # fmt: skip
+        if number in kept:
+            stem = str(folder / "pictures" / name.replace(os.sep, "_"))
+            for kind, picture in (("rainy", rainy), ("restored", restored), ("clean", clean)):
+                images.write_png(f"{stem}_{kind}.png", picture)
+
+    mean = {side: metrics.mean([row[side] for row in rows]) for side in ("input", "output")}
+    height, width = pairs[0][1].shape[:2]
+    cost = network.genotype.cost(height, width)
+    result = {
+        "split": config.evaluate.split,
+        "step": step,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "macs_at": [height, width],
+        "seconds_a_picture": float(np.median([row["seconds"] for row in rows])),
+        "mean": {side: dataclasses.asdict(scores) for side, scores in mean.items()},
+        "images": [
+            {
+                **row,
+                "input": dataclasses.asdict(row["input"]),
+                "output": dataclasses.asdict(row["output"]),
+            }
+            for row in rows
+        ],
+    }
+    checkpoint.write_json(folder / "scores.json", result)
+    logging.info(
+        "%d pictures: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
+        "PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on RGB",
+        len(rows),
+        mean["input"].y_psnr, mean["output"].y_psnr, mean["input"].y_ssim, mean["output"].y_ssim,
+        mean["input"].rgb_psnr, mean["output"].rgb_psnr,
+        mean["input"].rgb_ssim, mean["output"].rgb_ssim,
+    )  # fmt: skip
+    return result

@@ -1,0 +1,69 @@
+"""Runs the stages of the method: search, train, evaluate, or all in turn.
+
+python -m manas_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from manas_jax import console, report
+from manas_jax.config import STAGES, claim_workdir, validate
+from manas_jax.errors import UserError
+from manas_jax.evaluate import evaluate
+from manas_jax.search import search
+from manas_jax.train import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
+
+_RUN: dict[str, Callable] = {"search": search, "train": train, "evaluate": evaluate}
+_FINISHED = {
+    "search": "search/summary.json",
+    "train": "train/summary.json",
+    "evaluate": "evaluate/scores.json",
+}
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
+    """Runs the configured stage, or with 'all' those that the workdir has not finished yet.
+
+    Returns:
+      The report, `report.html` in the workdir.
+
+    Raises:
+      UserError: what the user can mend; the message says how.
+    """
+    validate(config)
+    workdir = claim_workdir(config, workdir)
+    for stage in STAGES if config.stage == "all" else (config.stage,):
+        if config.stage == "all" and (workdir / _FINISHED[stage]).exists():
+            logging.info("%s: done before, skipped", stage)
+            continue
+        _RUN[stage](config, workdir)
+    return report.write(workdir)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Flags in, report out."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        path = run(_CONFIG.value, _WORKDIR.value)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    logging.info("report: %s", path)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    console.show_progress()
+    jax.config.config_with_absl()
+    app.run(main)

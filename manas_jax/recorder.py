@@ -1,0 +1,119 @@
+"""What a loop writes down while it runs: averages, progress with the time left, a diverged loss."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers, periodic_actions
+
+from manas_jax.errors import UserError
+from manas_jax.metrics import Scores
+
+
+class Recorder:
+    """Collects each step's terms on the device and writes their averages every so often.
+
+    Goes to TensorBoard and to the log, with images a second and the time left.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        start: int,
+        total: int,
+        every: int,
+        images_per_step: int,
+        extras: Callable[[int], Mapping[str, float]] = lambda step: {},
+    ):
+        """Opens the event file.
+
+        Args:
+          folder: where it goes.
+          start: steps that are done already.
+          total: steps in all.
+          every: steps between two entries.
+          images_per_step: rainy patches that a step looks at.
+          extras: further scalars of a step, such as the learning rate.
+        """
+        self._writer = metric_writers.create_default_writer(
+            os.fspath(folder), just_logging=jax.process_index() > 0
+        )
+        self._report = periodic_actions.ReportProgress(
+            num_train_steps=total, every_steps=every, every_secs=None
+        )
+        self._total, self._every, self._images = total, every, images_per_step
+        self._extras = extras
+        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._since = time.monotonic()
+        self._images_done, self._seconds = 0, 0.0
+        self._report(start)
+
+    def __call__(self, step: int, terms: Mapping[str, jax.Array]) -> None:
+        """Notes the terms of the step that was just done; the first one counts as step 1.
+
+        Raises:
+          UserError: a loss is not finite (found when an entry is due).
+        """
+        self._pending.append((step, terms))
+        if step % self._every == 0 or step == self._total:
+            self.flush()
+        self._report(step)
+
+    def flush(self) -> None:
+        """Writes the averages since the last entry.
+
+        Raises:
+          UserError: a loss is not finite; names the step.
+        """
+        if not self._pending:
+            return
+        steps, terms = zip(*jax.device_get(self._pending), strict=True)
+        self._pending = []
+        for step, values in zip(steps, terms, strict=True):
+            for name, value in values.items():
+                if not np.all(np.isfinite(value)):
+                    raise UserError(
+                        f"the loss diverged: {name} is {value} at step {step}; the checkpoints "
+                        "before it are kept; lower the learning rate or set clip, and start anew"
+                    )
+        seconds = time.monotonic() - self._since
+        images = self._images * len(steps)
+        self._images_done, self._seconds = self._images_done + images, self._seconds + seconds
+        means = {
+            f"loss/{name}": np.mean([t[name] for t in terms if name in t])
+            for name in sorted(set().union(*terms))
+        }
+        rate = {"images_per_second": images / seconds}
+        self.scalars(steps[-1], {**means, **rate, **self._extras(steps[-1])})
+        self._since = time.monotonic()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars of a step."""
+        self._writer.write_scalars(step, {k: float(v) for k, v in values.items()})
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all entries so far; 0 before the first."""
+        return self._images_done / self._seconds if self._seconds else 0.0
+
+    def validation(self, step: int, scores: Scores) -> None:
+        """Writes the validation scores (Y) of a step; their time counts in no rate."""
+        self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
+        self._since = time.monotonic()
+
+    def tensors(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes arrays of a step."""
+        self._writer.write_summaries(step, {k: np.asarray(v) for k, v in values.items()})
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._writer.flush()
+        self._writer.close()

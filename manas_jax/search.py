@@ -1,0 +1,370 @@
+"""The search: weights on training scenes and architecture on others, in turn, then derivation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from manas_jax import bilevel, build, objectives, sharding
+from manas_jax.checkpoint import Checkpoints, write_json
+from manas_jax.compilation import Ahead, Compilation
+from manas_jax.data import scenes
+from manas_jax.errors import UserError
+from manas_jax.models.network import Network
+from manas_jax.recorder import Recorder
+from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
+from manas_jax.state import SearchState, init_search
+from manas_jax.validation import Validation
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+WEIGHTS_ROLE, ARCHITECTURE_ROLE = 0, 1  # of the batches' seeds
+# How often a step evaluates the network's gradients, that of the weights included.
+CALLS = {"first_order": 2, "finite_difference": 5, "exact": 3}
+
+
+class Gradients(NamedTuple):
+    """Of the restoration loss of one batch, with what came along.
+
+    Attributes:
+      weights: gradient with respect to the weights.
+      architecture: gradient with respect to the architecture.
+      batch_stats: running statistics moved by this batch.
+      terms: the loss ('restoration') and its terms.
+    """
+
+    weights: PyTree
+    architecture: PyTree
+    batch_stats: PyTree
+    terms: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchStep:
+    """One step of the search as two functions of state and batch; make it with `make_step`.
+
+    Attributes:
+      move_architecture: (state, weight_batch, architecture_batch) -> (state, terms).
+      move_weights: (state, weight_batch) -> (state, terms).
+      compile: (state, batch) -> Compilation; compiles what takes long ahead of the first step, for
+        arguments like these, whose shapes will do.
+    """
+
+    move_architecture: Callable[[SearchState, Batch, Batch], tuple[SearchState, dict]]
+    move_weights: Callable[[SearchState, Batch], tuple[SearchState, dict]]
+    compile: Callable[[SearchState, Batch], Compilation]
+
+    def __call__(
+        self, state: SearchState, weight_batch: Batch, architecture_batch: Batch | None
+    ) -> tuple[SearchState, dict[str, jax.Array]]:
+        """Moves the architecture, unless its batch is None (warm-up), then the weights."""
+        terms = {}
+        if architecture_batch is not None:
+            state, terms = self.move_architecture(state, weight_batch, architecture_batch)
+        state, weight_terms = self.move_weights(state, weight_batch)
+        return state, {**terms, **weight_terms}
+
+
+def make_step(
+    network: Network,
+    weight_optimizer: optax.GradientTransformation,
+    architecture_optimizer: optax.GradientTransformation,
+    *,
+    hypergradient: str,
+    weights: objectives.Weights,
+    complexity_model: objectives.ComplexityModel,
+    internal_from: int = 0,
+    xi: float = 1.0,
+    epsilon: float = 0.01,
+    fuse: bool = False,
+) -> SearchStep:
+    """Makes the search step.
+
+    The network's gradient with respect to weights and architecture together is one compiled
+    function: it is called at w, w' and w +- eps v, on training and on architecture scenes alike,
+    so the finite difference compiles nothing that the first order does not. Regularization and
+    complexity depend on the architecture alone and are added outside of it.
+
+    Every evaluation normalises by the statistics of its own batch, as training does: the
+    architecture is judged on the function that its gradient is taken of, and the running
+    statistics, which lag behind the weights and know nothing of w', play no part. Only
+    `move_weights` moves them.
+
+    Args:
+      network: the supernet.
+      weight_optimizer: moves the weights, and makes the virtual step.
+      architecture_optimizer: moves the architecture.
+      hypergradient: one of `bilevel.HYPERGRADIENTS`.
+      weights: what each term of the objectives counts.
+      complexity_model: costs of the choices.
+      internal_from: step from which on the internal loss counts.
+      xi: length of the virtual step in units of the real one.
+      epsilon: see `bilevel.finite_difference`.
+      fuse: whether a whole step is compiled as one program. Right for accelerators; on CPU the
+        compiler takes many times as long for it, and the pieces run as fast.
+    """
+
+    objective = objectives.scene_objective(network, weights, internal_from)
+
+    def gradients(*args) -> Gradients:
+        slopes, (batch_stats, terms) = jax.grad(objective, argnums=(0, 1), has_aux=True)(*args)
+        return Gradients(*slopes, batch_stats, terms)
+
+    def mixed(weights_, architecture, batch_stats, step, batch, v):
+        def slope(w, a):
+            return jax.grad(objective, argnums=1, has_aux=True)(w, a, batch_stats, step, batch)[0]
+
+        return bilevel.mixed_product(slope, weights_, architecture, v)
+
+    def update_architecture(state, gradient):
+        judged = functools.partial(
+            objectives.architecture, weights=weights, complexity_model=complexity_model
+        )
+        extra, terms = jax.grad(judged, has_aux=True)(state.architecture)
+        gradient = jax.tree.map(jnp.add, gradient, extra)
+        updates, optimizer = architecture_optimizer.update(
+            gradient, state.architecture_optimizer, state.architecture
+        )
+        moved = optax.apply_updates(state.architecture, updates)
+        terms["architecture_gradient_norm"] = optax.global_norm(gradient)
+        return state.replace(architecture=moved, architecture_optimizer=optimizer), terms
+
+    def update_weights(state, gradient, batch_stats):
+        updates, optimizer = weight_optimizer.update(
+            gradient, state.weight_optimizer, state.weights
+        )
+        return state.replace(
+            step=state.step + 1,
+            weights=optax.apply_updates(state.weights, updates),
+            batch_stats=batch_stats,
+            weight_optimizer=optimizer,
+        )
+
+    exact = hypergradient == "exact"
+    pieces = {
+        "gradients": Ahead(jax.jit(gradients)),
+        "mixed": Ahead(jax.jit(mixed)),
+        "virtual": Ahead(jax.jit(functools.partial(bilevel.virtual_step, weight_optimizer, xi=xi))),
+        "pullback": Ahead(jax.jit(functools.partial(bilevel.pullback, weight_optimizer, xi=xi))),
+        "update_architecture": Ahead(jax.jit(update_architecture, donate_argnums=0)),
+        "update_weights": Ahead(jax.jit(update_weights, donate_argnums=(0, 2))),
+    }
+
+    def move_architecture(state, weight_batch, architecture_batch):
+        surroundings = state.batch_stats, state.step
+        terms = {}
+
+        def gradients_on(batch):
+            def evaluate(w, a):
+                result = pieces["gradients"](w, a, *surroundings, batch)
+                terms.update({f"architecture_{k}": v for k, v in result.terms.items()})
+                return result.weights, result.architecture
+
+            return evaluate
+
+        search_pieces = bilevel.Pieces(
+            train=gradients_on(weight_batch),
+            validation=gradients_on(architecture_batch),
+            mixed=lambda w, a, v: pieces["mixed"](w, a, *surroundings, weight_batch, v),
+            virtual=functools.partial(pieces["virtual"], state.weight_optimizer),
+            pullback=functools.partial(pieces["pullback"], state.weight_optimizer),
+        )
+        arguments = search_pieces, state.weights, state.architecture
+        if hypergradient == "first_order":
+            gradient = bilevel.first_order(*arguments)
+        elif hypergradient == "finite_difference":
+            gradient = bilevel.finite_difference(*arguments, epsilon)
+        else:
+            gradient = bilevel.exact(*arguments)
+        state, more = pieces["update_architecture"](state, gradient)
+        return state, {**terms, **more}
+
+    def move_weights(state, batch):
+        result = pieces["gradients"](
+            state.weights, state.architecture, state.batch_stats, state.step, batch
+        )
+        return pieces["update_weights"](state, result.weights, result.batch_stats), result.terms
+
+    if fuse:
+        whole = (
+            Ahead(jax.jit(move_architecture, donate_argnums=0)),
+            Ahead(jax.jit(move_weights, donate_argnums=0)),
+        )
+
+        def compile_whole(state, batch):
+            return whole[0].compile(state, batch, batch) + whole[1].compile(state, batch)
+
+        return SearchStep(*whole, compile_whole)
+
+    def compile_pieces(state, batch):
+        where = state.weights, state.architecture, state.batch_stats, state.step, batch
+        total = pieces["gradients"].compile(*where).times(CALLS[hypergradient])
+        return total + pieces["mixed"].compile(*where, state.weights) if exact else total
+
+    return SearchStep(move_architecture, move_weights, compile_pieces)
+
+
+def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
+    """Searches an architecture; goes on from the newest checkpoint.
+
+    Leaves checkpoints and curves in `search/` and, at the end, `genotype.json` and
+    `search/summary.json`.
+
+    Raises:
+      UserError: no data, a diverged loss, a folder that cannot be written.
+    """
+    options = config.search
+    workdir = pathlib.Path(workdir)
+    folder = workdir / "search"
+    mesh = sharding.make_mesh(config.devices)
+    network = build.network(config)
+    space = network.space
+    warmup = round(options.architecture_warmup * options.steps)
+
+    splits = scenes.load(config.data, options.crop)
+    on_weights = build.batches(config, splits.weights, options, WEIGHTS_ROLE, mesh)
+    on_architecture = build.batches(config, splits.architecture, options, ARCHITECTURE_ROLE, mesh)
+    validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
+    step = make_step(
+        network,
+        build.search_weight_optimizer(options),
+        build.architecture_optimizer(options),
+        hypergradient=options.hypergradient,
+        weights=build.loss_weights(config),
+        complexity_model=objectives.ComplexityModel(space, *config.objectives.complexity_size),
+        internal_from=round(options.internal_warmup * options.steps),
+        xi=options.xi,
+        epsilon=options.epsilon,
+        fuse=options.fuse,
+    )
+
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        fresh = sharding.replicate(_fresh(config, network), mesh)
+        state = checkpoints.restore(fresh) or fresh
+        start = int(state.step)
+        if start == options.steps and (folder / "summary.json").exists():
+            logging.info("search: all %d steps are done", start)
+            return Genotype.load(workdir / "genotype.json")
+        logging.info("search: %s", parameter_overview.get_parameter_overview(state.weights))
+        compilation = step.compile(state, build.batch_shapes(config, options, mesh))
+        logging.info("search: compiled a step; %s", compilation)
+
+        begin = time.monotonic()
+        recorder = Recorder(
+            folder,
+            start=start,
+            total=options.steps,
+            every=config.log_every,
+            images_per_step=options.scenes * config.data.versions,
+            extras=lambda n: {"learning_rate": build.weight_schedule(options)(n)},
+        )
+        batches = zip(
+            range(start + 1, options.steps + 1),
+            on_weights.iterate(start, options.steps),
+            _from(warmup, on_architecture, start, options.steps),
+            strict=True,
+        )
+        with recorder:
+            for number, weight_batch, architecture_batch in batches:
+                state, terms = step(
+                    state,
+                    sharding.put_batch(weight_batch, mesh),
+                    architecture_batch and sharding.put_batch(architecture_batch, mesh),
+                )
+                recorder(number, terms)
+                if number % config.log_every == 0 or number == options.steps:
+                    _record_architecture(recorder, number, state, space)
+                if number % options.checkpoint_every == 0 or number == options.steps:
+                    recorder.flush()  # a diverged state is found out before it is saved
+                    scores = validation(state.variables, state.architecture)
+                    recorder.validation(number, scores)
+                    checkpoints.save(number, state, scores.y_psnr)
+
+        probabilities = _probabilities(state)
+        genotype = derive(space, probabilities["columns"], probabilities["attention"])
+        genotype.save(workdir / "genotype.json")
+        scores = validation(state.variables, state.architecture)
+        write_json(
+            folder / "summary.json",
+            {
+                "steps": options.steps,
+                "started_from_step": start,
+                "seconds": time.monotonic() - begin,
+                "images_per_second": recorder.images_per_second,
+                "compile_seconds": compilation.seconds,
+                "flops_per_step": compilation.flops,
+                "devices": mesh.devices.size,
+                "parameters": space.supernet_cost(1, 1).parameters,
+                "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
+            },
+        )
+    return genotype
+
+
+def load(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
+    """The newest search state of a workdir, on the host.
+
+    Raises:
+      UserError: nothing was searched here, or the checkpoint is damaged.
+    """
+    folder = pathlib.Path(workdir) / "search" / "checkpoints"
+    if not folder.exists():
+        raise UserError(f"{folder} is missing: run the search first (stage=search)")
+    fresh = sharding.replicate(_fresh(config, build.network(config)), sharding.make_mesh(1))
+    with Checkpoints(folder) as checkpoints:
+        state = checkpoints.restore(fresh)
+    if state is None:
+        raise UserError(f"{folder} holds no checkpoint: run the search first (stage=search)")
+    return jax.device_get(state)
+
+
+def _fresh(config: ConfigDict, network: Network) -> SearchState:
+    return init_search(
+        network,
+        build.search_weight_optimizer(config.search),
+        build.architecture_optimizer(config.search),
+        config.seed,
+    )
+
+
+def _from(warmup, batches, start, stop):
+    """None for each step of the warm-up, then the batches of the steps after it."""
+    first = min(max(start, warmup), stop)
+    return itertools.chain(itertools.repeat(None, first - start), batches.iterate(first, stop))
+
+
+def _probabilities(state: SearchState) -> dict[str, np.ndarray]:
+    return {k: np.asarray(jax.nn.softmax(v)) for k, v in state.architecture.items()}
+
+
+def _record_architecture(
+    recorder: Recorder, step: int, state: SearchState, space: SearchSpace
+) -> None:
+    """Writes the probabilities and what tells a collapse: entropies and shares of choices."""
+    probabilities = _probabilities(state)
+    recorder.tensors(step, {f"architecture/{k}": v for k, v in probabilities.items()})
+    kinds = {"columns": COLUMNS, "attention": space.candidates}
+    shares = {
+        f"share/{name}": probabilities[kind][..., i].mean() if probabilities[kind].size else 0.0
+        for kind, names in kinds.items()
+        for i, name in enumerate(names)
+    }
+    entropies = {
+        f"architecture/entropy_{kind}": objectives.binary_entropy(state.architecture[kind])
+        for kind in kinds
+    }
+    recorder.scalars(step, {**shares, **entropies})

@@ -1,0 +1,197 @@
+"""The final training of a derived network, multi-to-one."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import optax
+from absl import logging
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from manas_jax import build, objectives, search, sharding
+from manas_jax.checkpoint import Checkpoints, write_json
+from manas_jax.compilation import Ahead
+from manas_jax.data import scenes
+from manas_jax.errors import UserError
+from manas_jax.models.network import Network, inherit, init_variables, variable_shapes
+from manas_jax.recorder import Recorder
+from manas_jax.space import Genotype
+from manas_jax.state import TrainState, init_train
+from manas_jax.validation import Validation
+
+PyTree = Any
+ROLE = 2  # of the batches' seed
+
+
+def make_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    weights: objectives.Weights,
+    internal_from: int = 0,
+    ema: float = 0.0,
+) -> Ahead:
+    """The training step: (state, batch) -> (state, terms).
+
+    Args:
+      network: the derived network.
+      optimizer: moves the weights.
+      weights: what each term of the objectives counts.
+      internal_from: step from which on the internal loss counts.
+      ema: decay of the moving average of the weights; 0 for none.
+    """
+    objective = objectives.scene_objective(network, weights, internal_from)
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradient, (batch_stats, terms) = jax.grad(objective, has_aux=True)(
+            state.weights, None, state.batch_stats, state.step, batch
+        )
+        updates, moved = optimizer.update(gradient, state.optimizer, state.weights)
+        new = optax.apply_updates(state.weights, updates)
+        average = optax.incremental_update(new, state.average, 1 - ema) if ema else None
+        return TrainState(state.step + 1, new, batch_stats, moved, average), terms
+
+    return Ahead(jax.jit(step, donate_argnums=0))
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Trains the network of a genotype; goes on from the newest checkpoint.
+
+    Leaves checkpoints and curves in `train/` and, at the end, `train/summary.json`.
+
+    Raises:
+      UserError: no genotype, no data, a diverged loss, a folder that cannot be written.
+    """
+    options = config.train
+    folder = pathlib.Path(workdir) / "train"
+    mesh = sharding.make_mesh(config.devices)
+    genotype = find_genotype(config, workdir)
+    network = build.network(config, genotype)
+    optimizer = build.train_optimizer(options)
+
+    splits = scenes.load(config.data, options.crop)
+    batches = build.batches(config, splits.weights + splits.architecture, options, ROLE, mesh)
+    validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
+
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state = _restore(checkpoints, network, optimizer, bool(options.ema), mesh)
+        if state is None:
+            variables = _first_variables(config, workdir, network)
+            state = sharding.replicate(
+                init_train(variables, optimizer, average=bool(options.ema)), mesh
+            )
+        start = int(state.step)
+        if start == options.steps and (folder / "summary.json").exists():
+            logging.info("train: all %d steps are done", start)
+            return
+        logging.info("train: %s", parameter_overview.get_parameter_overview(state.weights))
+
+        step = make_step(
+            network,
+            optimizer,
+            weights=build.loss_weights(config),
+            internal_from=round(options.internal_warmup * options.steps),
+            ema=options.ema,
+        )
+        compilation = step.compile(state, build.batch_shapes(config, options, mesh))
+        logging.info("train: compiled a step; %s", compilation)
+
+        begin = time.monotonic()
+        recorder = Recorder(
+            folder,
+            start=start,
+            total=options.steps,
+            every=config.log_every,
+            images_per_step=options.scenes * config.data.versions,
+            extras=lambda n: {"learning_rate": build.weight_schedule(options)(n)},
+        )
+        with recorder:
+            for number, batch in enumerate(batches.iterate(start, options.steps), start + 1):
+                state, terms = step(state, sharding.put_batch(batch, mesh))
+                recorder(number, terms)
+                if number % options.checkpoint_every == 0 or number == options.steps:
+                    recorder.flush()  # a diverged state is found out before it is saved
+                    scores = validation(state.variables)
+                    recorder.validation(number, scores)
+                    checkpoints.save(number, state, scores.y_psnr)
+
+        best, scores = checkpoints.best_step, validation(state.variables)
+        write_json(
+            folder / "summary.json",
+            {
+                "steps": options.steps,
+                "started_from_step": start,
+                "seconds": time.monotonic() - begin,
+                "images_per_second": recorder.images_per_second,
+                "compile_seconds": compilation.seconds,
+                "flops_per_step": compilation.flops,
+                "devices": mesh.devices.size,
+                "parameters": genotype.cost(1, 1).parameters,
+                "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
+                "best_step": best,
+            },
+        )
+
+
+def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
+    """The genotype file of the configuration, or the one that the search left in the workdir.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    if config.train.genotype:
+        return Genotype.load(config.train.genotype)
+    file = pathlib.Path(workdir) / "genotype.json"
+    if not file.exists():
+        raise UserError(
+            f"{file} is missing: run the search first (stage=search) or set train.genotype=FILE"
+        )
+    return Genotype.load(file)
+
+
+def load(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Network, PyTree, int]:
+    """The trained network of a workdir.
+
+    Returns:
+      The derived network, its variables with the best validation score, and their step.
+
+    Raises:
+      UserError: nothing was trained here, or the checkpoint is damaged.
+    """
+    folder = pathlib.Path(workdir) / "train" / "checkpoints"
+    network = build.network(config, find_genotype(config, workdir))
+    optimizer = build.train_optimizer(config.train)
+    mesh = sharding.make_mesh(1)
+    if not folder.exists():
+        raise UserError(f"{folder} is missing: train first (stage=train)")
+    with Checkpoints(folder) as checkpoints:
+        state = _restore(
+            checkpoints, network, optimizer, bool(config.train.ema), mesh, best=True
+        )
+        if state is None:
+            raise UserError(f"{folder} holds no checkpoint: train first (stage=train)")
+        return network, jax.device_get(state.variables), int(state.step)
+
+
+def _restore(checkpoints, network, optimizer, average, mesh, *, best=False) -> TrainState | None:
+    """The newest (or best) state on the mesh, or None."""
+    shapes = jax.eval_shape(
+        lambda v: init_train(v, optimizer, average=average), variable_shapes(network)
+    )
+    where = sharding.replicated(mesh)
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+    )
+    return (checkpoints.restore_best if best else checkpoints.restore)(template)
+
+
+def _first_variables(config: ConfigDict, workdir: str | os.PathLike, network: Network) -> PyTree:
+    """Fresh variables, or with `train.inherit` those of the supernet."""
+    if not config.train.inherit:
+        return init_variables(network, config.seed)
+    return inherit(search.load(config, workdir).variables, variable_shapes(network))
