@@ -119,9 +119,7 @@ def pullback(
     xi: float = 1.0,
 ) -> PyTree:
     """v = xi (du/dg)^T c: see `virtual_step` for the arguments."""
-    _, transposed = jax.vjp(
-        lambda g: virtual_step(optimizer, state, weights, g, xi), gradient
-    )
+    _, transposed = jax.vjp(lambda g: virtual_step(optimizer, state, weights, g, xi), gradient)
     return transposed(cotangent)[0]
 
 

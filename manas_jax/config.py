@@ -158,7 +158,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
     if config.stage == "train" and config.train.inherit and config.train.genotype:
         raise UserError(
-            "train.inherit takes the weights of this workdir's own search: leave train.genotype empty"
+            "train.inherit takes the weights of this workdir's search: leave train.genotype empty"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: one short line an event, nothing of libraries' inner life."""
+"""What a person sees while a command runs: a short line an event, no library's inner life."""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         )
     restore = restorer(network)
     pairs = list(pipeline.evaluation_pairs(chosen, config.data))
-    kept = set(np.linspace(0, len(pairs) - 1, min(len(pairs), config.evaluate.pictures)).astype(int))
+    wanted = min(len(pairs), config.evaluate.pictures)
+    kept = set(np.linspace(0, len(pairs) - 1, wanted).astype(int))
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for stale in (folder / "pictures").glob("*.png"):
         stale.unlink()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from clu import metric_writers, periodic_actions
+from absl import logging
+from clu import metric_writers, parameter_overview, periodic_actions
 
 from manas_jax.errors import UserError
 from manas_jax.metrics import Scores
@@ -117,3 +119,11 @@ class Recorder:
     def __exit__(self, *_: Any) -> None:
         self._writer.flush()
         self._writer.close()
+
+
+def log_parameters(stage: str, weights: Any, file: pathlib.Path) -> None:
+    """Logs the number of parameters and writes the table of all of them into a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(parameter_overview.get_parameter_overview(weights) + "\n")
+    count = parameter_overview.count_parameters(weights)
+    logging.info("%s: %s parameters, listed in %s", stage, f"{count:,}", file)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from manas_jax import bilevel, build, objectives, sharding
@@ -25,7 +24,7 @@ from manas_jax.compilation import Ahead, Compilation
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
-from manas_jax.recorder import Recorder
+from manas_jax.recorder import Recorder, log_parameters
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.state import SearchState, init_search
 from manas_jax.validation import Validation
@@ -259,7 +258,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         if start == options.steps and (folder / "summary.json").exists():
             logging.info("search: all %d steps are done", start)
             return Genotype.load(workdir / "genotype.json")
-        logging.info("search: %s", parameter_overview.get_parameter_overview(state.weights))
+        log_parameters("search", state.weights, folder / "parameters.txt")
         compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("search: compiled a step; %s", compilation)
 

@@ -60,6 +60,4 @@ def check_batch(key: str, scenes: int, mesh: Mesh) -> None:
     if scenes % devices:
         below = scenes // devices * devices
         sizes = " or ".join(str(n) for n in (below, below + devices) if n)
-        raise UserError(
-            f"{key} = {scenes} cannot be split over {devices} devices: give {sizes}"
-        )
+        raise UserError(f"{key} = {scenes} cannot be split over {devices} devices: give {sizes}")

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import optax
 from absl import logging
-from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from manas_jax import build, objectives, search, sharding
@@ -19,7 +18,7 @@ from manas_jax.compilation import Ahead
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network, inherit, init_variables, variable_shapes
-from manas_jax.recorder import Recorder
+from manas_jax.recorder import Recorder, log_parameters
 from manas_jax.space import Genotype
 from manas_jax.state import TrainState, init_train
 from manas_jax.validation import Validation
@@ -89,7 +88,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
         if start == options.steps and (folder / "summary.json").exists():
             logging.info("train: all %d steps are done", start)
             return
-        logging.info("train: %s", parameter_overview.get_parameter_overview(state.weights))
+        log_parameters("train", state.weights, folder / "parameters.txt")
 
         step = make_step(
             network,
@@ -170,9 +169,7 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Network, PyTre
     if not folder.exists():
         raise UserError(f"{folder} is missing: train first (stage=train)")
     with Checkpoints(folder) as checkpoints:
-        state = _restore(
-            checkpoints, network, optimizer, bool(config.train.ema), mesh, best=True
-        )
+        state = _restore(checkpoints, network, optimizer, bool(config.train.ema), mesh, best=True)
         if state is None:
             raise UserError(f"{folder} holds no checkpoint: train first (stage=train)")
         return network, jax.device_get(state.variables), int(state.step)
