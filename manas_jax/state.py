@@ -7,7 +7,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from manas_jax.models.network import Network, init_architecture, init_variables
@@ -92,5 +91,5 @@ def init_train(
         weights=variables["params"],
         batch_stats=variables["batch_stats"],
         optimizer=optimizer.init(variables["params"]),
-        average=jax.tree.map(np.copy, variables["params"]) if average else None,
+        average=jax.tree.map(jnp.copy, variables["params"]) if average else None,
     )

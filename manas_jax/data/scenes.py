@@ -13,15 +13,75 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from manas_jax.data import datasets, images
 from manas_jax.errors import UserError
 
-# A picture is the path of a file or, where there is none of its own, uint8 (height, width, 3).
-Picture = str | np.ndarray
+
+class Lazy(Protocol):
+    """A picture that is decoded when asked for; `str()` of it says what it is."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), without decoding."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for equal pictures, without decoding."""
+
+    def read(self) -> np.ndarray:
+        """The pixels, uint8 (height, width, 3)."""
+
+
+# The path of a file, pixels (uint8, height, width, 3), or something that knows how to get them.
+Picture = str | np.ndarray | Lazy
+
+
+@dataclasses.dataclass(frozen=True)
+class Half:
+    """One half of a file that holds two pictures side by side.
+
+    Attributes:
+      path: the file.
+      side: 'left' or 'right'.
+    """
+
+    path: str
+    side: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the half.
+
+        Raises:
+          UserError: the file has an odd width or is unreadable.
+        """
+        height, width = images.size(self.path)
+        if width % 2:
+            raise UserError(f"{self.path}: {width} pixels wide, which two halves cannot share")
+        return height, width // 2
+
+    @property
+    def identity(self) -> Hashable:
+        """The halves on one side of byte-identical files are identical."""
+        return (self.side, _file_digest(self.path))
+
+    def read(self) -> np.ndarray:
+        """The pixels, uint8 (height, width, 3).
+
+        Raises:
+          UserError: the file has an odd width or cannot be decoded.
+        """
+        pixels = images.read(self.path)
+        _, width = self.size
+        return pixels[:, :width] if self.side == "left" else pixels[:, width:]
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.side} half)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,21 +90,21 @@ class Scene:
 
     Attributes:
       name: unique among the scenes of a split.
-      clean: the picture without rain.
+      clean: the picture without rain; None for a photograph of rain, which has no such.
       rainy: its rainy versions, all of the clean picture's size; may be empty (synthetic rain).
       photograph: the photograph it was cut from, for splitting; a scene that is a whole photograph
         of its own leaves it empty.
     """
 
     name: str
-    clean: Picture
+    clean: Picture | None
     rainy: tuple[Picture, ...] = ()
     photograph: str = ""
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width), from the header of the clean picture."""
-        return _size(self.clean)
+        """(height, width), from the header of the clean picture (of a rainy one if none)."""
+        return _size(self.rainy[0] if self.clean is None else self.clean)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +127,8 @@ def load(config, crop: int) -> Splits:
 
     Args:
       config: `source`, `root`, `tfds_name`, `validation_scenes`, `architecture_share`,
-        `split_seed` and `limit` are read. `limit` bounds weights and architecture scenes together;
+        `split_seed` and `limit` are read. `source` is photographs, folder, tfds or the name of a
+        benchmark (see `datasets`) that lies in the folder `root`. `limit` bounds weights and architecture scenes together;
         validation stays what it is without a limit.
       crop: side of the training patches in pixels; training scenes must hold one.
 
@@ -76,6 +137,12 @@ def load(config, crop: int) -> Splits:
         than the crop, too few scenes for the split.
     """
     training, test = _found(config, crop)
+    for scene in (*training, *test):
+        if scene.clean is None:
+            raise UserError(
+                f"{_label(scene.rainy[0], scene)}: has no clean picture, so it can be neither "
+                "trained nor measured on; de-rain it with `python -m manas_jax.derain`"
+            )
     training, test = merge_identical(training), merge_identical(test)
     training = _without(training, test)
     for scene in (*training, *test):
@@ -228,9 +295,10 @@ def find_photographs(crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
 
 
 def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """Training and test scenes from a prepared TensorFlow Datasets data set, held in memory.
+    """Training and test scenes from a prepared TensorFlow Datasets data set.
 
-    Image features named like the folders in `datasets` (`rainy`, `clean`, ...) are pairs; a data
+    What `manas_jax.data.prepare` wrote (`derain/...`) stays on disk and is decoded when read. Any
+    other data set is held in memory: image features named like the folders in `datasets` (`rainy`, `clean`, ...) are pairs; a data
     set with a single image feature is one of clean photographs. The splits `train` and `test` are
     read, or `validation` where there is no `test`.
 
@@ -244,17 +312,23 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
         prepared = dict(builder.info.splits)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"data.tfds_name: no TFDS data set {name!r} ({reason})") from error
+        ours = name.startswith("derain/")
+        hint = "; make it with `python -m manas_jax.data.prepare`" if ours else ""
+        raise UserError(f"data.tfds_name: no TFDS data set {name!r} ({reason}){hint}") from error
     if not prepared:
         raise UserError(
             f"data.tfds_name: {name!r} is not prepared in {builder.data_dir}; run "
             "tfds.load on it once, or set data.root to the folder that holds it"
         )
+    if builder.name == "derain":
+        from manas_jax.data import benchmarks, builders  # they import this module
+
+        return benchmarks.join_splits(builders.scenes(builder))
     if not isinstance(builder.info.features, tfds.features.FeaturesDict):
         raise UserError(f"data.tfds_name: {name!r} has no named features; need an image")
     features = [
         key
-        for key, feature in builder.info.features.items()
+        for key, feature in sorted(builder.info.features.items())  # TFDS keeps no order
         if isinstance(feature, tfds.features.Image)
     ]
     clean = [key for key in features if key.lower() in datasets.CLEAN_FOLDERS]
@@ -285,7 +359,9 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
 
 def read(picture: Picture) -> np.ndarray:
     """The pixels of a picture, uint8 (height, width, 3)."""
-    return picture if isinstance(picture, np.ndarray) else images.read(picture)
+    if isinstance(picture, np.ndarray):
+        return picture
+    return images.read(picture) if isinstance(picture, str) else picture.read()
 
 
 def _found(config, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
@@ -299,7 +375,16 @@ def _found(config, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
         if not config.tfds_name:
             raise UserError("data.tfds_name: name the TFDS data set")
         return find_tfds(config.tfds_name, os.path.expanduser(config.root))
-    raise UserError(f"data.source: {config.source!r} is none of 'photographs', 'folder' and 'tfds'")
+    if config.source in datasets.BENCHMARKS:
+        from manas_jax.data import benchmarks  # it imports this module
+
+        if not config.root:
+            raise UserError(f"data.root: name the folder that holds {config.source}")
+        return benchmarks.load(config.source, config.root)
+    raise UserError(
+        f"data.source: {config.source!r} is none of 'photographs', 'folder', 'tfds' and "
+        f"{', '.join(datasets.BENCHMARKS)}"
+    )
 
 
 # --- folders ---------------------------------------------------------------------------------
@@ -430,10 +515,14 @@ def _one(folders, names: frozenset[str], parent: pathlib.Path) -> pathlib.Path |
     return found[0] if found else None
 
 
+def natural_order(name: str) -> list:
+    """A sorting key that puts 2.png before 10.png; the name itself breaks ties."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts] + [(-1, name)]
+
+
 def _natural(path: pathlib.Path) -> list:
-    """Sorts 2.png before 10.png; the name itself breaks ties."""
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts] + [(-1, path.name)]
+    return natural_order(path.name)
 
 
 # --- photographs in packages, arrays ---------------------------------------------------------
@@ -475,11 +564,13 @@ def _rgb(pixels: np.ndarray, source: str) -> np.ndarray:
 
 
 def _size(picture: Picture) -> tuple[int, int]:
-    return picture.shape[:2] if isinstance(picture, np.ndarray) else images.size(picture)
+    if isinstance(picture, np.ndarray):
+        return picture.shape[:2]
+    return images.size(picture) if isinstance(picture, str) else picture.size
 
 
 def _label(picture: Picture, scene: Scene) -> str:
-    return f"scene {scene.name}" if isinstance(picture, np.ndarray) else picture
+    return f"scene {scene.name}" if isinstance(picture, np.ndarray) else str(picture)
 
 
 def _check_sizes(scene: Scene) -> None:
@@ -496,18 +587,31 @@ def _check_sizes(scene: Scene) -> None:
 
 def _identities(pictures: Sequence[Picture]) -> list:
     """Equal for byte-identical pictures only. Files are read only where two are equally long."""
-    lengths = [p.nbytes if isinstance(p, np.ndarray) else os.path.getsize(p) for p in pictures]
+    lengths = [_length(picture) for picture in pictures]
     shared = collections.Counter(lengths)
     return [
-        _digest(picture) if shared[length] > 1 else length
+        _identity(picture) if shared[length] > 1 else length
         for picture, length in zip(pictures, lengths, strict=True)
     ]
 
 
-def _digest(picture: Picture) -> tuple:
+def _length(picture: Picture) -> Hashable:
+    """Unequal only for pictures that are not identical; cheaper than `_identity`."""
+    if isinstance(picture, np.ndarray):
+        return picture.nbytes
+    if isinstance(picture, str):
+        return os.path.getsize(picture)
+    return os.path.getsize(picture.path) if isinstance(picture, Half) else picture.identity
+
+
+def _identity(picture: Picture) -> Hashable:
     if isinstance(picture, np.ndarray):
         return picture.shape, hashlib.sha256(np.ascontiguousarray(picture)).digest()
-    with open(picture, "rb") as file:
+    return _file_digest(picture) if isinstance(picture, str) else picture.identity
+
+
+def _file_digest(path: str) -> Hashable:
+    with open(path, "rb") as file:
         return ("file", hashlib.file_digest(file, "sha256").digest())
 
 

@@ -1,0 +1,227 @@
+"""The benchmarks as TensorFlow Datasets: one builder, a configuration for each of them.
+
+An example is a scene: its name, its clean picture and all its rainy versions. Files are stored as
+they are where every reader decodes them alike, as PNG otherwise. The shards are ArrayRecords, which
+can be read at any place: `scenes` gives pictures that stay on disk until they are read.
+
+`tfds.builder("derain/rain100l", data_dir=...)` finds what was prepared, also where this module is
+not imported; `.as_data_source("train")` then gives examples as NumPy arrays.
+"""
+
+import functools
+import io
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from manas_jax.data import backgrounds, benchmarks, datasets, images
+from manas_jax.data.scenes import Picture, Scene, read
+from manas_jax.errors import UserError
+
+NAME = "derain"
+_FORMAT = "array_record"
+_EXIF_ORIENTATION = 0x0112
+_INDEX = "scenes"  # in the data set's metadata: per split, what is known of each example in order
+
+
+class Derain(tfds.core.GeneratorBasedBuilder):
+    """De-raining benchmarks. `manual_dir` is the folder that a benchmark was unpacked in."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS wants a list)
+        tfds.core.BuilderConfig(name=name, description=benchmark.title)
+        for name, benchmark in datasets.BENCHMARKS.items()
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Prepare it with `python -m manas_jax.data.prepare NAME --root DIR`, which checks the "
+        "files first."
+    )
+
+    def __init__(self, *, splits: Mapping[str, Sequence[Scene]] | None = None, **kwargs):
+        """Makes a builder.
+
+        Args:
+          splits: the scenes to write, where they have been found already.
+          **kwargs: of `tfds.core.DatasetBuilder`.
+        """
+        self._splits = splits
+        self._index = {}
+        super().__init__(**{"file_format": _FORMAT} | kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        benchmark = datasets.BENCHMARKS[self.builder_config.name]
+        features = {
+            "name": tfds.features.Text(),
+            "clean": tfds.features.Image(doc="without rain"),
+            "rainy": tfds.features.Sequence(tfds.features.Image(), doc="the same, rained on"),
+        }
+        if not all(l.clean for split in benchmark.splits.values() for l in split.layouts):
+            del features["clean"]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{benchmark.title}. Backgrounds: {benchmark.backgrounds}.",
+            features=tfds.features.FeaturesDict(features),
+            homepage=benchmark.url,
+            citation=benchmark.citation,
+            disable_shuffling=True,  # examples stay in the order of the index
+            metadata=tfds.core.MetadataDict({_INDEX: self._index}),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        splits = self._splits
+        if splits is None:
+            found, _ = benchmarks.find(self.builder_config.name, dl_manager.manual_dir)
+            splits = {split: part.scenes for split, part in found.items()}
+        return {split: self._generate_examples(split, scenes) for split, scenes in splits.items()}
+
+    def _generate_examples(self, split: str, scenes: Sequence[Scene]) -> Iterator:
+        index = self._index[split] = []
+        # TFDS sorts by key in a thousand buckets of equal ranges of 128 bits, one in memory at a
+        # time. Keys spread over the whole range keep the order and fill all buckets.
+        spread = 2**128 // max(1, len(scenes))
+        for i, scene in enumerate(tqdm(scenes, f"writing {split}", unit=" scenes", disable=None)):
+            reference = read(scene.rainy[0] if scene.clean is None else scene.clean)
+            digest = backgrounds.fingerprint(reference).digest
+            height, width, _ = reference.shape
+            index.append([scene.name, height, width, len(scene.rainy), digest, scene.photograph])
+            example = {"name": scene.name, "rainy": [_storable(picture) for picture in scene.rainy]}
+            if scene.clean is not None:
+                example["clean"] = _storable(scene.clean)
+            yield i * spread, example
+
+
+def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None) -> pathlib.Path:
+    """Writes the scenes of benchmark `name` as `derain/NAME` below `data_dir`, wholly or not.
+
+    Args:
+      name: of the benchmark.
+      splits: its scenes, by the name of the split; none may be empty.
+      data_dir: where TFDS keeps data sets; None: where it does by default.
+
+    Returns:
+      The folder of the data set.
+
+    Raises:
+      UserError: it is there already, the place cannot be written to, or a picture cannot be read.
+    """
+    builder = Derain(config=name, data_dir=data_dir, splits=splits)
+    target = pathlib.Path(builder.data_path)
+    if target.exists():
+        raise UserError(f"{target} is there already; remove it or choose another --data_dir")
+    tfds.disable_progress_bar()
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                compute_stats=tfds.download.ComputeStatsMode.SKIP,
+                manual_dir=target.parent,  # not looked at, but TFDS wants one
+            )
+        )
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    return target
+
+
+def scenes(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Scene, ...]]:
+    """The scenes of a prepared `derain/...`, by the name of their split, still on disk.
+
+    Raises:
+      UserError: the data set was not written by `Derain`, or not in full.
+    """
+    index = (builder.info.metadata or {}).get(_INDEX, {})
+    found = {}
+    for split, info in builder.info.splits.items():
+        rows = index.get(split, [])
+        if len(rows) != info.num_examples:
+            raise UserError(
+                f"{builder.data_path}: its index tells of {len(rows)} scenes in {split}, the "
+                f"shards of {info.num_examples}; remove the folder and prepare the set again"
+            )
+        shards = _Shards(builder, split)
+        has_clean = "clean" in builder.info.features
+        found[split] = tuple(
+            Scene(
+                name,
+                Record(shards, i, None, (height, width), digest) if has_clean else None,
+                tuple(Record(shards, i, v, (height, width), digest) for v in range(versions)),
+                photograph,
+            )
+            for i, (name, height, width, versions, digest, photograph) in enumerate(rows)
+        )
+    return found
+
+
+class Record:
+    """One picture of one example; a `scenes.Lazy`."""
+
+    __slots__ = ("_digest", "_number", "_shards", "_version", "size")
+
+    def __init__(
+        self,
+        shards: "_Shards",
+        number: int,
+        version: int | None,
+        size: tuple[int, int],
+        digest: str,
+    ):
+        """Picture `version` (None: the clean one) of example `number`, of that (height, width)."""
+        self._shards, self._number, self._version = shards, number, version
+        self._digest, self.size = digest, size
+
+    @property
+    def identity(self) -> tuple:
+        """Equal for clean pictures of equal pixels, and for one and the same rainy picture."""
+        place = () if self._version is None else (self._number, self._version)
+        return (self._digest, *place)
+
+    def read(self) -> np.ndarray:
+        """The pixels, uint8 (height, width, 3).
+
+        Raises:
+          UserError: the shards are damaged or gone.
+        """
+        try:
+            example = self._shards.example(self._number)
+            encoded = (
+                example["clean"].bytes_list.value[0]
+                if self._version is None
+                else example["rainy"].bytes_list.value[self._version]
+            )
+            return images.read(io.BytesIO(encoded))
+        except Exception as error:  # array_record raises RuntimeError, ValueError, IndexError, ...
+            raise UserError(f"{self}: cannot be read; prepare the data set again") from error
+
+    def __str__(self) -> str:
+        which = "clean picture" if self._version is None else f"rainy picture {self._version}"
+        return f"{which} of example {self._number} of {self._shards}"
+
+
+class _Shards:
+    """Random access to the examples of a split, undecoded."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self._name = f"{builder.data_path} ({split})"
+        self._source = builder.as_data_source(
+            split, deserialize_method=tfds.core.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
+        )
+        # The pictures of one scene are read one after another, by a few threads.
+        self.example = functools.lru_cache(maxsize=8)(self._example)
+
+    def _example(self, number: int) -> Mapping:
+        return self._source[number].features.feature
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def _storable(picture: Picture) -> str | np.ndarray:
+    """The file itself if all decoders see in it what `images.read` does, else pixels."""
+    if not isinstance(picture, str):
+        return read(picture)
+    with Image.open(picture) as image:
+        plain = image.format in ("PNG", "JPEG") and image.mode in ("RGB", "L")
+        turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    return picture if plain and not turned else images.read(picture)
