@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
+import platform
 import time
 from typing import Any
+
+import jax
+
+
+def use_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already.
+
+    They lie in the user's cache folder, one folder a host: programs for a CPU need not run on
+    another one that shares the home folder.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = pathlib.Path(root) / "manas_jax" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @dataclasses.dataclass(frozen=True)

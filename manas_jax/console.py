@@ -9,11 +9,17 @@ from absl import logging as absl_logging
 _PROGRESS = "Setting work unit notes: "  # how clu's local platform introduces a progress line
 
 
+# Who tells of every file, backend and array that it touches.
+_TALKATIVE = ("orbax", "xla_bridge", "Got raw tensors")
+
+
 class _Quiet(logging.Filter):
-    """Lets through what concerns the run: orbax tells of every file that it touches."""
+    """Lets through warnings, and what concerns the run."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+        return record.levelno >= logging.WARNING or not any(
+            word in record.pathname or word in str(record.msg) for word in _TALKATIVE
+        )
 
 
 class _Short(logging.Formatter):

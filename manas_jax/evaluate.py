@@ -1,12 +1,19 @@
-"""Evaluation: whole pictures of any size, scored as the de-raining literature scores them."""
+"""Evaluation: whole pictures of any size, scored as the de-raining literature scores them.
+
+As a command it scores pictures that anyone restored, by whatever means:
+
+python -m manas_jax.evaluate --restored=DIR --clean=DIR [--json=FILE]
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -118,3 +125,31 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         mean["input"].rgb_ssim, mean["output"].rgb_ssim,
     )  # fmt: skip
     return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The scorer's command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m manas_jax.evaluate",
+        description="Scores restored pictures against clean ones: PSNR and SSIM on Y and on RGB.",
+    )
+    parser.add_argument("--restored", required=True, help="folder of restored pictures")
+    parser.add_argument("--clean", required=True, help="folder of clean pictures, paired by name")
+    parser.add_argument("--json", help="file to write the scores to")
+    options = parser.parse_args(arguments)
+    try:
+        scores = metrics.score_folders(options.restored, options.clean)
+        if options.json:
+            checkpoint.write_json(options.json, metrics.as_json(scores))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: --json={options.json} cannot be written ({error})", file=sys.stderr)
+        return 1
+    print(metrics.table(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax import console, report
+from manas_jax import compilation, console, report
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
@@ -65,5 +65,6 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     console.show_progress()
+    compilation.use_cache()
     jax.config.config_with_absl()
     app.run(main)

@@ -1,18 +1,15 @@
-"""Scores of restored pictures (PSNR, SSIM, luma) and running averages of training losses.
+"""Scores of restored pictures: PSNR and SSIM, on luma and on RGB.
 
 Scores are taken the way the de-raining literature takes them: on 8-bit pictures, in float64, on the
 luma Y of ITU-R BT.601 as MATLAB's ``rgb2ycbcr`` gives it, and on RGB besides.
 """
 
 import dataclasses
-import functools
-import keyword
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from clu import metrics as clu_metrics
 from skimage.metrics import structural_similarity
 
 from manas_jax.errors import UserError
@@ -220,36 +217,6 @@ def table(scores: Mapping[str, Scores]) -> str:
         values = f"{s.y_psnr:.2f}", f"{s.y_ssim:.4f}", f"{s.rgb_psnr:.2f}", f"{s.rgb_ssim:.4f}"
         lines.append(form.format(name, *values))
     return "\n".join(lines)
-
-
-@functools.lru_cache
-def _averages(names: tuple[str, ...]) -> type[clu_metrics.Collection]:
-    return clu_metrics.Collection.create(
-        **{name: clu_metrics.Average.from_output(name) for name in names}
-    )
-
-
-def averages(names: Collection[str]) -> type[clu_metrics.Collection]:
-    """The class of running averages of the named loss terms, usable under jit.
-
-    The same names, in any order, give the same class, so that averages made in separately
-    compiled functions merge.
-
-        Losses = averages(["total", "external"])
-        update = Losses.single_from_model_output(total=..., external=...)   # in the jitted step
-        losses = update if losses is None else losses.merge(update)
-        losses.compute()   # {"total": mean, "external": mean}
-
-    Args:
-      names: Python identifiers.
-
-    Raises:
-      ValueError: if a name is none; clu makes each a dataclass field.
-    """
-    for name in names:
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise ValueError(f"{name!r} is no identifier, which a running average's name must be")
-    return _averages(tuple(sorted(names)))
 
 
 def _size(image: np.ndarray) -> str:

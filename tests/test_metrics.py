@@ -4,13 +4,12 @@ import dataclasses
 import json
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from manas_jax import metrics
+from manas_jax import evaluate, metrics
 from manas_jax.errors import UserError
 
 
@@ -227,23 +226,23 @@ def test_score_folders_names_what_is_wrong(tmp_path):
         metrics.score_folders(folder, wide)
 
 
-def test_averages_under_jit():
-    losses = metrics.averages(["total", "external"])
-    assert metrics.averages(("external", "total")) is losses
+def test_scorer_command(tmp_path, capsys):
+    for folder, noise in (("clean", 0), ("restored", 20)):
+        (tmp_path / folder).mkdir()
+        for seed in range(2):
+            picture = _picture(seed)
+            Image.fromarray(_noisy(picture, strength=noise) if noise else picture).save(
+                tmp_path / folder / f"{seed}.png"
+            )
+    arguments = [f"--restored={tmp_path / 'restored'}", f"--clean={tmp_path / 'clean'}"]
+    assert evaluate.main([*arguments, f"--json={tmp_path / 'scores.json'}"]) == 0
+    assert "mean of 2" in capsys.readouterr().out
+    written = json.loads((tmp_path / "scores.json").read_text())
+    expected = [metrics.score(_noisy(_picture(s)), _picture(s)).y_psnr for s in range(2)]
+    assert [row["y_psnr"] for row in written["images"]] == pytest.approx(expected)
 
-    @jax.jit
-    def step(x):
-        return losses.single_from_model_output(total=x, external=2 * x, unused=x)
-
-    merge = jax.jit(lambda a, b: a.merge(b))
-    running = step(jnp.float32(1))
-    for x in (2.0, 6.0):
-        running = merge(running, step(jnp.float32(x)))
-    values = {name: float(value) for name, value in running.compute().items()}
-    assert values == {"total": 3.0, "external": 6.0}
-
-
-@pytest.mark.parametrize("name", ["loss/total", "lambda", ""])
-def test_averages_need_identifiers(name):
-    with pytest.raises(ValueError, match="identifier"):
-        metrics.averages([name])
+    assert evaluate.main([*arguments, f"--json={tmp_path / 'no' / 'scores.json'}"]) == 1
+    assert "--json" in capsys.readouterr().err
+    (tmp_path / "clean" / "1.png").unlink()
+    assert evaluate.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
