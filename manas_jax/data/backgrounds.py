@@ -76,7 +76,7 @@ def merge(
     """Makes one scene, with all their rainy versions, of scenes that show one background.
 
     These are scenes whose clean pictures are equal in every pixel and, if `near_identical`, scenes
-    of one `Scene.photograph` whose clean pictures look alike.
+    of one `Scene.photograph` whose clean pictures look alike. Scenes without a clean picture stay.
 
     Returns:
       The scenes, in the order of first appearance, and the fingerprints of their clean pictures.
@@ -86,8 +86,8 @@ def merge(
     known: dict[str, int] = {}
     photographs: dict[str, list[int]] = {}
     for scene, mark in zip(scenes, prints, strict=True):
-        place = known.get(mark.digest)
-        if place is None and near_identical:
+        place = None if scene.clean is None else known.get(mark.digest)
+        if place is None and near_identical and scene.photograph:
             candidates = photographs.get(scene.photograph, [])
             place = next((i for i in candidates if alike([kept[i]], [mark])), None)
         if place is None:

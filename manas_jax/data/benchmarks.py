@@ -127,9 +127,9 @@ class _Match:
             whole = sum(_key(found) in keys for _, found in self.rainy)
         else:
             whole = len(self.clean) or len(self.rainy)
-        # One role alone is a split that lost the other, to be told, not a split that is absent.
         matched = len(self.clean) + len(self.rainy)
-        return whole or min(matched, 1), matched
+        # One role alone is a split that lost the other: an error to tell of, not an absent split.
+        return (whole or min(matched, 1)), matched
 
 
 def _match(files: Iterable[str], layout: datasets.Layout) -> _Match:

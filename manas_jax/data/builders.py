@@ -8,12 +8,14 @@ can be read at any place: `scenes` gives pictures that stay on disk until they a
 not imported; `.as_data_source("train")` then gives examples as NumPy arrays.
 """
 
+import contextlib
 import functools
 import io
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
@@ -59,7 +61,8 @@ class Derain(tfds.core.GeneratorBasedBuilder):
             "clean": tfds.features.Image(doc="without rain"),
             "rainy": tfds.features.Sequence(tfds.features.Image(), doc="the same, rained on"),
         }
-        if not all(l.clean for split in benchmark.splits.values() for l in split.layouts):
+        layouts = [layout for split in benchmark.splits.values() for layout in split.layouts]
+        if not all(layout.clean for layout in layouts):
             del features["clean"]
         return tfds.core.DatasetInfo(
             builder=self,
@@ -112,16 +115,14 @@ def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None
     target = pathlib.Path(builder.data_path)
     if target.exists():
         raise UserError(f"{target} is there already; remove it or choose another --data_dir")
-    tfds.disable_progress_bar()
+    tfds.disable_progress_bar()  # ours knows how long it will take
+    config = tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP)
     try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                compute_stats=tfds.download.ComputeStatsMode.SKIP,
-                manual_dir=target.parent,  # not looked at, but TFDS wants one
-            )
-        )
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
+            builder.download_and_prepare(download_config=config)
+    except (OSError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot write {target}: {reason}") from error
     return target
 
 

@@ -365,8 +365,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
         },
         backgrounds=(
-            "real_world/274/274-14/274-14_0_3.png: video 274, frame 14, patch at (0, 3); the frames "
-            "of one patch share real_world_gt/274/274_0_3.png"
+            "real_world/274/274-14/274-14_0_3.png: video 274, frame 14, patch at (0, 3); the "
+            "frames of one patch share real_world_gt/274/274_0_3.png"
         ),
         citation=(
             "Wang, Yang, Xu, Chen, Zhang, Lau: Spatial Attentive Single-Image Deraining with a "

@@ -290,9 +290,8 @@ def _write(name: str, splits: dict[str, tuple[Scene, ...]], data_dir: str | None
         raise UserError(f"nothing is left of {', '.join(empty)}; keep the leaks or get more data")
     target = builders.write(name, splits, data_dir)
     root = target.parents[2]
-    print(
-        f"Wrote {target}\nUse it with data.source=tfds data.tfds_name=derain/{name} data.root={root}"
-    )
+    print(f"Wrote {target}")
+    print(f"Use it with data.source=tfds data.tfds_name=derain/{name} data.root={root}")
 
 
 def _parser() -> argparse.ArgumentParser:

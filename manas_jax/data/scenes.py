@@ -128,8 +128,8 @@ def load(config, crop: int) -> Splits:
     Args:
       config: `source`, `root`, `tfds_name`, `validation_scenes`, `architecture_share`,
         `split_seed` and `limit` are read. `source` is photographs, folder, tfds or the name of a
-        benchmark (see `datasets`) that lies in the folder `root`. `limit` bounds weights and architecture scenes together;
-        validation stays what it is without a limit.
+        benchmark (see `datasets`) that lies in the folder `root`. `limit` bounds weights and
+        architecture scenes together; validation stays what it is without a limit.
       crop: side of the training patches in pixels; training scenes must hold one.
 
     Raises:
@@ -298,9 +298,9 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
     """Training and test scenes from a prepared TensorFlow Datasets data set.
 
     What `manas_jax.data.prepare` wrote (`derain/...`) stays on disk and is decoded when read. Any
-    other data set is held in memory: image features named like the folders in `datasets` (`rainy`, `clean`, ...) are pairs; a data
-    set with a single image feature is one of clean photographs. The splits `train` and `test` are
-    read, or `validation` where there is no `test`.
+    other data set is held in memory: image features named like the folders in `datasets` (`rainy`,
+    `clean`, ...) are pairs, a single image feature is one of clean photographs; the splits `train`
+    and `test` are read, or `validation` where there is no `test`.
 
     Raises:
       UserError: the data set is not there, or has no such features.
