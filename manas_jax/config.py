@@ -1,6 +1,6 @@
 """The defaults that every experiment in `configs/` starts from, and the checks on what they set.
 
-The defaults are the paper's (Cai et al., TCSVT 2023, section IV-B). Durations are counted in steps;
+The defaults are the paper's (Cai et al., TCSVT 2023). Durations are counted in steps;
 warm-ups are shares of them, so that a shorter run keeps its proportions.
 """
 

@@ -1,6 +1,6 @@
 """The four losses of the method, each a term that can be weighed and logged alone.
 
-Notation of Cai et al. (TCSVT 2023), section III-C: a scene has a clean image t and K rainy
+Notation of Cai et al. (TCSVT 2023): a scene has a clean image t and K rainy
 versions, whose outputs are o_1 .. o_K. Batches are outputs (S, K, H, W, 3) and clean images
 (S, H, W, 3) of S scenes; every term is a mean over the scenes.
 """

@@ -1,8 +1,8 @@
 """The search space and the genotype: what can be chosen, what was chosen, what it costs.
 
-Plain frozen dataclasses, JSON in and out, integer arithmetic only: no arrays live here. Section
-III of Cai et al., "Multi-scale Attentive Image De-raining Networks via Neural Architecture
-Search", IEEE TCSVT 33(2), 2023 (arXiv 2207.00728), describes the space.
+Plain frozen dataclasses, JSON in and out, integer arithmetic only: no arrays live here. The space
+is that of Cai et al., "Multi-scale Attentive Image De-raining Networks via Neural Architecture
+Search", IEEE TCSVT 33(2), 2023 (arXiv 2207.00728).
 """
 
 from __future__ import annotations

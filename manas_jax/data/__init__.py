@@ -1,9 +1,5 @@
 """Multi-to-one input: pictures, scenes, synthetic rain and the tf.data pipeline."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # its start-up notices concern nobody here
-
 import tensorflow as tf
 
 # The input pipeline runs on the host. Left alone, TensorFlow would claim the accelerator's memory
