@@ -222,7 +222,10 @@ def _storable(picture: Picture) -> str | np.ndarray:
     """The file itself if all decoders see in it what `images.read` does, else pixels."""
     if not isinstance(picture, str):
         return read(picture)
-    with Image.open(picture) as image:
-        plain = image.format in ("PNG", "JPEG") and image.mode in ("RGB", "L")
-        turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    try:
+        with Image.open(picture) as image:
+            plain = image.format in ("PNG", "JPEG") and image.mode in ("RGB", "L")
+            turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    except (OSError, SyntaxError):  # `images.read` will say what is wrong
+        plain, turned = False, False
     return picture if plain and not turned else images.read(picture)

@@ -307,19 +307,17 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
     """
     import tensorflow_datasets as tfds  # seconds to import, and only this source needs it
 
+    how = "set data.root to the folder that holds it, or make it with " + (
+        "`python -m manas_jax.data.prepare`" if name.startswith("derain/") else "tfds.load"
+    )
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
         prepared = dict(builder.info.splits)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        ours = name.startswith("derain/")
-        hint = "; make it with `python -m manas_jax.data.prepare`" if ours else ""
-        raise UserError(f"data.tfds_name: no TFDS data set {name!r} ({reason}){hint}") from error
+        raise UserError(f"data.tfds_name: no TFDS data set {name!r} ({reason}); {how}") from error
     if not prepared:
-        raise UserError(
-            f"data.tfds_name: {name!r} is not prepared in {builder.data_dir}; run "
-            "tfds.load on it once, or set data.root to the folder that holds it"
-        )
+        raise UserError(f"data.tfds_name: {name!r} is not prepared in {builder.data_dir}; {how}")
     if builder.name == "derain":
         from manas_jax.data import benchmarks, builders  # they import this module
 
