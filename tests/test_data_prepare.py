@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from manas_jax.data import backgrounds, builders, datasets, images, pipeline, prepare, scenes
 from manas_jax.data.scenes import Scene
@@ -173,12 +174,12 @@ def test_order_survives_many_scenes(tmp_path):
     for i in range(30):
         _save(tmp_path / f"raw/{i}.png", _rained(i))
     found, _ = prepare.benchmarks.find("real", tmp_path / "raw")
-    before = tfds.core.shuffle.MAX_MEM_BUFFER_SIZE
-    tfds.core.shuffle.MAX_MEM_BUFFER_SIZE = 1000  # bytes
+    before = shuffle.MAX_MEM_BUFFER_SIZE
+    shuffle.MAX_MEM_BUFFER_SIZE = 1000  # bytes
     try:
         builders.write("real", {"test": found["test"].scenes}, str(tmp_path))
     finally:
-        tfds.core.shuffle.MAX_MEM_BUFFER_SIZE = before
+        shuffle.MAX_MEM_BUFFER_SIZE = before
     _, test = scenes.find_tfds("derain/real", str(tmp_path))
     assert [scene.name for scene in test] == [str(i) for i in range(30)]
     for i, scene in enumerate(test):
