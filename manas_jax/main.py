@@ -53,6 +53,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     return report.write(workdir)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with a line in place of a traceback where a config key or file is wrong."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = _CONFIG.value and _CONFIG.value.stage  # a missing file is noticed only when used
+    except AttributeError as error:
+        cause = error.args[0] if error.args else error
+        hint = " ".join(str(cause.args[0] if isinstance(cause, KeyError) else cause).split())
+        sys.exit(f"error: unknown config key {hint}; see manas_jax/config.py for all of them")
+    except OSError:
+        sys.exit(f"error: --config={flags.FLAGS['config'].config_filename}: no such file")
+    return rest
+
+
 def main(argv: Sequence[str]) -> None:
     """Flags in, report out."""
     if len(argv) > 1:
@@ -69,4 +83,4 @@ if __name__ == "__main__":
     console.show_progress()
     compilation.use_cache()
     jax.config.config_with_absl()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
