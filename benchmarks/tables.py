@@ -1,0 +1,108 @@
+"""Builds README's tables from results/: each stands between two comments that name it.
+
+python -m benchmarks.tables           writes them into README.md
+python -m benchmarks.tables --check   says which are out of date, and fails
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+RUNS = {
+    "quickstart": "quickstart: embedded photographs, synthetic rain, 3 held out",
+    "rain100l": "rain100l: Rain100L, 100 test pairs",
+}
+
+
+def scores() -> str:
+    """PSNR and SSIM of the runs, before and after, with what the network costs."""
+    head = [
+        "run", "PSNR / SSIM on Y", "on RGB", "parameters", "GFLOP a picture", "seconds a picture"
+    ]  # fmt: skip
+    rows = []
+    for name, title in RUNS.items():
+        if (run := _load(name)) is None:
+            continue
+        result = run["evaluate"]
+        before, after = (result["mean"][side] for side in ("input", "output"))
+        rows.append(
+            [
+                title,
+                *(
+                    f"{before[f'{c}_psnr']:.2f} / {before[f'{c}_ssim']:.3f} → "
+                    f"**{after[f'{c}_psnr']:.2f} / {after[f'{c}_ssim']:.3f}**"
+                    for c in ("y", "rgb")
+                ),
+                f"{result['parameters']:,}",
+                f"{2 * result['macs'] / 1e9:.1f} at {'x'.join(map(str, result['macs_at']))}",
+                f"{result['seconds_a_picture']:.2f}",
+            ]
+        )
+    return _table(head, rows)
+
+
+def budgets() -> str:
+    """What the runs took and where they ran."""
+    head = ["run", "search", "training", "seed", "machine", "commit, date"]
+    rows = []
+    for name in RUNS:
+        if (run := _load(name)) is None:
+            continue
+        origin = run["provenance"]
+        rows.append(
+            [
+                name,
+                *(_budget(run[stage]) for stage in ("search", "train")),
+                str(run["config"]["seed"]),
+                f"{origin['machine']['processor']}, {origin['machine']['cores']} cores, "
+                f"jax {origin['versions']['jax']}",
+                f"{origin['commit'][:9]}, {origin['date'][:10]}",
+            ]
+        )
+    return _table(head, rows)
+
+
+TABLES = {"scores": scores, "budgets": budgets}
+
+
+def fill(text: str) -> str:
+    """The text with the tables in place of what stands between their comments."""
+    for name, make in TABLES.items():
+        block = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        made = make()
+        text = block.sub(lambda match, made=made: f"{match[1]}{made}{match[2]}", text)
+    return text
+
+
+def _budget(summary: dict[str, Any]) -> str:
+    minutes = (summary["seconds"] + summary["compile_seconds"]) / 60
+    return f"{summary['steps']:,} steps, {minutes:.0f} min"
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    file = ROOT / "results" / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    before = README.read_text()
+    after = fill(before)
+    if options.check:
+        sys.exit("README.md: run python -m benchmarks.tables" if before != after else 0)
+    README.write_text(after)
