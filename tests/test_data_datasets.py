@@ -289,6 +289,24 @@ def test_rain13k_is_grouped_by_identical_clean_pictures(tmp_path):
     assert part.pairs == 5 and [len(scene.rainy) for scene in part.scenes] == [3, 1, 1]
 
 
+def test_spa_groups_frames_and_keeps_videos_together(tmp_path):
+    for video in ("001", "002"):
+        _write(
+            tmp_path,
+            f"real_world_gt/{video}/{video}_{{i}}_0.png",
+            f"real_world/{video}/{video}-{{v}}/{video}-{{v}}_{{i}}_0.png",
+            (0, 1),
+            versions=(1, 2),
+        )
+    training, _ = benchmarks.load("spa", tmp_path)
+    assert [(scene.photograph, len(scene.rainy)) for scene in training] == [
+        ("001", 2),
+        ("001", 2),
+        ("002", 2),
+        ("002", 2),
+    ]
+
+
 def test_photographs_without_ground_truth(tmp_path):
     for i in range(3):
         _save(tmp_path / "street" / f"{i}.jpg", _rained(i, 1))
@@ -386,6 +404,7 @@ def test_copies_within_a_split_are_told(tmp_path):
     assert part.pairs == 5 and [len(s.rainy) for s in part.scenes] == [2, 1, 1, 1]
     assert [pair[:2] for pair in part.alike] == [("2", "10")]
     text = prepare.summary(inspection)
+    assert "copies: 1 clean pictures of train" in text
     assert "1 scenes of train have several rainy versions, as 1 (2)" in text
     assert "look alike within train: 1, as 2 and 10" in text
 

@@ -101,6 +101,20 @@ def test_batches_are_the_same_from_the_folder_and_prepared(tmp_path, rain100l):
             np.testing.assert_array_equal(first[key], second[key])
 
 
+def test_the_builder_works_as_tfds_builders_do(tmp_path, rain100l):
+    builder = builders.Derain(config="rain100l", data_dir=str(tmp_path))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(rain100l))
+    )
+    assert {split: info.num_examples for split, info in builder.info.splits.items()} == {
+        "train": 6,
+        "test": 2,
+    }
+    example = builder.as_data_source("train")[2]
+    np.testing.assert_array_equal(example["clean"], _background(2))
+    np.testing.assert_array_equal(example["rainy"][0], _rained(2))
+
+
 def test_the_same_from_the_benchmark_by_name(rain100l):
     named = scenes.load(_config(source="rain100l", root=str(rain100l)), crop=8)
     folder = scenes.load(_config(root=str(rain100l)), crop=8)

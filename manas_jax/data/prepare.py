@@ -39,6 +39,7 @@ class Part:
       scenes: one per background (identical clean pictures are one scene).
       prints: of their clean pictures (of the rainy one where there is none).
       pairs: rainy pictures.
+      copies: clean pictures that show the background of another and were made one scene with it.
       sizes: how many pairs have which (height, width).
       rougher: share of the pairs whose clean picture varies more from pixel to pixel.
       alike: (scene, scene, bits apart) that look alike without being identical.
@@ -48,6 +49,7 @@ class Part:
     scenes: tuple[Scene, ...]
     prints: tuple[Fingerprint, ...]
     pairs: int
+    copies: int
     sizes: collections.Counter
     rougher: float
     alike: tuple[tuple[str, str, int], ...]
@@ -151,6 +153,8 @@ def summary(inspection: Inspection) -> str:
             f"  of no use: {len(inspection.unused):,} pictures, {_some(inspection.unused)}"
         )
     for split, part in inspection.parts.items():
+        if part.copies:
+            lines.append(f"  copies: {part.copies:,} clean pictures of {split} repeat another's")
         several = [scene for scene in part.scenes if len(scene.rainy) > 1]
         if several:
             lines.append(
@@ -219,7 +223,8 @@ def _inspect_split(split: str, found: benchmarks.Found, *, near_identical: bool)
     )
     alike = tuple((scenes[i].name, scenes[j].name, b) for i, j, b in backgrounds.alike(prints))
     rougher = sum(each.rougher for each in measured) / found.pairs
-    return Part(found.layout, scenes, prints, found.pairs, sizes, rougher, alike)
+    copies = len(found.scenes) - len(scenes)
+    return Part(found.layout, scenes, prints, found.pairs, copies, sizes, rougher, alike)
 
 
 def _measure(scene: Scene) -> _Measured:
