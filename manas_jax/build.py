@@ -24,7 +24,7 @@ def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
     """The supernet of the configured space, or the derived network of a genotype."""
     dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
     space = genotype.space if genotype else SearchSpace(**config.space)
-    return Network(space, genotype, dtype, config.network.remat)
+    return Network(space, genotype, dtype, config.network.remat, config.network.scan)
 
 
 def weight_schedule(options: ConfigDict) -> optax.Schedule:

@@ -38,6 +38,7 @@ def default() -> ml_collections.ConfigDict:
     network = config.network = ml_collections.ConfigDict()
     network.dtype = "float32"  # of the computation; or "bfloat16". Parameters stay float32
     network.remat = False  # compute activations twice to save memory
+    network.scan = False  # loop over the supernet's columns: less to compile, slow on CPU
 
     config.objectives = ml_collections.ConfigDict(dataclasses.asdict(objectives.Weights()))
     config.objectives.complexity_size = (320, 480)  # pixels at which MACs are counted

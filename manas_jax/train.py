@@ -17,7 +17,13 @@ from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
-from manas_jax.models.network import Network, inherit, init_variables, variable_shapes
+from manas_jax.models.network import (
+    Network,
+    inherit,
+    init_variables,
+    unstack_columns,
+    variable_shapes,
+)
 from manas_jax.recorder import Recorder, log_parameters
 from manas_jax.space import Genotype
 from manas_jax.state import TrainState, init_train
@@ -191,4 +197,5 @@ def _first_variables(config: ConfigDict, workdir: str | os.PathLike, network: Ne
     """Fresh variables, or with `train.inherit` those of the supernet."""
     if not config.train.inherit:
         return init_variables(network, config.seed)
-    return inherit(search.load(config, workdir).variables, variable_shapes(network))
+    supernet = unstack_columns(search.load(config, workdir).variables, network.space)
+    return inherit(supernet, variable_shapes(network))

@@ -41,12 +41,16 @@ class Network(nn.Module):
         statistics stay float32, and so does the output.
       remat: whether columns and attention modules are computed again in the backward pass, which
         saves memory for time.
+      scan: whether the supernet's columns of a cell are one `lax.scan` over stacked variables (see
+        `stack_columns`): less to compile on accelerators; on CPU convolutions inside of a loop are
+        several times slower.
     """
 
     space: SearchSpace
     genotype: Genotype | None = None
     dtype: Any = None
     remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(
@@ -85,7 +89,16 @@ class Network(nn.Module):
         for cell, count in enumerate(space.branches):
             transition = Transition(space.channels[:count], dtype, name=f"cell{cell}_transition")
             branches = transition(branches, train)
-            for i in range(space.columns[cell]):
+            if self.scan and genotype is None and space.columns[cell]:
+                chosen = [next(columns) for _ in range(space.columns[cell])]
+                scanned = nn.scan(
+                    maybe_remat(_ScannedColumn),
+                    variable_axes={"params": 0, "batch_stats": 0},
+                    split_rngs={"params": True},
+                    in_axes=(nn.broadcast, 0),
+                )(dtype, name=f"cell{cell}_columns")
+                branches, _ = scanned(branches, train, probabilities["columns"][np.array(chosen)])
+            for i in range(0 if self.scan and genotype is None else space.columns[cell]):
                 column = next(columns)
                 branches = maybe_remat(Column)(
                     None if genotype is None else genotype.columns[cell][i],
@@ -117,6 +130,48 @@ class Network(nn.Module):
         return images + x if space.residual else x
 
 
+class _ScannedColumn(nn.Module):
+    """A mixed column as the body of a scan."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, branches, train, probabilities):
+        return Column(None, self.dtype, name="column")(branches, train, probabilities), None
+
+
+def stack_columns(variables: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """A supernet's variables as one that scans has them: a cell's columns stacked on a new axis."""
+
+    def stacked(tree):
+        tree = dict(tree)
+        for cell, number in enumerate(space.columns):
+            columns = [tree.pop(f"cell{cell}_column{i}") for i in range(number)]
+            if columns:
+                tree[f"cell{cell}_columns"] = {
+                    "column": jax.tree.map(lambda *leaves: np.stack(leaves), *columns)
+                }
+        return tree
+
+    return {collection: stacked(tree) for collection, tree in variables.items()}
+
+
+def unstack_columns(variables: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """The inverse of `stack_columns`; leaves variables alone that are not stacked."""
+
+    def unstacked(tree):
+        tree = dict(tree)
+        for cell, number in enumerate(space.columns):
+            columns = tree.pop(f"cell{cell}_columns", None)
+            for i in range(number if columns else 0):
+                tree[f"cell{cell}_column{i}"] = jax.tree.map(
+                    lambda leaf, i=i: leaf[i], columns["column"]
+                )
+        return tree
+
+    return {collection: unstacked(tree) for collection, tree in variables.items()}
+
+
 def variable_shapes(network: Network) -> dict[str, Any]:
     """Shapes and types of the network's 'params' and 'batch_stats'; computes nothing."""
     side = network.space.multiple  # the smallest picture that needs no padding
@@ -135,6 +190,9 @@ def init_variables(network: Network, seed: int) -> dict[str, Any]:
     normal (He et al., "Delving Deep into Rectifiers", ICCV 2015), a residual network's last one
     zero; scales and variances one, biases and means zero.
     """
+    if network.scan and network.genotype is None:
+        plain = init_variables(network.clone(scan=False), seed)
+        return stack_columns(plain, network.space)
     draw = np.random.default_rng(seed)
 
     def fresh(path, leaf):
