@@ -181,6 +181,8 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
         workdir.mkdir(parents=True, exist_ok=True)
         before = json.loads(file.read_text()) if file.exists() else None
         if before is not None:
+            if not isinstance(before, dict):
+                raise ValueError("not an object")
             old, new = dict(_leaves(before)), dict(_leaves(fields))
             changed = [
                 f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
@@ -195,7 +197,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
         temporary = file.with_name("config.json.tmp")
         temporary.write_text(json.dumps(fields, indent=1) + "\n")
         os.replace(temporary, file)
-    except json.JSONDecodeError:
+    except ValueError:  # not JSON, not text or not an object
         raise UserError(f"{file} is damaged: mend it or take another --workdir") from None
     except OSError as error:
         raise UserError(

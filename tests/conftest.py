@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -18,10 +19,11 @@ from manas_jax.space import SearchSpace
 ROOT = pathlib.Path(__file__).parent.parent
 NARROW = {
     "channels": (4, 8),
-    "branches": (1, 2),
-    "columns": (0, 1),
+    "branches": (2,),
+    "columns": (1,),
     "stem_blocks": 1,
-    "candidates": ("none", "skip_connect", "SE", "dil_conv_3x3_spatial"),
+    "attention_groups": 1,
+    "candidates": ("none", "SE", "dil_conv_3x3_spatial"),
 }
 """A space with everything of the paper's in kind, as quick to compile as can be."""
 
@@ -33,12 +35,7 @@ def space():
 
 def narrow_config(**changes):
     """configs/tiny.py on the narrowest space; `changes` have dots as '__' in their keys."""
-    sys.path.insert(0, str(ROOT / "configs"))
-    try:
-        from tiny import get_config
-    finally:
-        sys.path.pop(0)
-    config = get_config()
+    config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
     config.devices = 1
     config.space.update(NARROW)
     for key, value in changes.items():
@@ -100,3 +97,9 @@ def run_command():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def experiments():
+    """`get_config` of every file in configs/, by name."""
+    return {p.stem: runpy.run_path(str(p))["get_config"] for p in (ROOT / "configs").glob("*.py")}

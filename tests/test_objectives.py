@@ -25,7 +25,9 @@ def _images(versions, scenes=2, height=13, width=11, seed=0):
 
 
 def _plain_mse(outputs, clean):
-    return np.mean([sum(np.mean((o - t) ** 2) for o in os) for os, t in zip(outputs, clean)])
+    return np.mean(
+        [sum(np.mean((o - t) ** 2) for o in os) for os, t in zip(outputs, clean, strict=True)]
+    )
 
 
 def _plain_ssim_loss(outputs, clean):
@@ -52,7 +54,7 @@ def _plain_ssim_loss(outputs, clean):
             / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
         )
 
-    return np.mean([sum(1 - ssim(o, t) for o in os) for os, t in zip(outputs, clean)])
+    return np.mean([sum(1 - ssim(o, t) for o in os) for os, t in zip(outputs, clean, strict=True)])
 
 
 def _plain_tv(outputs, clean):
@@ -101,7 +103,7 @@ def test_internal_gradient_is_that_of_the_pairs(versions):
 
 @pytest.mark.parametrize("name", RESTORATION)
 def test_restoration_term_off_on_and_alone(name):
-    """The gradient is the weighed sum of the terms' own gradients, and nothing of one that is off."""
+    """The gradient is the weighed sum of the terms' own gradients, and none of one that is off."""
     outputs, clean = _images(3)
 
     def gradient(weights, scale=1.0):
@@ -268,5 +270,5 @@ def test_scene_objective_of_a_network(space, make_batch, versions):
     np.testing.assert_allclose(after, total, rtol=1e-4)
     np.testing.assert_allclose(before, total - plain["internal"], rtol=1e-4)
     assert terms["restoration"] == after
-    moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (stats, arguments[2])))]
-    assert all(moved)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), stats, arguments[2])
+    assert all(jax.tree.leaves(moved))
