@@ -40,9 +40,9 @@ def _write(root, clean, rainy, numbers, *, versions=(1,), shown=lambda number: n
 
 
 def _write_halves(root, name, numbers, side, *, version=1, shown=lambda number: number):
-    """Side by side files, the clean half on `side`."""
+    """Side by side files, the clean half on `side`; that of other versions is not quite equal."""
     for i in numbers:
-        halves = [_background(shown(i)), _rained(shown(i), version)]
+        halves = [_background(shown(i)) + np.uint8(version - 1), _rained(shown(i), version)]
         _save(root / name.format(i=i), np.hstack(halves if side == "left" else halves[::-1]))
 
 
