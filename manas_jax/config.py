@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from manas_jax import bilevel, objectives
+from manas_jax.data import datasets
 from manas_jax.errors import UserError
 from manas_jax.space import SearchSpace
 
@@ -44,7 +45,7 @@ def default() -> ml_collections.ConfigDict:
     config.objectives.complexity_size = (320, 480)  # pixels at which MACs are counted
 
     data = config.data = ml_collections.ConfigDict()
-    data.source = "folder"  # or "photographs" (embedded), "tfds"
+    data.source = "folder"  # or "photographs" (embedded), "tfds", or a benchmark's name
     data.root = ""  # the folder; for tfds its data_dir
     data.tfds_name = ""
     data.versions = 3  # K, rainy versions of a scene in a batch
@@ -110,7 +111,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     choices = {
         "stage": (*STAGES, "all"),
         "network.dtype": ("float32", "bfloat16"),
-        "data.source": ("folder", "photographs", "tfds"),
+        "data.source": ("folder", "photographs", "tfds", *datasets.BENCHMARKS),
         "search.hypergradient": bilevel.HYPERGRADIENTS,
         "evaluate.split": ("test", "validation"),
     }
@@ -153,7 +154,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _demand(config, "search.epsilon", config.search.epsilon > 0, "more than 0")
     sizes = config.objectives.complexity_size
     _demand(config, "objectives.complexity_size", len(sizes) == 2 and min(sizes) > 0, "two sizes")
-    if config.data.source == "folder" and not config.data.root:
+    if config.data.source not in ("photographs", "tfds") and not config.data.root:
         raise UserError("data.root is empty: name the folder, --config.data.root=DIR")
     if config.data.source == "tfds" and not config.data.tfds_name:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
