@@ -58,7 +58,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv)
         _ = _CONFIG.value and _CONFIG.value.stage  # a missing file is noticed only when used
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         cause = error.args[0] if error.args else error
         hint = " ".join(str(cause.args[0] if isinstance(cause, KeyError) else cause).split())
         sys.exit(f"error: unknown config key {hint}; see manas_jax/config.py for all of them")
