@@ -123,6 +123,7 @@ def pullback(
     return transposed(cotangent)[0]
 
 
+@jax.jit
 def perturb(weights: PyTree, v: PyTree, epsilon: float) -> tuple[PyTree, PyTree, jax.Array]:
     """w + eps v, w - eps v and eps = epsilon / ||v||; v = 0 leaves w as it is."""
     length = optax.global_norm(v)
@@ -132,6 +133,7 @@ def perturb(weights: PyTree, v: PyTree, epsilon: float) -> tuple[PyTree, PyTree,
     return plus, minus, eps
 
 
+@jax.jit
 def difference(direct: PyTree, plus: PyTree, minus: PyTree, eps: jax.Array) -> PyTree:
     """direct + (plus - minus) / (2 eps)."""
     return jax.tree.map(lambda d, p, m: d + (p - m) / (2 * eps), direct, plus, minus)
