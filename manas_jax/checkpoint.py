@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 from manas_jax.errors import UserError
 
 PyTree = Any
-SCORE = "psnr"
+SCORE, SECONDS = "psnr", "seconds"
 
 
 class Checkpoints:
@@ -46,12 +46,12 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{self.directory}: cannot keep checkpoints here ({error})") from None
 
-    def save(self, step: int, state: PyTree, score: float) -> None:
-        """Starts saving; `score` is the validation PSNR in dB."""
+    def save(self, step: int, state: PyTree, score: float, seconds: float = 0.0) -> None:
+        """Starts saving; `score` is the validation PSNR in dB, `seconds` the time spent so far."""
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-            metrics={SCORE: float(score)},
+            metrics={SCORE: float(score), SECONDS: float(seconds)},
         )
 
     def restore(self, template: PyTree) -> PyTree | None:
@@ -70,6 +70,12 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
+
+    @property
+    def seconds(self) -> float:
+        """Time that had been spent when the newest checkpoint was saved; 0 without one."""
+        step = self._manager.latest_step()
+        return 0.0 if step is None else self._manager.metrics(step)[SECONDS]
 
     @property
     def best_step(self) -> int | None:

@@ -65,18 +65,17 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     if not chosen:
         raise UserError(
             f"data.root={config.data.root}: no {config.evaluate.split} pictures to evaluate; "
-            "add them or set evaluate.split=validation"
+            "add a test folder or set evaluate.split=validation"
         )
     restore = restorer(network)
-    pairs = list(pipeline.evaluation_pairs(chosen, config.data))
-    wanted = min(len(pairs), config.evaluate.pictures)
-    kept = set(np.linspace(0, len(pairs) - 1, wanted).astype(int))
+    total = sum(max(1, len(scene.rainy)) for scene in chosen)
+    kept = set(np.linspace(0, total - 1, min(total, config.evaluate.pictures)).astype(int))
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     for stale in (folder / "pictures").glob("*.png"):
         stale.unlink()
 
-    rows, seen = [], set()
-    for number, (name, rainy, clean) in enumerate(pairs):
+    rows, seen, begin = [], set(), time.monotonic()
+    for number, (name, rainy, clean) in enumerate(pipeline.evaluation_pairs(chosen, config.data)):
         if rainy.shape not in seen:  # keep compiling out of the seconds a picture
             restore(variables, rainy)
             seen.add(rainy.shape)
@@ -85,10 +84,12 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         seconds = time.monotonic() - start
         before, after = metrics.score(rainy, clean), metrics.score(restored, clean)
         rows.append({"name": name, "input": before, "output": after, "seconds": seconds})
-        if number < LOGGED_PICTURES:
+        if number < LOGGED_PICTURES or number % LOGGED_PICTURES == 0:
+            left = (time.monotonic() - begin) / len(rows) * (total - len(rows))
             logging.info(
-                "%s: %.2f -> %.2f dB, SSIM %.3f -> %.3f (Y)",
-                name, before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
+                "evaluate: %d of %d, %s: %.2f -> %.2f dB, SSIM %.3f -> %.3f (Y); %.0f s left",
+                len(rows), total, name, before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
+                left,
             )  # fmt: skip
         if number in kept:
             stem = str(folder / "pictures" / name.replace(os.sep, "_"))
@@ -96,7 +97,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 images.write_png(f"{stem}_{kind}.png", picture)
 
     mean = {side: metrics.mean([row[side] for row in rows]) for side in ("input", "output")}
-    height, width = pairs[0][1].shape[:2]
+    height, width = clean.shape[:2]
     cost = network.genotype.cost(height, width)
     result = {
         "split": config.evaluate.split,

@@ -12,7 +12,10 @@ import jax
 import numpy as np
 from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
+from ml_collections import ConfigDict
 
+from manas_jax.checkpoint import Checkpoints
+from manas_jax.compilation import Compilation
 from manas_jax.errors import UserError
 from manas_jax.metrics import Scores
 
@@ -20,37 +23,40 @@ from manas_jax.metrics import Scores
 class Recorder:
     """Collects each step's terms on the device and writes their averages every so often.
 
-    Goes to TensorBoard and to the log, with images a second and the time left.
+    Goes to TensorBoard and to the log, with images a second and the time left. Also knows when a
+    checkpoint is due, and what there is to say of a stage in the end.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike,
-        *,
+        config: ConfigDict,
+        options: ConfigDict,
+        checkpoints: Checkpoints,
         start: int,
-        total: int,
-        every: int,
-        images_per_step: int,
-        extras: Callable[[int], Mapping[str, float]] = lambda step: {},
+        schedule: Callable[[int], float],
     ):
         """Opens the event file.
 
         Args:
           folder: where it goes.
+          config: the configuration.
+          options: the part of it that is the stage's own.
+          checkpoints: where states are saved.
           start: steps that are done already.
-          total: steps in all.
-          every: steps between two entries.
-          images_per_step: rainy patches that a step looks at.
-          extras: further scalars of a step, such as the learning rate.
+          schedule: learning rate of a step.
         """
         self._writer = metric_writers.create_default_writer(
             os.fspath(folder), just_logging=jax.process_index() > 0
         )
         self._report = periodic_actions.ReportProgress(
-            num_train_steps=total, every_steps=every, every_secs=None
+            num_train_steps=options.steps, every_steps=config.log_every, every_secs=None
         )
-        self._total, self._every, self._images = total, every, images_per_step
-        self._extras = extras
+        self._total, self._every = options.steps, config.log_every
+        self._checkpoint_every, self._checkpoints = options.checkpoint_every, checkpoints
+        self._images = options.scenes * config.data.versions
+        self._schedule = schedule
+        self._start, self._begin = start, time.monotonic() - checkpoints.seconds
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._since = time.monotonic()
         self._images_done, self._seconds = 0, 0.0
@@ -63,7 +69,7 @@ class Recorder:
           UserError: a loss is not finite (found when an entry is due).
         """
         self._pending.append((step, terms))
-        if step % self._every == 0 or step == self._total:
+        if self.entry_due(step):
             self.flush()
         self._report(step)
 
@@ -91,23 +97,51 @@ class Recorder:
             f"loss/{name}": np.mean([t[name] for t in terms if name in t])
             for name in sorted(set().union(*terms))
         }
-        rate = {"images_per_second": images / seconds}
-        self.scalars(steps[-1], {**means, **rate, **self._extras(steps[-1])})
+        rates = {
+            "images_per_second": images / seconds,
+            "learning_rate": self._schedule(steps[-1]),
+        }
+        self.scalars(steps[-1], {**means, **rates})
         self._since = time.monotonic()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of a step."""
         self._writer.write_scalars(step, {k: float(v) for k, v in values.items()})
 
-    @property
-    def images_per_second(self) -> float:
-        """Over all entries so far; 0 before the first."""
-        return self._images_done / self._seconds if self._seconds else 0.0
+    def entry_due(self, step: int) -> bool:
+        """Whether averages are written after this step."""
+        return step % self._every == 0 or step == self._total
 
-    def validation(self, step: int, scores: Scores) -> None:
-        """Writes the validation scores (Y) of a step; their time counts in no rate."""
+    def checkpoint(self, step: int, state: Any, score: Callable[[], Scores]) -> None:
+        """Scores and saves the state if a checkpoint is due after this step.
+
+        Args:
+          step: steps done.
+          state: what to save.
+          score: makes the validation scores; their time counts in no rate.
+
+        Raises:
+          UserError: a loss is not finite; nothing is saved then.
+        """
+        if step % self._checkpoint_every and step != self._total:
+            return
+        self.flush()
+        scores = score()
         self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
+        self._checkpoints.save(step, state, scores.y_psnr, time.monotonic() - self._begin)
         self._since = time.monotonic()
+
+    def summary(self, compilation: Compilation, scores: Scores) -> dict[str, Any]:
+        """What a stage took and what it came to, ready for JSON."""
+        return {
+            "steps": self._total,
+            "started_from_step": self._start,
+            "seconds": time.monotonic() - self._begin,
+            "images_per_second": self._images_done / self._seconds if self._seconds else None,
+            "compile_seconds": compilation.seconds,
+            "flops_per_step": compilation.flops,
+            "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
+        }
 
     def tensors(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes arrays of a step."""

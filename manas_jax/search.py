@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -262,15 +261,11 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("search: compiled a step; %s", compilation)
 
-        begin = time.monotonic()
-        recorder = Recorder(
-            folder,
-            start=start,
-            total=options.steps,
-            every=config.log_every,
-            images_per_step=options.scenes * config.data.versions,
-            extras=lambda n: {"learning_rate": build.weight_schedule(options)(n)},
-        )
+        def score():
+            return validation(state.variables, state.architecture)
+
+        schedule = build.weight_schedule(options)
+        recorder = Recorder(folder, config, options, checkpoints, start, schedule)
         batches = zip(
             range(start + 1, options.steps + 1),
             on_weights.iterate(start, options.steps),
@@ -285,32 +280,16 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
                     architecture_batch and sharding.put_batch(architecture_batch, mesh),
                 )
                 recorder(number, terms)
-                if number % config.log_every == 0 or number == options.steps:
+                if recorder.entry_due(number):
                     _record_architecture(recorder, number, state, space)
-                if number % options.checkpoint_every == 0 or number == options.steps:
-                    recorder.flush()  # a diverged state is found out before it is saved
-                    scores = validation(state.variables, state.architecture)
-                    recorder.validation(number, scores)
-                    checkpoints.save(number, state, scores.y_psnr)
+                recorder.checkpoint(number, state, score)
 
         probabilities = _probabilities(state)
         genotype = derive(space, probabilities["columns"], probabilities["attention"])
         genotype.save(workdir / "genotype.json")
-        scores = validation(state.variables, state.architecture)
-        write_json(
-            folder / "summary.json",
-            {
-                "steps": options.steps,
-                "started_from_step": start,
-                "seconds": time.monotonic() - begin,
-                "images_per_second": recorder.images_per_second,
-                "compile_seconds": compilation.seconds,
-                "flops_per_step": compilation.flops,
-                "devices": mesh.devices.size,
-                "parameters": space.supernet_cost(1, 1).parameters,
-                "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
-            },
-        )
+        parameters = space.supernet_cost(1, 1).parameters
+        facts = {"devices": mesh.devices.size, "parameters": parameters}
+        write_json(folder / "summary.json", recorder.summary(compilation, score()) | facts)
     return genotype
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import time
 from typing import Any
 
 import jax
@@ -106,41 +105,23 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
         compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("train: compiled a step; %s", compilation)
 
-        begin = time.monotonic()
-        recorder = Recorder(
-            folder,
-            start=start,
-            total=options.steps,
-            every=config.log_every,
-            images_per_step=options.scenes * config.data.versions,
-            extras=lambda n: {"learning_rate": build.weight_schedule(options)(n)},
-        )
+        def score():
+            return validation(state.variables)
+
+        schedule = build.weight_schedule(options)
+        recorder = Recorder(folder, config, options, checkpoints, start, schedule)
         with recorder:
             for number, batch in enumerate(batches.iterate(start, options.steps), start + 1):
                 state, terms = step(state, sharding.put_batch(batch, mesh))
                 recorder(number, terms)
-                if number % options.checkpoint_every == 0 or number == options.steps:
-                    recorder.flush()  # a diverged state is found out before it is saved
-                    scores = validation(state.variables)
-                    recorder.validation(number, scores)
-                    checkpoints.save(number, state, scores.y_psnr)
+                recorder.checkpoint(number, state, score)
 
-        best, scores = checkpoints.best_step, validation(state.variables)
-        write_json(
-            folder / "summary.json",
-            {
-                "steps": options.steps,
-                "started_from_step": start,
-                "seconds": time.monotonic() - begin,
-                "images_per_second": recorder.images_per_second,
-                "compile_seconds": compilation.seconds,
-                "flops_per_step": compilation.flops,
-                "devices": mesh.devices.size,
-                "parameters": genotype.cost(1, 1).parameters,
-                "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
-                "best_step": best,
-            },
-        )
+        facts = {
+            "devices": mesh.devices.size,
+            "parameters": genotype.cost(1, 1).parameters,
+            "best_step": checkpoints.best_step,
+        }
+        write_json(folder / "summary.json", recorder.summary(compilation, score()) | facts)
 
 
 def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
