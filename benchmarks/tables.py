@@ -56,7 +56,7 @@ def budgets() -> str:
     for name in RUNS:
         if (run := _load(name)) is None:
             continue
-        origin = run["provenance"]
+        origin = run["provenance"][-1]
         rows.append(
             [
                 name,

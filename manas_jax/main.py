@@ -15,7 +15,6 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from manas_jax import compilation, console, provenance, report
-from manas_jax.checkpoint import write_json
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
@@ -44,7 +43,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     """
     validate(config)
     workdir = claim_workdir(config, workdir)
-    write_json(workdir / "provenance.json", provenance.describe())
+    provenance.note(workdir / "provenance.json", config.stage)
     for stage in STAGES if config.stage == "all" else (config.stage,):
         if config.stage == "all" and (workdir / _FINISHED[stage]).exists():
             logging.info("%s: done before, skipped", stage)

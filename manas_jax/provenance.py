@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -13,7 +14,15 @@ from typing import Any
 
 import jax
 
+from manas_jax.checkpoint import write_json
+
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "tensorflow")
+
+
+def note(file: pathlib.Path, stage: str) -> None:
+    """Adds this start to the file's list of starts, the newest last."""
+    starts = json.loads(file.read_text()) if file.exists() else []
+    write_json(file, [*starts, {"stage": stage, **describe()}])
 
 
 def describe() -> dict[str, Any]:

@@ -47,7 +47,9 @@ class TrainState(flax.struct.PyTreeNode):
       weights: the derived network's parameters.
       batch_stats: its running BatchNorm statistics.
       optimizer: optax state.
-      average: exponential moving average of the weights; None when switched off.
+      average: exponential moving average of weights and statistics ('params', 'batch_stats');
+        None when switched off. The statistics are averaged with the weights that they belong to,
+        and over more batches than BatchNorm's own momentum does.
     """
 
     step: jax.Array
@@ -58,9 +60,10 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What the network is to be used with: the averaged weights where there are any."""
-        weights = self.weights if self.average is None else self.average
-        return {"params": weights, "batch_stats": self.batch_stats}
+        """What the network is to be used with: the averages where there are any."""
+        if self.average is not None:
+            return self.average
+        return {"params": self.weights, "batch_stats": self.batch_stats}
 
 
 def init_search(
@@ -91,5 +94,5 @@ def init_train(
         weights=variables["params"],
         batch_stats=variables["batch_stats"],
         optimizer=optimizer.init(variables["params"]),
-        average=jax.tree.map(jnp.copy, variables["params"]) if average else None,
+        average=jax.tree.map(jnp.copy, dict(variables)) if average else None,
     )

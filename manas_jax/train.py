@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from absl import logging
 from ml_collections import ConfigDict
@@ -47,7 +48,7 @@ def make_step(
       optimizer: moves the weights.
       weights: what each term of the objectives counts.
       internal_from: step from which on the internal loss counts.
-      ema: decay of the moving average of the weights; 0 for none.
+      ema: decay of the moving average of weights and statistics; 0 for none.
     """
     objective = objectives.scene_objective(network, weights, internal_from)
 
@@ -57,8 +58,15 @@ def make_step(
         )
         updates, moved = optimizer.update(gradient, state.optimizer, state.weights)
         new = optax.apply_updates(state.weights, updates)
-        average = optax.incremental_update(new, state.average, 1 - ema) if ema else None
-        return TrainState(state.step + 1, new, batch_stats, moved, average), terms
+        state = TrainState(state.step + 1, new, batch_stats, moved, state.average)
+        if ema:
+            # Early on the average is over what there has been, not over the fresh weights.
+            decay = jnp.minimum(ema, state.step / (state.step + 10))
+            latest = {"params": new, "batch_stats": batch_stats}
+            state = state.replace(
+                average=optax.incremental_update(latest, state.average, 1 - decay)
+            )
+        return state, terms
 
     return Ahead(jax.jit(step, donate_argnums=0))
 
