@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import checkpoint, metrics, train
+from manas_jax import checkpoint, metrics, provenance, train
 from manas_jax.data import images, pipeline, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         scores = metrics.score_folders(options.restored, options.clean)
         if options.json:
-            checkpoint.write_json(options.json, metrics.as_json(scores))
+            origin = {"provenance": provenance.describe()}
+            checkpoint.write_json(options.json, metrics.as_json(scores) | origin)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
