@@ -18,6 +18,25 @@ from manas_jax import space
 from manas_jax.models import layers
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def largest(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """`x.max(axis)`, the gradient shared by all maxima, as JAX has it, but never NaN.
+
+    JAX divides by the number of entries that equal the maximum. A compiler that computes the
+    entries twice, in two fused loops that round apart, finds none: 0 / 0.
+    """
+    return x.max(axis)
+
+
+@largest.defjvp
+def _largest_jvp(axis, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    top = x.max(axis, keepdims=True)
+    shares = (x == top).astype(x.dtype)
+    shares /= jnp.maximum(shares.sum(axis, keepdims=True), 1)
+    return top.squeeze(axis), jnp.sum(jax.lax.stop_gradient(shares) * tangent, axis)
+
+
 class Pools:
     """What gates look at besides the input itself; each computed once, when first asked for."""
 
@@ -27,7 +46,7 @@ class Pools:
     @functools.cached_property
     def spatial(self) -> jax.Array:
         """Maximum and mean over channels: (N, H, W, 2)."""
-        return jnp.stack([self.x.max(axis=-1), self.x.mean(axis=-1)], axis=-1)
+        return jnp.stack([largest(self.x, -1), self.x.mean(axis=-1)], axis=-1)
 
     @functools.cached_property
     def average(self) -> jax.Array:
@@ -37,7 +56,7 @@ class Pools:
     @functools.cached_property
     def maximum(self) -> jax.Array:
         """Maximum over pixels: (N, C)."""
-        return self.x.max(axis=(1, 2))
+        return largest(self.x, (1, 2))
 
 
 class FactoredConv(nn.Module):
