@@ -117,13 +117,13 @@ class Batches:
         """`at(start)`, `at(start + 1)`, ... up to `stop` (excluded; None: endless), prefetched."""
         share = self._share
         last = _ENDLESS if stop is None else stop * share
-        elements = tf.data.Dataset.range(start * share, last).map(
-            lambda i: self._element(i // share * self._batch_scenes + self._first + i % share),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        batches = elements.batch(share, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
         with self._pictures.user_errors():
+            elements = tf.data.Dataset.range(start * share, last).map(
+                lambda i: self._element(i // share * self._batch_scenes + self._first + i % share),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            batches = elements.batch(share, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
             yield from batches.as_numpy_iterator()
 
     def _make_element(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
