@@ -30,7 +30,7 @@ class Checkpoints:
         """Opens or makes the folder.
 
         Raises:
-          UserError: it cannot be made.
+          UserError: it cannot be made, or the scores in it are damaged.
         """
         self.directory = pathlib.Path(directory).absolute()
         newest = checkpoint_managers.LatestN(n=2)
@@ -42,9 +42,15 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         try:
+            self.directory.mkdir(parents=True, exist_ok=True)  # orbax would not mind a file here
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise UserError(f"{self.directory}: cannot keep checkpoints here ({error})") from None
+        except ValueError as error:  # the scores, which orbax reads at once
+            raise UserError(
+                f"{self.directory}: a checkpoint here is damaged ({error}); "
+                "remove its numbered folder, most likely the newest"
+            ) from None
 
     def save(self, step: int, state: PyTree, score: float, seconds: float = 0.0) -> None:
         """Starts saving; `score` is the validation PSNR in dB, `seconds` the time spent so far."""
