@@ -90,7 +90,7 @@ def run_command():
         return subprocess.run(
             [sys.executable, "-m", "manas_jax.main", *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", **environment},
             capture_output=True,
             text=True,
             timeout=300,
@@ -103,3 +103,89 @@ def run_command():
 def experiments():
     """`get_config` of every file in configs/, by name."""
     return {p.stem: runpy.run_path(str(p))["get_config"] for p in (ROOT / "configs").glob("*.py")}
+
+
+class _CompiledOnce:
+    """A step that is compiled at the first run and shared by all later ones."""
+
+    def __init__(self, step):
+        self._step, self._compilation = step, None
+
+    def __call__(self, *args):
+        return self._step(*args)
+
+    def compile(self, *args):
+        if self._compilation is None:
+            self._compilation = self._step.compile(*args)
+        return self._compilation
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, make_pictures):
+    """A folder of six pairs to train on and, in test/, three of sizes that 2 does not divide."""
+    root = tmp_path_factory.mktemp("pictures")
+    make_pictures(root / "train")
+    make_pictures(root / "test", count=3, size=(33, 21), seed=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def loop_changes(pictures):
+    """What `finished` changes in the narrow configuration."""
+    return {
+        "data__source": "folder",
+        "data__root": str(pictures),
+        "data__real": 0.5,
+        "data__synthetic": 0.5,
+        "search__hypergradient": "finite_difference",
+        "search__crop": 16,
+        "train__crop": 16,
+        "train__ema": 0.5,
+        "train__inherit": True,
+        "search__validation_crop": 16,
+        "train__validation_crop": 16,
+    }
+
+
+@pytest.fixture(scope="session")
+def loop_config(loop_changes):
+    """A function that makes the configuration of `finished`, changed at wish."""
+    return lambda **changes: narrow_config(**{**loop_changes, **changes})
+
+
+@pytest.fixture(scope="session")
+def run_stages(loop_config):
+    """A function (workdir, **changes) that runs the stages; all its runs share compiled steps.
+
+    They may, because their configurations differ in nothing that a step is made of. That a fresh
+    compilation gives the same bits is shown by a run in a process of its own.
+    """
+    from manas_jax import main, search, train
+
+    made = {}
+
+    def once(module):
+        make = module.make_step
+
+        def make_step(*args, **options):
+            if module not in made:
+                made[module] = _CompiledOnce(make(*args, **options))
+            return made[module]
+
+        return make_step
+
+    def run(workdir, **changes):
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (search, train):
+                patch.setattr(module, "make_step", once(module))
+            return main.run(loop_config(**changes), workdir)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, run_stages):
+    """The workdir of a run of all stages that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run_stages(workdir)
+    return workdir
