@@ -1,0 +1,231 @@
+"""The command and its stages: order, skipping, and every mistake in one clear line."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from manas_jax import main, search, train
+from manas_jax.errors import UserError
+from manas_jax.space import Genotype
+
+
+def _one_line(finished_process, *parts):
+    """The process ended in an error of one line that says all of this, and in no traceback."""
+    assert finished_process.returncode != 0
+    assert "Traceback" not in finished_process.stderr
+    lines = [x for x in finished_process.stderr.splitlines() if "error: " in x.lower()]
+    assert len(lines) == 1, finished_process.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+TINY = "--config=configs/tiny.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--config.search.stepz=3"], ["stepz", "steps"]),
+        (["--config.serch.steps=3"], ["serch", "search"]),
+        (["--config.search.steps=abc"], ["search.steps", "abc"]),
+        (["--config.data.source=folder", "--config.data.root=gone"], ["data.root", "gone"]),
+    ],
+)
+def test_command_says_what_is_wrong_in_a_line(tmp_path, run_command, arguments, parts):
+    process = run_command(TINY, f"--workdir={tmp_path / 'run'}", *arguments)
+    _one_line(process, *parts)
+    assert not (tmp_path / "run" / "search").exists()
+
+
+def test_all_stages_leave_what_they_promise(finished):
+    found = {p.name for p in finished.iterdir()}
+    assert {"config.json", "genotype.json", "report.html", "search", "train", "evaluate"} <= found
+    for stage in ("search", "train"):
+        summary = json.loads((finished / stage / "summary.json").read_text())
+        assert summary["steps"] == 6
+        assert summary["flops_per_step"] > 0
+        assert summary["images_per_second"] > 0
+        assert list((finished / stage).glob("events.out.tfevents.*"))
+        assert list((finished / stage / "checkpoints" / "6").iterdir())
+    genotype = Genotype.load(finished / "genotype.json")
+    assert "none" not in {e for cell in genotype.attention for m in cell for e in m}
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_config):
+    """'all' in a finished workdir runs nothing; with one stage undone, that one alone."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    ran = []
+    stages = {name: lambda *_, name=name: ran.append(name) for name in main._RUN}
+    monkeypatch.setattr(main, "_RUN", stages)
+    (workdir / "report.html").unlink()
+    main.run(loop_config(), workdir)
+    assert ran == []
+    assert (workdir / "report.html").exists()
+    (workdir / "evaluate" / "scores.json").unlink()
+    main.run(loop_config(), workdir)
+    assert ran == ["evaluate"]
+    main.run(loop_config(stage="train"), workdir)
+    assert ran == ["evaluate", "train"]
+
+
+def test_a_stage_done_before_computes_nothing(tmp_path, monkeypatch, finished, loop_config):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for module in (search, train):
+        monkeypatch.setattr(module, "make_step", _never_compiled)
+    before = (workdir / "train" / "summary.json").read_bytes()
+    genotype = search.search(loop_config(), workdir)
+    assert genotype == Genotype.load(workdir / "genotype.json")
+    train.train(loop_config(), workdir)
+    assert (workdir / "train" / "summary.json").read_bytes() == before
+
+
+def _never_compiled(*_, **__):
+    class Step:
+        def compile(self, *_):
+            raise AssertionError("a finished stage was compiled again")
+
+    return Step()
+
+
+def test_workdir_of_another_configuration_is_refused(tmp_path, finished, loop_config):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(UserError, match=r"search\.learning_rate: .* there, 0\.5 here"):
+        main.run(loop_config(search__learning_rate=0.5), tmp_path / "run")
+
+
+def test_workdir_that_is_a_file(tmp_path, loop_config):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        main.run(loop_config(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_training_without_a_genotype(tmp_path, loop_config):
+    with pytest.raises(UserError, match=r"genotype\.json is missing: run the search first"):
+        main.run(loop_config(stage="train"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        (None, "cannot read the genotype"),
+        ("magic", "unknown choice 'magic'"),
+        ("short", "columns, but its space has"),
+    ],
+)
+def test_training_with_a_bad_genotype_file(tmp_path, finished, loop_config, content, message):
+    file = tmp_path / "mine.json"
+    fields = json.loads((finished / "genotype.json").read_text())
+    if content == "magic":
+        fields["attention"][0][0][0] = "magic"
+        content = json.dumps(fields)
+    elif content == "short":
+        fields["columns"][0] = []
+        content = json.dumps(fields)
+    if content is not None:
+        file.write_text(content)
+    config = loop_config(stage="train", train__genotype=str(file), train__inherit=False)
+    with pytest.raises(UserError, match=message) as error:
+        main.run(config, tmp_path / "run")
+    assert "mine.json" in str(error.value)
+
+
+def _without_rain(root):
+    shutil.rmtree(root / "train" / "rain")
+
+
+def _without_clean(root):
+    shutil.rmtree(root / "train" / "norain")
+
+
+def _truncate(root):
+    file = root / "train" / "rain" / "1.png"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def _empty(root):
+    (root / "train" / "norain" / "2.png").write_bytes(b"")
+
+
+def _no_image(root):
+    (root / "train" / "norain" / "2.png").write_text("not a picture")
+
+
+def _other_size(root):
+    shutil.copy(root / "test" / "rain" / "0.png", root / "train" / "rain" / "3.png")
+
+
+def _nothing(root):
+    shutil.rmtree(root)
+    root.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (_without_rain, ""),
+        (_without_clean, "clean"),
+        (_truncate, "1.png"),
+        (_empty, "2.png"),
+        (_no_image, "2.png"),
+        (_other_size, "3.png"),
+        (_nothing, "no pictures"),
+    ],
+)
+def test_damaged_data_is_named(tmp_path, pictures, loop_config, damage, part):
+    root = tmp_path / "data"
+    shutil.copytree(pictures, root)
+    damage(root)
+    config = loop_config(
+        stage="search", data__root=str(root), data__versions=1, data__real=1.0, data__synthetic=0.0
+    )
+    with pytest.raises(UserError) as error:
+        main.run(config, tmp_path / "run")
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"search__crop": 64}, ["pixels", "64x64", "crop"]),
+        (
+            {"data__versions": 4, "data__real": 1.0, "data__synthetic": 0.0},
+            ["data.versions", "4 rainy versions wanted"],
+        ),
+        ({"data__validation_scenes": 6}, ["data.validation_scenes"]),
+    ],
+)
+def test_settings_that_the_data_cannot_serve(tmp_path, loop_config, changes, parts):
+    with pytest.raises(UserError) as error:
+        main.run(loop_config(stage="search", **changes), tmp_path)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_diverged_loss_stops_and_keeps_the_checkpoint_before(tmp_path, finished, loop_config):
+    """A learning rate that ends in NaN: the step is named, and nothing bad is saved."""
+    shutil.copy(finished / "genotype.json", tmp_path)
+    config = loop_config(
+        stage="train",
+        train__inherit=False,
+        train__learning_rate=1e30,
+        train__steps=30,
+        train__checkpoint_every=1,
+        log_every=100,
+    )
+    with pytest.raises(UserError, match=r"the loss diverged: \w+ is (nan|inf|-inf) at step \d+"):
+        main.run(config, tmp_path)
+    saved = [
+        int(p.name) for p in (tmp_path / "train" / "checkpoints").iterdir() if p.name.isdigit()
+    ]
+    assert saved
+    assert max(saved) < 30
+    assert not (tmp_path / "train" / "summary.json").exists()
+    assert os.path.exists(tmp_path / "config.json")
