@@ -5,6 +5,7 @@ python -m manas_jax.main --config=configs/quickstart.py --workdir=runs/quickstar
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import sys
@@ -74,6 +75,10 @@ def main(argv: Sequence[str]) -> None:
         path = run(_CONFIG.value, _WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: {error}: free some space and start again; what was saved is kept")
     logging.info("report: %s", path)
 
 

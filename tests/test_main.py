@@ -1,8 +1,10 @@
 """The command and its stages: order, skipping, and every mistake in one clear line."""
 
+import errno
 import json
 import os
 import shutil
+import types
 
 import pytest
 
@@ -229,3 +231,14 @@ def test_diverged_loss_stops_and_keeps_the_checkpoint_before(tmp_path, finished,
     assert max(saved) < 30
     assert not (tmp_path / "train" / "summary.json").exists()
     assert os.path.exists(tmp_path / "config.json")
+
+
+def test_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "scores.json")
+
+    monkeypatch.setattr(main, "run", full)
+    monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=None))
+    monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(tmp_path)))
+    with pytest.raises(SystemExit, match=r"^error: .*No space left on device: 'scores\.json'"):
+        main.main(["main"])
