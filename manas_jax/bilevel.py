@@ -126,7 +126,7 @@ def pullback(
 @jax.jit
 def perturb(weights: PyTree, v: PyTree, epsilon: float) -> tuple[PyTree, PyTree, jax.Array]:
     """w + eps v, w - eps v and eps = epsilon / ||v||; v = 0 leaves w as it is."""
-    length = optax.global_norm(v)
+    length = optax.tree.norm(v)
     eps = epsilon / jnp.maximum(length, jnp.finfo(length.dtype).tiny ** 0.5)
     plus = jax.tree.map(lambda w, d: w + eps * d, weights, v)
     minus = jax.tree.map(lambda w, d: w - eps * d, weights, v)

@@ -65,10 +65,11 @@ def loss_weights(config: ConfigDict) -> objectives.Weights:
 
 
 def batches(
-    config: ConfigDict, scenes: Sequence[Scene], options: ConfigDict, role: int, mesh: Mesh
+    config: ConfigDict, scenes: Sequence[Scene], stage: str, role: int, mesh: Mesh
 ) -> Batches:
-    """This host's batches; each role (such as weights and architecture) has a seed of its own."""
-    sharding.check_batch("scenes", options.scenes, mesh)
+    """This host's batches for a stage ('search' or 'train'); each role has a seed of its own."""
+    options = config[stage]
+    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh)
     seed = int(np.random.SeedSequence([config.seed, role]).generate_state(1)[0] >> 1)
     return Batches(
         scenes,

@@ -138,7 +138,7 @@ def make_step(
             gradient, state.architecture_optimizer, state.architecture
         )
         moved = optax.apply_updates(state.architecture, updates)
-        terms["architecture_gradient_norm"] = optax.global_norm(gradient)
+        terms["architecture_gradient_norm"] = optax.tree.norm(gradient)
         return state.replace(architecture=moved, architecture_optimizer=optimizer), terms
 
     def update_weights(state, gradient, batch_stats):
@@ -234,8 +234,8 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
     warmup = round(options.architecture_warmup * options.steps)
 
     splits = scenes.load(config.data, options.crop)
-    on_weights = build.batches(config, splits.weights, options, WEIGHTS_ROLE, mesh)
-    on_architecture = build.batches(config, splits.architecture, options, ARCHITECTURE_ROLE, mesh)
+    on_weights = build.batches(config, splits.weights, "search", WEIGHTS_ROLE, mesh)
+    on_architecture = build.batches(config, splits.architecture, "search", ARCHITECTURE_ROLE, mesh)
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
     step = make_step(
         network,

@@ -87,7 +87,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
     optimizer = build.train_optimizer(options)
 
     splits = scenes.load(config.data, options.crop)
-    batches = build.batches(config, splits.weights + splits.architecture, options, ROLE, mesh)
+    batches = build.batches(config, splits.weights + splits.architecture, "train", ROLE, mesh)
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
 
     with Checkpoints(folder / "checkpoints") as checkpoints:

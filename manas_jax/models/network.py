@@ -184,11 +184,11 @@ def variable_shapes(network: Network) -> dict[str, Any]:
 
 
 def init_variables(network: Network, seed: int) -> dict[str, Any]:
-    """Fresh 'params' and 'batch_stats': the distributions that `network.init` draws from.
+    """Fresh 'params' and 'batch_stats', with the means and deviations of `network.init`.
 
     Drawn on the host, because XLA takes minutes to compile a thousand samplers. Kernels are He
-    normal (He et al., "Delving Deep into Rectifiers", ICCV 2015), a residual network's last one
-    zero; scales and variances one, biases and means zero.
+    normal (He et al., "Delving Deep into Rectifiers", ICCV 2015; Flax cuts their tails off), a
+    residual network's last one zero; scales and variances one, biases and means zero.
     """
     if network.scan and network.genotype is None:
         plain = init_variables(network.clone(scan=False), seed)
