@@ -1,0 +1,90 @@
+"""A picture of our own for README: a drawn landscape, rained on and de-rained by a run's network.
+
+python -m benchmarks.pictures WORKDIR results/NAME.png
+
+Left to right: rainy, de-rained, clean. The scene is drawn here, so nobody else's rights hang on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw, ImageFilter
+
+from manas_jax import evaluate, metrics, train
+from manas_jax.data import images, rain
+from manas_jax.errors import UserError
+
+HEIGHT, WIDTH = 240, 320
+OVERSAMPLING = 4
+
+
+def landscape(seed: int = 0) -> np.ndarray:
+    """Hills, trees and houses under an evening sky: uint8 (HEIGHT, WIDTH, 3)."""
+    draw_random = np.random.default_rng(seed)
+    height, width = HEIGHT * OVERSAMPLING, WIDTH * OVERSAMPLING
+    down = np.linspace(0, 1, height)[:, None, None]
+    sky = (1 - down) * np.array([86, 118, 168]) + down * np.array([232, 186, 142])
+    picture = Image.fromarray(np.broadcast_to(sky, (height, width, 3)).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    across = np.arange(width)
+    for depth, color in enumerate([(112, 124, 140), (88, 108, 96), (66, 92, 60), (48, 72, 42)]):
+        waves = sum(
+            draw_random.uniform(10, 40) / (k + 1) * np.sin(across / width * (k + 1) * 5 + phase)
+            for k, phase in enumerate(draw_random.uniform(0, 6, 5))
+        )
+        ridge = height * (0.42 + 0.15 * depth) + OVERSAMPLING * waves / 2
+        draw.polygon([(0, height), *zip(across, ridge, strict=True), (width, height)], fill=color)
+        for x in draw_random.uniform(0, width, 9 * (depth + 1)):
+            y, size = ridge[int(x)], OVERSAMPLING * (3 + 5 * depth) * draw_random.uniform(0.6, 1.2)
+            shade = tuple(int(c * draw_random.uniform(0.6, 0.9)) for c in color)
+            draw.polygon([(x - size / 2, y), (x, y - 2 * size), (x + size / 2, y)], fill=shade)
+    for x in draw_random.uniform(0.1, 0.85, 4) * width:
+        side = OVERSAMPLING * draw_random.uniform(22, 34)
+        top = height * 0.78 + draw_random.uniform(0, 20) * OVERSAMPLING
+        wall = tuple(int(c) for c in draw_random.uniform(150, 225, 3))
+        draw.rectangle([x, top, x + 1.4 * side, top + side], fill=wall)
+        roof = [(x - 4, top), (x + 0.7 * side, top - 0.7 * side), (x + 1.4 * side + 4, top)]
+        draw.polygon(roof, fill=(132, 66, 52))
+        for column in range(3):
+            left = x + side * (0.15 + 0.42 * column)
+            box = [left, top + 0.3 * side, left + 0.25 * side, top + 0.65 * side]
+            draw.rectangle(box, fill=(246, 216, 132))
+    small = picture.filter(ImageFilter.GaussianBlur(1)).resize((WIDTH, HEIGHT), Image.LANCZOS)
+    grain = draw_random.normal(0, 2, (HEIGHT, WIDTH, 1))  # what a sensor would add
+    return np.clip(np.asarray(small, np.float32) + grain, 0, 255).astype(np.uint8)
+
+
+def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Scores]:
+    """The landscape rainy, de-rained and clean, side by side, and the scores of the second.
+
+    Raises:
+      UserError: nothing was trained in the workdir.
+    """
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    network, variables, _ = train.load(config, workdir)
+    clean = landscape(seed)
+    scale = tf.constant(clean, tf.float32) / 255
+    rainy = metrics.to_uint8(rain.synthesize(scale, tf.constant([seed, 1]), "medium").numpy())
+    restored = evaluate.restorer(network)(variables, rainy)
+    gap = np.full((HEIGHT, 6, 3), 255, np.uint8)
+    scores = [metrics.score(picture, clean) for picture in (rainy, restored)]
+    print(f"Y PSNR {scores[0].y_psnr:.2f} -> {scores[1].y_psnr:.2f} dB")
+    return np.concatenate([rainy, gap, restored, gap, clean], axis=1), scores[1]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("file", type=pathlib.Path)
+    options = parser.parse_args()
+    try:
+        images.write_png(options.file, triple(options.workdir)[0])
+    except UserError as error:
+        sys.exit(f"error: {error}")
