@@ -163,9 +163,9 @@ def test_perturb_has_one_length_whatever_v():
     for scale in (1e-6, 1.0, 1e6):
         v = jax.tree.map(lambda w, scale=scale: jnp.full_like(w, scale), weights)
         plus, minus, eps = bilevel.perturb(weights, v, 0.01)
-        np.testing.assert_allclose(optax.global_norm(plus), 0.01, rtol=1e-5)
+        np.testing.assert_allclose(optax.tree.norm(plus), 0.01, rtol=1e-5)
         jax.tree.map(lambda p, m: np.testing.assert_array_equal(p, -m), plus, minus)
-        np.testing.assert_allclose(eps * optax.global_norm(v), 0.01, rtol=1e-5)
+        np.testing.assert_allclose(eps * optax.tree.norm(v), 0.01, rtol=1e-5)
 
 
 # The search step on a real network. Its architecture optimizer is plain SGD of rate 1, so that
