@@ -51,7 +51,7 @@ def scores() -> str:
 
 def budgets() -> str:
     """What the runs took and where they ran."""
-    head = ["run", "search", "training", "seed", "machine", "commit, date"]
+    head = ["run", "search", "training", "seed", "machine", "commits, date"]
     rows = []
     for name in RUNS:
         if (run := _load(name)) is None:
@@ -64,7 +64,8 @@ def budgets() -> str:
                 str(run["config"]["seed"]),
                 f"{origin['machine']['processor']}, {origin['machine']['cores']} cores, "
                 f"jax {origin['versions']['jax']}",
-                f"{origin['commit'][:9]}, {origin['date'][:10]}",
+                ", ".join(dict.fromkeys(start["commit"][:9] for start in run["provenance"]))
+                + f", {origin['date'][:10]}",
             ]
         )
     return _table(head, rows)
