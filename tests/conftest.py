@@ -17,6 +17,12 @@ from PIL import Image
 from manas_jax.space import SearchSpace
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+# Processes that the tests start find this checkout wherever they start, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 NARROW = {
     "channels": (4, 8),
     "branches": (2,),

@@ -20,6 +20,7 @@ from manas_jax.errors import UserError
 
 _KINDS = ("real", "transfer", "synthetic")
 _ENDLESS = np.iinfo(np.int64).max
+_BATCHES_AHEAD = 4
 
 
 class Batches:
@@ -117,14 +118,17 @@ class Batches:
         """`at(start)`, `at(start + 1)`, ... up to `stop` (excluded; None: endless), prefetched."""
         share = self._share
         last = _ENDLESS if stop is None else stop * share
+        # Autotuning sleeps for up to a minute at a time and is waited for at the end: fixed numbers.
+        options = tf.data.Options()
+        options.autotune.enabled = False
         with self._pictures.user_errors():
             elements = tf.data.Dataset.range(start * share, last).map(
                 lambda i: self._element(i // share * self._batch_scenes + self._first + i % share),
-                num_parallel_calls=tf.data.AUTOTUNE,
+                num_parallel_calls=os.cpu_count(),
                 deterministic=True,
             )
-            batches = elements.batch(share, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-            yield from batches.as_numpy_iterator()
+            batches = elements.batch(share, drop_remainder=True).prefetch(_BATCHES_AHEAD)
+            yield from batches.with_options(options).as_numpy_iterator()
 
     def _make_element(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         """One scene of a batch; `number` counts the elements of all batches from 0."""
