@@ -1,0 +1,426 @@
+"""Export of a trained network to other runtimes.
+
+    python -m manas_jax.inference.export WEIGHTS --format {stablehlo,onnx,savedmodel} --out PATH
+
+WEIGHTS is the weights file (see `manas_jax.inference.weights`) of a derived network. What is
+exported is one function, the weights in it as constants; images and restored are float32:
+
+    images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3), clipped to [0, 1]
+
+`stablehlo`: one file for CPU, CUDA and TPU, for any N, H and W. It needs nothing but JAX:
+
+    import jax.export, pathlib
+    exported = jax.export.deserialize(bytearray(pathlib.Path("PATH").read_bytes()))
+    restored = exported.call(images)
+
+`savedmodel`: a TensorFlow folder for CPU, CUDA and TPU, for any N, H and W; its signature
+`serving_default` takes `images` and gives `restored`.
+
+`onnx`: a file of opset 21 with input `images` and output `restored`, for any N and the H and W of
+`--size`. Of several sizes each makes a file of its own, such as `net_320x480.onnx` of `net.onnx`.
+
+Before an export is put in place, a fresh process runs it in its own runtime, on the CPU, and what
+it restores is compared with what the network restores here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import io
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from manas_jax.errors import UserError
+from manas_jax.inference import weights
+from manas_jax.models.network import Network
+from manas_jax.space import Genotype
+
+OPSET = 21
+DEFAULT_SIZE = (320, 480)
+TOLERANCE = 1e-4
+"""How far a restored sample may be from the network's own; the range is [0, 1]."""
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# What an export for any size is run on: the first needs no padding up to a multiple of 8.
+_SHAPES = ((2, 24, 32, 3), (1, 37, 29, 3))
+
+Restore = Callable[[jax.Array], jax.Array]
+"""images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3) in [0, 1]."""
+
+
+def load(name_or_file: str | os.PathLike) -> tuple[Network, weights.Variables]:
+    """A derived network and its variables.
+
+    Raises:
+      UserError: the file cannot be used, or holds a supernet.
+    """
+    variables, genotype, _ = weights.load_weights(name_or_file)
+    if not isinstance(genotype, Genotype):
+        raise UserError(
+            f"{name_or_file}: holds a supernet; export the weights of the network derived from it"
+        )
+    return Network(genotype.space, genotype), variables
+
+
+def restoration(network: Network, variables: weights.Variables) -> Restore:
+    """What is exported, for images of a known height and width."""
+    return lambda images: jnp.clip(network.apply(variables, images), 0, 1)
+
+
+def any_size(restore: Restore, multiple: int) -> Restore:
+    """The same function, traceable while height and width are symbols.
+
+    It pads as `manas_jax.models.layers.pad_to_multiple` does, so that nothing is left to pad in
+    the network: `jnp.pad` cannot mirror an unknown number of rows.
+    """
+
+    def restore_padded(images: jax.Array) -> jax.Array:
+        height, width = images.shape[1:3]
+        padded = mirrored(mirrored(images, 1, multiple), 2, multiple)
+        return restore(padded)[:, :height, :width]
+
+    return restore_padded
+
+
+def mirrored(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Lengthens an axis to a multiple by its mirror image, as often as it takes."""
+    side = x.shape[axis]
+    there = jnp.arange((side + multiple - 1) // multiple * multiple) % (2 * side)
+    return jnp.take(x, jnp.minimum(there, 2 * side - 1 - there), axis=axis, mode="clip")
+
+
+def _write_stablehlo(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
+    del size
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, h, w, 3"), jnp.float32)
+    exported = jax.export.export(jax.jit(restore), platforms=PLATFORMS)(images)
+    path.write_bytes(exported.serialize())
+
+
+def _write_savedmodel(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
+    del size
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    converted = jax2tf.convert(
+        restore,
+        polymorphic_shapes=["n, h, w, 3"],
+        with_gradient=False,
+        native_serialization_platforms=PLATFORMS,
+    )
+    module = tf.Module()
+    module.restore = tf.function(
+        lambda images: {"restored": converted(images)},
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="images")],
+        autograph=False,
+    )
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.restore})
+
+
+def _write_onnx(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
+    with _muted():
+        import jax2onnx
+
+        model = jax2onnx.to_onnx(
+            restore,
+            inputs=[("N", *size, 3)],
+            opset=OPSET,
+            model_name="manas_jax",
+            input_names=["images"],
+            output_names=["restored"],
+        )
+    # The converter notes some shapes in between in the wrong order, of which runtimes warn. They
+    # are optional: a runtime infers them itself.
+    del model.graph.value_info[:]
+    path.write_bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _muted():
+    """Keeps from the console what jax2onnx prints and logs for its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of export.
+
+    Attributes:
+      write: makes the file or folder at a path, for one (height, width) if `sized`.
+      run: Python that makes of `path` a function `restore`, from NumPy to NumPy.
+      packages: what has to be installed beyond requirements.txt.
+      sized: whether an export is for one height and width.
+      marker: the file in it by which a folder of this format is known; '' if it is a file.
+    """
+
+    write: Callable[[Restore, pathlib.Path, tuple[int, int]], None]
+    run: str
+    packages: tuple[str, ...] = ()
+    sized: bool = False
+    marker: str = ""
+
+
+FORMATS = {
+    "stablehlo": Format(
+        _write_stablehlo,
+        """
+import jax.export, pathlib
+restore = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
+""",
+    ),
+    "onnx": Format(
+        _write_onnx,
+        """
+import onnxruntime
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+restore = lambda images: session.run(["restored"], {"images": images})[0]
+""",
+        packages=("jax2onnx", "onnxruntime"),
+        sized=True,
+    ),
+    "savedmodel": Format(
+        _write_savedmodel,
+        """
+import tensorflow as tf
+serve = tf.saved_model.load(path).signatures["serving_default"]
+restore = lambda images: serve(images=tf.constant(images))["restored"]
+""",
+        marker="saved_model.pb",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export came to.
+
+    Attributes:
+      path: the file or folder.
+      difference: the largest of a restored sample from the network's own.
+      bytes: the size of all files.
+      seconds: how long it took, running it included.
+    """
+
+    path: pathlib.Path
+    difference: float
+    bytes: int
+    seconds: float
+
+
+def export(
+    network: Network,
+    variables: weights.Variables,
+    format: str,
+    out: str | os.PathLike,
+    size: tuple[int, int] = DEFAULT_SIZE,
+    overwrite: bool = False,
+) -> Exported:
+    """Exports a derived network, whole and checked or not at all.
+
+    Args:
+      network: the network.
+      variables: its 'params' and 'batch_stats'.
+      format: a name in `FORMATS`.
+      out: the file or folder to make.
+      size: height and width of the images; only of meaning where the format fixes them.
+      overwrite: whether an export of the same format may be replaced.
+
+    Raises:
+      UserError: a package is missing, `out` is taken or cannot be written, or the export does not
+        restore what the network does.
+    """
+    out, kind, start = pathlib.Path(out), FORMATS[format], time.monotonic()
+    check(format, out, overwrite)
+    original = restoration(network, variables)
+    restore = original if kind.sized else any_size(original, network.space.multiple)
+    shapes = ((1, *size, 3), (2, *size, 3)) if kind.sized else _SHAPES
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            made = pathlib.Path(temporary) / "made"
+            kind.write(restore, made, size)
+            difference = verify(format, made, original, shapes)
+            files = [made, *made.rglob("*")]
+            total = sum(file.stat().st_size for file in files if file.is_file())
+            if out.is_dir():  # no rename replaces a folder that is not empty
+                os.replace(out, pathlib.Path(temporary) / "replaced")
+            os.replace(made, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write there ({error.strerror or error})") from None
+    return Exported(out, difference, total, time.monotonic() - start)
+
+
+def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
+    """Finds early what would stop an export.
+
+    Raises:
+      UserError: a package of the format is missing, or `out` is taken.
+    """
+    kind = FORMATS[format]
+    for package in kind.packages:
+        try:
+            with _muted():
+                importlib.import_module(package)
+        except ImportError:
+            raise UserError(
+                f"--format {format}: needs {package}; pip install -r requirements-export.txt"
+            ) from None
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UserError(f"--out {out}: is there already; name another path or give --overwrite")
+    if not ((out / kind.marker).is_file() and out.is_dir() == bool(kind.marker)):
+        raise UserError(
+            f"--out {out}: is no {format} export, and --overwrite replaces nothing else; "
+            "name another path"
+        )
+
+
+def verify(
+    format: str, path: pathlib.Path, original: Restore, shapes: Sequence[tuple[int, ...]]
+) -> float:
+    """Runs an export in a fresh process and compares it with the network.
+
+    Args:
+      format: a name in `FORMATS`.
+      path: the export.
+      original: what it is an export of.
+      shapes: shapes of the images to compare, which are noise.
+
+    Returns:
+      The largest difference of a sample.
+
+    Raises:
+      UserError: it does not run, or differs by more than `TOLERANCE`.
+    """
+    draw = np.random.default_rng(0)
+    batches = [draw.uniform(size=shape).astype(np.float32) for shape in shapes]
+    with jax.default_matmul_precision("highest"):  # accelerators round convolutions otherwise
+        wanted = [np.asarray(jax.jit(original)(images)) for images in batches]
+    differences = []
+    for want, got in zip(wanted, _run(format, path, batches), strict=True):
+        if (got.shape, got.dtype) != (want.shape, want.dtype):
+            raise UserError(
+                f"--format {format}: the export makes {got.dtype} of shape {got.shape}, the "
+                f"network {want.dtype} of {want.shape}; nothing was written"
+            )
+        differences.append(np.abs(got - want).max())
+    largest = float(np.max(differences))
+    if not largest <= TOLERANCE:  # NaN is not, either
+        raise UserError(
+            f"--format {format}: the export is off the network by {largest:.1e}, more than "
+            f"{TOLERANCE:.0e}; nothing was written"
+        )
+    return largest
+
+
+def _run(format: str, path: pathlib.Path, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What an export restores of each batch, in a process that has not seen the network."""
+    code = f"""
+import sys
+import numpy as np
+path, images, restored = sys.argv[1:]
+{FORMATS[format].run}
+with np.load(images) as batches:
+    np.savez(restored, *[restore(batches[name]) for name in batches.files])
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        images, restored = (os.path.join(folder, name) for name in ("images.npz", "restored.npz"))
+        np.savez(images, *batches)
+        # An accelerator may be taken by this process, and may round otherwise.
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, str(path.absolute()), images, restored],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            raise UserError(
+                f"--format {format}: the export does not run ({reason}); nothing was written"
+            )
+        with np.load(restored) as results:
+            return [results[name] for name in results.files]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m manas_jax.inference.export",
+        description="Exports a trained network to another runtime and checks it there.",
+    )
+    parser.add_argument("weights", help="weights file of a derived network")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="file or folder to make")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        nargs="+",
+        metavar="HxW",
+        help="onnx: height and width of the images, 320x480 by default; a file for each",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    args = parser.parse_args(arguments)
+    try:
+        if args.size and not FORMATS[args.format].sized:
+            raise UserError(f"--size: a {args.format} export takes any size; leave --size out")
+        targets = _targets(args.out, args.size or [DEFAULT_SIZE])
+        for path in targets:
+            check(args.format, path, args.overwrite)
+        network, variables = load(args.weights)
+        for path, size in targets.items():
+            print(_summary(export(network, variables, args.format, path, size, args.overwrite)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in text.split("x"))
+    except ValueError:
+        height = width = 0
+    if min(height, width) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give height and width as in 320x480")
+    return height, width
+
+
+def _targets(
+    out: pathlib.Path, sizes: Sequence[tuple[int, int]]
+) -> dict[pathlib.Path, tuple[int, int]]:
+    """The file of each size."""
+    if len(sizes) == 1:
+        return {out: sizes[0]}
+    return {out.with_name(f"{out.stem}_{h}x{w}{out.suffix}"): (h, w) for h, w in sizes}
+
+
+def _summary(exported: Exported) -> str:
+    return (
+        f"{exported.path}: {exported.bytes:,} bytes, off the network by at most "
+        f"{exported.difference:.1e}, {exported.seconds:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
