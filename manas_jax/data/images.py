@@ -25,8 +25,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # the EXIF orientations that swap height and width
-# What Pillow raises for damaged files, depending on format and on where the damage is.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
+"""What Pillow raises for damaged files, depending on format and on where the damage is."""
 
 
 def is_picture(path) -> bool:
@@ -55,8 +55,8 @@ def read(path) -> np.ndarray:
                     "16 bits"
                 )
             return np.array(image.convert("RGB"))
-        except (*_DAMAGE, Image.DecompressionBombError) as error:
-            raise UserError(_damaged(path, error)) from error
+        except (*DAMAGE, Image.DecompressionBombError) as error:
+            raise UserError(damaged(path, error)) from error
 
 
 def size(path) -> tuple[int, int]:
@@ -71,8 +71,8 @@ def size(path) -> tuple[int, int]:
             # Looking for EXIF in a file that has none may decode it: ask only where it is at hand.
             has_exif = "exif" in image.info or image.format == "TIFF"
             sideways = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-        except _DAMAGE as error:
-            raise UserError(_damaged(path, error)) from error
+        except DAMAGE as error:
+            raise UserError(damaged(path, error)) from error
     return (width, height) if sideways else (height, width)
 
 
@@ -104,11 +104,12 @@ def _open(path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such picture") from error
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        raise UserError(_damaged(path, error)) from error
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise UserError(damaged(path, error)) from error
 
 
-def _damaged(path, error: Exception) -> str:
+def damaged(path, error: Exception) -> str:
+    """The message for a picture that Pillow gave up on with this error."""
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return f"{path}: the file is empty (0 bytes); copy it again or remove it"
     reason = " ".join(str(error).split()) or type(error).__name__

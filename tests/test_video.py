@@ -1,0 +1,256 @@
+"""Videos keep everything but their pictures: times, size, sound, rotation and tags."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from manas_jax.errors import UserError
+from manas_jax.inference import video
+
+HEIGHT, WIDTH, COUNT, RATE = 24, 32, 25, 25
+TIMES = list(range(COUNT))
+
+
+def scene(index, height=HEIGHT, width=WIDTH):
+    """A red corner at the top left, a ramp elsewhere, which a dark bar crosses."""
+    y, x = np.mgrid[:height, :width]
+    frame = np.stack([x * 4 + 60, y * 5 + 60, x * 2 + y * 2 + 60], -1).astype(np.uint8)
+    frame[: height // 3, : width // 3] = (230, 30, 30)
+    frame[-6:, index % width : index % width + 4] = 20
+    return frame
+
+
+def record(
+    path, codec="libx264", pixel_format="yuv420p", size=(HEIGHT, WIDTH), times=TIMES, sound=True,
+    rotation=0, tags=None,
+):  # fmt: skip
+    options = {"crf": "10"} if codec == "libx264" else {}
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "a street"
+        stream = out.add_stream(codec, rate=RATE, options=options)
+        stream.height, stream.width = size
+        stream.pix_fmt = pixel_format
+        stream.metadata["language"] = "deu"
+        for name, value in (tags or {}).items():
+            setattr(stream.codec_context, name, value)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if sound:
+            tone = out.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48000)
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(scene(index, *size))
+            frame.pts, frame.time_base = time, Fraction(1, RATE)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        if sound:
+            wave = np.sin(np.arange(48000) * 2 * np.pi * 440 / 48000).astype(np.float32)
+            for start in range(0, 48000, 960):
+                frame = av.AudioFrame.from_ndarray(wave[None, start : start + 960], "flt", "mono")
+                frame.sample_rate, frame.pts = 48000, start
+                frame.time_base = Fraction(1, 48000)
+                out.mux(tone.encode(frame))
+            out.mux(tone.encode(None))
+    return path
+
+
+def look(path):
+    """What is in a video: its frames as displayed, and its streams' packets."""
+    with av.open(str(path)) as file:
+        frames = list(file.decode(video=0))
+        stream = file.streams.video[0]
+        found = {
+            "frames": [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in frames],
+            "times": [frame.time for frame in frames],
+            "rotation": frames[0].rotation,
+            "size": (frames[0].height, frames[0].width),
+            "format": frames[0].format.name,
+            "tags": {name: getattr(frames[0], name) for name in video._COLOUR_TAGS},
+            "codec": stream.codec.canonical_name,
+            "rate": stream.average_rate,
+            "title": file.metadata.get("title"),
+            "language": stream.metadata.get("language"),
+            "duration": file.duration,
+        }
+    with av.open(str(path)) as file:
+        packets = [p for p in file.demux(audio=0) if p.size] if file.streams.audio else []
+        found["sound"] = [(bytes(p), p.pts * p.time_base) for p in packets]
+    return found
+
+
+def difference(these, those):
+    pairs = zip(these, those, strict=True)
+    return max(np.abs(a.astype(int) - b).mean() for a, b in pairs)
+
+
+def test_second_of_video_keeps_everything(tmp_path):
+    source, target = record(tmp_path / "in.mp4"), tmp_path / "new" / "out.mp4"
+    calls, shapes = [], []
+
+    def restore(frames):
+        shapes.append(frames.shape)
+        return frames
+
+    video.derain(source, target, restore, lambda *counts: calls.append(counts), batch=10)
+    before, after = look(source), look(target)
+    assert difference(after.pop("frames"), before.pop("frames")) < 4
+    assert len(before["sound"]) > 40 and len(before["times"]) == COUNT
+    assert after.pop("duration") == pytest.approx(before.pop("duration"), abs=1000)
+    assert after == before
+    assert shapes == [(n, HEIGHT, WIDTH, 3) for n in (10, 10, 5)]
+    assert calls == [(10, COUNT), (20, COUNT), (25, COUNT)]
+    assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
+
+
+def test_restored_frames_are_what_is_written(tmp_path):
+    source, target = record(tmp_path / "in.mp4"), tmp_path / "out.mp4"
+    video.derain(source, target, lambda frames: 255 - frames)
+    negatives = [255 - frame for frame in look(source)["frames"]]
+    assert difference(look(target)["frames"], negatives) < 4
+
+
+def test_variable_frame_rate_stays(tmp_path):
+    times = [0, 1, 2, 7, 8, 20, 21, 22, 40]
+    source = record(tmp_path / "in.mkv", times=times, sound=False)
+    video.derain(source, tmp_path / "out.mkv", lambda frames: frames, batch=4)
+    assert look(tmp_path / "out.mkv")["times"] == look(source)["times"]
+    assert look(source)["times"] == pytest.approx([t / RATE for t in times], abs=1e-3)
+
+
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_frames_are_upright_and_rotation_stays(tmp_path, rotation):
+    source = record(tmp_path / "in.mp4", sound=False, rotation=rotation, times=TIMES[:6])
+    seen = []
+
+    def restore(frames):
+        seen.extend(frames)
+        return frames
+
+    video.derain(source, tmp_path / "out.mp4", restore)
+    before, after = look(source), look(tmp_path / "out.mp4")
+    assert difference(seen, before["frames"]) < 3
+    assert before["rotation"] == after["rotation"] == (rotation if rotation != 180 else -180)
+    assert after["size"] == (HEIGHT, WIDTH)
+    assert difference(after["frames"], before["frames"]) < 4
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixel_format", "size"),
+    [
+        (".mkv", "ffv1", "yuv444p", (23, 31)),
+        (".mp4", "libx264", "yuv444p", (23, 31)),
+        (".mp4", "libx264", "yuv420p10le", (HEIGHT, WIDTH)),
+        (".mp4", "libx265", "yuv420p", (64, 64)),
+        (".webm", "libvpx-vp9", "yuv420p", (HEIGHT, WIDTH)),
+        (".webm", "libvpx", "yuv420p", (23, 31)),
+        (".avi", "mpeg4", "yuv420p", (HEIGHT, WIDTH)),
+        (".mpg", "mpeg2video", "yuv420p", (HEIGHT, WIDTH)),
+        (".mov", "mjpeg", "yuvj420p", (HEIGHT, WIDTH)),
+        (".avi", "huffyuv", "rgb24", (HEIGHT, WIDTH)),
+    ],
+)
+def test_codecs_stay(tmp_path, suffix, codec, pixel_format, size):
+    source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    record(source, codec, pixel_format, size, times=TIMES[:6], sound=False)
+    video.derain(source, target, lambda frames: frames)
+    before, after = look(source), look(target)
+    for key in ("codec", "format", "size", "rate"):
+        assert after[key] == before[key]
+    start = after["times"][0] - before["times"][0] if suffix == ".mpg" else 0  # set by the muxer
+    assert after["times"] == pytest.approx([time + start for time in before["times"]], abs=1e-6)
+    assert difference(after["frames"], before["frames"]) < 6
+
+
+def test_other_containers_take_what_they_can(tmp_path):
+    source = record(tmp_path / "in.mkv", "ffv1", "yuv420p", (23, 31), times=TIMES[:6])
+    video.derain(source, tmp_path / "out.mp4", lambda frames: frames)
+    after = look(tmp_path / "out.mp4")
+    assert after["size"] == (23, 31) and len(after["frames"]) == 6
+    assert difference(after["frames"], look(source)["frames"]) < 4
+    with pytest.raises(UserError, match="cannot hold sound in aac"):
+        video.derain(source, tmp_path / "out.webm", lambda frames: frames)
+    assert not (tmp_path / "out.webm").exists()
+
+
+def test_subtitles_and_chapters_stay(tmp_path):
+    words = tmp_path / "words.srt"
+    words.write_text("1\n00:00:00,200 --> 00:00:00,700\nIt rains.\n\n")
+    film, both = record(tmp_path / "film.mkv"), tmp_path / "both.mkv"
+    chapter = {
+        "id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000),
+        "metadata": {"title": "Rain"},
+    }  # fmt: skip
+    with av.open(str(film)) as a, av.open(str(words)) as b, av.open(str(both), "w") as out:
+        streams = {
+            s: out.add_stream_from_template(s, opaque=True) for s in (*a.streams, *b.streams)
+        }
+        out.set_chapters([chapter])
+        for packet in (*b.demux(), *a.demux()):
+            if packet.size:
+                packet.stream = streams[packet.stream]
+                out.mux(packet)
+
+    def extras(path):
+        with av.open(str(path)) as file:
+            packets = [bytes(p) for p in file.demux(subtitles=0) if p.size]
+            return packets, [(c["start"], c["end"], c["metadata"]) for c in file.chapters()]
+
+    video.derain(both, tmp_path / "out.mkv", lambda frames: frames)
+    assert extras(tmp_path / "out.mkv") == extras(both)
+    assert extras(both)[0] == [b"It rains."] and len(extras(both)[1]) == 1
+    video.derain(both, tmp_path / "out.mp4", lambda frames: frames)  # takes no such subtitles
+    assert look(tmp_path / "out.mp4")["sound"]
+
+
+def test_tags_of_colour_stay(tmp_path):
+    tags = {"color_range": 2, "colorspace": 1, "color_primaries": 1, "color_trc": 1}
+    source = record(tmp_path / "in.mp4", tags=tags, times=TIMES[:4], sound=False)
+    video.derain(source, tmp_path / "out.mp4", lambda frames: frames)
+    before, after = look(source), look(tmp_path / "out.mp4")
+    assert before["tags"] == after["tags"] == tags
+    assert difference(after["frames"], before["frames"]) < 4
+
+
+def test_names():
+    assert video.is_video("a/B.MP4") and video.is_video("a.webm")
+    assert not video.is_video(".a.mp4") and not video.is_video("a.png")
+
+
+def test_other_files_say_what_is_wrong(tmp_path):
+    target = tmp_path / "out" / "out.mp4"
+
+    def complaint(source, target=target):
+        with pytest.raises(UserError) as caught:
+            video.derain(source, target, lambda frames: frames)
+        assert "\n" not in str(caught.value)
+        assert not [p for p in tmp_path.rglob("*") if "tmp" in p.name or "out." in p.name]
+        return str(caught.value)
+
+    good = record(tmp_path / "good.mp4")
+    content = good.read_bytes()
+    broken = tmp_path / "broken.mp4"
+    assert "no such video" in complaint(tmp_path / "none.mp4")
+    for damaged in (b"", b"no video at all" * 9, content[: len(content) // 2]):
+        broken.write_bytes(damaged)
+        assert str(broken) in complaint(broken)
+    noise = np.random.default_rng(0).bytes(len(content) // 3)
+    start = content.index(b"mdat") + 4
+    broken.write_bytes(content[:start] + noise + content[start + len(noise) :])
+    assert str(broken) in complaint(broken)
+    tone = tmp_path / "tone.m4a"
+    with av.open(str(tone), "w") as out:
+        stream = out.add_stream("aac", rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "flt", "mono")
+        frame.sample_rate = 48000
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    assert "no video stream" in complaint(tone)
+    assert "no video container" in complaint(good, tmp_path / "out.something")
+    assert "cannot write" in complaint(good, good / "below.mp4")
+
+
+def test_restore_has_to_keep_the_shape(tmp_path):
+    source = record(tmp_path / "in.mp4", times=TIMES[:3], sound=False)
+    with pytest.raises(ValueError, match="expected uint8"):
+        video.derain(source, tmp_path / "out.mp4", lambda frames: frames[:, :-1])
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
