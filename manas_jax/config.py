@@ -83,6 +83,7 @@ def default() -> ml_collections.ConfigDict:
     train = config.train = ml_collections.ConfigDict()
     train.genotype = ""  # file; empty = what the search found in this workdir
     train.inherit = False  # start from the supernet's weights
+    train.weights = ""  # or from those in this file, with the genotype in it
     train.steps = 100_000
     train.scenes = 32
     train.crop = 64
@@ -158,10 +159,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.root is empty: name the folder, --config.data.root=DIR")
     if config.data.source == "tfds" and not config.data.tfds_name:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
-    if config.stage == "train" and config.train.inherit and config.train.genotype:
-        raise UserError(
-            "train.inherit takes the weights of this workdir's search: leave train.genotype empty"
-        )
+    starts = [key for key in ("inherit", "genotype", "weights") if config.train[key]]
+    if len(starts) > 1:
+        raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
@@ -184,7 +184,10 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
         if before is not None:
             if not isinstance(before, dict):
                 raise ValueError("not an object")
-            old, new = dict(_leaves(before)), dict(_leaves(fields))
+            # A key that is newer than the workdir had its default, whose meaning is "as before".
+            defaults = json.loads(default().to_json_best_effort())
+            old = dict(_leaves(defaults)) | dict(_leaves(before))
+            new = dict(_leaves(fields))
             changed = [
                 f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
                 for key in sorted(old.keys() | new.keys())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from manas_jax.data import images
 from manas_jax.errors import UserError
 
 # The PSNR of identical pictures is infinite, which neither a mean nor JSON can carry. Every PSNR is
@@ -151,7 +152,6 @@ def score_folders(restored: str | Path, clean: str | Path) -> dict[str, Scores]:
       UserError: a folder is missing or empty, a picture has no partner or more than one, a file is
         no picture, two sizes differ, or a picture is below 11x11 pixels.
     """
-    from manas_jax.data import images  # here, since it loads TensorFlow
 
     def pictures(folder: str | Path) -> list[Path]:
         if not Path(folder).is_dir():

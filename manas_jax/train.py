@@ -12,11 +12,12 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import build, objectives, search, sharding
+from manas_jax import build, objectives, provenance, search, sharding
 from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
+from manas_jax.inference.weights import load_weights, save_weights
 from manas_jax.models.network import (
     Network,
     inherit,
@@ -31,6 +32,7 @@ from manas_jax.validation import Validation
 
 PyTree = Any
 ROLE = 2  # of the batches' seed
+WEIGHTS = "weights.safetensors"  # in the workdir: what `manas_jax.derain` and others take
 
 
 def make_step(
@@ -74,7 +76,8 @@ def make_step(
 def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Trains the network of a genotype; goes on from the newest checkpoint.
 
-    Leaves checkpoints and curves in `train/` and, at the end, `train/summary.json`.
+    Leaves checkpoints and curves in `train/` and, at the end, `train/summary.json` and the weights
+    of the best checkpoint in `weights.safetensors`.
 
     Raises:
       UserError: no genotype, no data, a diverged loss, a folder that cannot be written.
@@ -100,6 +103,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
         start = int(state.step)
         if start == options.steps and (folder / "summary.json").exists():
             logging.info("train: all %d steps are done", start)
+            if not (pathlib.Path(workdir) / WEIGHTS).exists():
+                keep_weights(config, workdir)
             return
         log_parameters("train", state.weights, folder / "parameters.txt")
 
@@ -130,16 +135,30 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
             "best_step": checkpoints.best_step,
         }
         write_json(folder / "summary.json", recorder.summary(compilation, score()) | facts)
+    keep_weights(config, workdir)
+
+
+def keep_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Writes the best weights, without optimizer and schedule, as one file to be used elsewhere."""
+    network, variables, step = load(config, workdir)
+    made = provenance.describe()
+    origin = {key: made[key] for key in ("command", "commit", "date")}
+    origin |= {"step": str(step), "seed": str(config.seed), "source": config.data.source}
+    file = pathlib.Path(workdir) / WEIGHTS
+    save_weights(file, variables, network.genotype, origin)
+    logging.info("train: weights of step %d: %s", step, file)
 
 
 def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
-    """The genotype file of the configuration, or the one that the search left in the workdir.
+    """The configuration's genotype (or that of its weights), or the one the search left behind.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
     if config.train.genotype:
         return Genotype.load(config.train.genotype)
+    if config.train.weights:
+        return _first_weights(config)[1]
     file = pathlib.Path(workdir) / "genotype.json"
     if not file.exists():
         raise UserError(
@@ -183,8 +202,17 @@ def _restore(checkpoints, network, optimizer, average, mesh, *, best=False) -> T
 
 
 def _first_variables(config: ConfigDict, workdir: str | os.PathLike, network: Network) -> PyTree:
-    """Fresh variables, or with `train.inherit` those of the supernet."""
+    """Fresh variables, those of a file, or with `train.inherit` those of the supernet."""
+    if config.train.weights:
+        return _first_weights(config)[0]
     if not config.train.inherit:
         return init_variables(network, config.seed)
     supernet = unstack_columns(search.load(config, workdir).variables, network.space)
     return inherit(supernet, variable_shapes(network))
+
+
+def _first_weights(config: ConfigDict) -> tuple[PyTree, Genotype]:
+    variables, genotype, _ = load_weights(config.train.weights)
+    if not isinstance(genotype, Genotype):
+        raise UserError(f"train.weights={config.train.weights}: a supernet's, give a network's")
+    return variables, genotype

@@ -80,10 +80,21 @@ def test_tfds_needs_a_name(make_config):
         validate(make_config(data__source="tfds"))
 
 
-def test_inheriting_into_a_foreign_genotype_is_refused(make_config):
+def test_two_starts_of_one_training_are_refused(make_config):
     config = make_config(stage="train", train__inherit=True, train__genotype="other.json")
-    with pytest.raises(UserError, match=r"train\.genotype"):
+    with pytest.raises(UserError, match=r"train\.inherit and train\.genotype exclude each other"):
         validate(config)
+
+
+def test_a_key_newer_than_the_workdir_had_its_default(tmp_path, make_config):
+    workdir = claim_workdir(make_config(), tmp_path)
+    kept = json.loads((workdir / "config.json").read_text())
+    del kept["train"]["weights"]
+    (workdir / "config.json").write_text(json.dumps(kept))
+    claim_workdir(make_config(), tmp_path)
+    (workdir / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=r"train\.weights: '' there, 'w' here"):
+        claim_workdir(make_config(train__weights="w"), tmp_path)
 
 
 def test_workdir_keeps_its_configuration(tmp_path, make_config):

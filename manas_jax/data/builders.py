@@ -15,12 +15,12 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
 from manas_jax.data import backgrounds, benchmarks, datasets, images
+from manas_jax.data.host import tf
 from manas_jax.data.scenes import Picture, Scene, read
 from manas_jax.errors import UserError
 

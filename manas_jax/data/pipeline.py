@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from manas_jax.data import rain
+from manas_jax.data.host import tf
 from manas_jax.data.scenes import Picture, Scene, read
 from manas_jax.errors import UserError
 
@@ -118,7 +118,7 @@ class Batches:
         """`at(start)`, `at(start + 1)`, ... up to `stop` (excluded; None: endless), prefetched."""
         share = self._share
         last = _ENDLESS if stop is None else stop * share
-        # Autotuning sleeps for up to a minute at a time and is waited for at the end: fixed numbers.
+        # Autotuning sleeps for up to a minute at a time, and the end would wait for it.
         options = tf.data.Options()
         options.autotune.enabled = False
         with self._pictures.user_errors():

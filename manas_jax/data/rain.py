@@ -16,7 +16,8 @@ import dataclasses
 import math
 
 import scipy.fft
-import tensorflow as tf
+
+from manas_jax.data.host import tf
 
 
 @dataclasses.dataclass(frozen=True)

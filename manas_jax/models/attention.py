@@ -24,11 +24,14 @@ class Attention(nn.Module):
     Attributes:
       space: the search space.
       chosen: the candidate of each edge; None for the mixture of all.
+      dtype: type of the computation.
+      pool_cell: see `manas_jax.models.candidates.Pools`.
     """
 
     space: spaces.SearchSpace
     chosen: Sequence[str] | None = None
     dtype: Any = None
+    pool_cell: int | None = None
 
     @nn.compact
     def __call__(
@@ -41,17 +44,16 @@ class Attention(nn.Module):
 
         def edge(y: jax.Array) -> jax.Array:
             e = next(edges)
-            name = f"edge{e}"
-            if self.chosen is not None:
-                return Edge((self.chosen[e],), self.dtype, name=name)(y, train)
-            return Edge(self.space.candidates, self.dtype, name=name)(y, train, probabilities[e])
+            names = self.space.candidates if self.chosen is None else (self.chosen[e],)
+            module = Edge(names, self.dtype, self.pool_cell, name=f"edge{e}")
+            return module(y, train, probabilities[e] if self.chosen is None else None)
 
         nodes: list[jax.Array] = []
         for group in groups:
             nodes.append(edge(group) + sum(edge(node) for node in nodes))
 
         def gated(y: jax.Array, reduction: int, name: str) -> jax.Array:
-            return y * ChannelGate(reduction, dtype=self.dtype, name=name)(Pools(y))
+            return y * ChannelGate(reduction, dtype=self.dtype, name=name)(Pools(y, self.pool_cell))
 
         total = gated(sum(groups), spaces.GROUP_SE_REDUCTION, "group_gate")
         y = jnp.concatenate([*nodes, total], axis=-1)

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from manas_jax import space
 from manas_jax.models import layers
@@ -38,10 +39,16 @@ def _largest_jvp(axis, primals, tangents):
 
 
 class Pools:
-    """What gates look at besides the input itself; each computed once, when first asked for."""
+    """What gates look at besides the input itself; each computed once, when first asked for.
 
-    def __init__(self, x: jax.Array):
+    Averages and maxima over pixels are those of the whole image, or with `cell` those of a window
+    around each square of cell x cell pixels (`Network.pool_cell` says why). They are (N, C), or
+    with `cell` (N, rows of squares, columns of squares, C).
+    """
+
+    def __init__(self, x: jax.Array, cell: int | None = None):
         self.x = x
+        self.cell = cell
 
     @functools.cached_property
     def spatial(self) -> jax.Array:
@@ -50,13 +57,64 @@ class Pools:
 
     @functools.cached_property
     def average(self) -> jax.Array:
-        """Mean over pixels: (N, C)."""
-        return self.x.mean(axis=(1, 2))
+        """Mean over pixels."""
+        if self.cell is None:
+            return self.x.mean(axis=(1, 2))
+        inside = jnp.ones((1, *self.x.shape[1:3], 1), self.x.dtype)
+        total, pixels = (_windows(y, self.cell, jnp.sum, 0.0) for y in (self.x, inside))
+        return total / pixels
 
     @functools.cached_property
     def maximum(self) -> jax.Array:
-        """Maximum over pixels: (N, C)."""
-        return largest(self.x, (1, 2))
+        """Maximum over pixels."""
+        if self.cell is None:
+            return largest(self.x, (1, 2))
+        return _windows(self.x, self.cell, jnp.max, -jnp.inf)
+
+    def spread(self, gate: jax.Array) -> jax.Array:
+        """A gate made of such pools, as a map: (N, 1, 1, C), or with `cell` (N, H, W, C)."""
+        if self.cell is None:
+            return gate[:, None, None, :]
+        height, width = self.x.shape[1:3]
+        return _interpolate(_interpolate(gate, self.cell, 1), self.cell, 2)[:, :height, :width]
+
+
+def _windows(
+    x: jax.Array, cell: int, reduce: Callable[..., jax.Array], neutral: float
+) -> jax.Array:
+    """Reduces 3x3 squares of cell x cell pixels around each square; nothing lies outside of x.
+
+    In reshapes and slices, which other runtimes understand better than windows of any size.
+    """
+    for axis in (1, 2):
+        x = _padded(x, axis, 0, -x.shape[axis] % cell, neutral)
+        squares = (*x.shape[:axis], x.shape[axis] // cell, cell, *x.shape[axis + 1 :])
+        x = reduce(x.reshape(squares), axis + 1)
+        count = x.shape[axis]
+        x = _padded(x, axis, 1, 1, neutral)
+        neighbours = [jax.lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(3)]
+        x = reduce(jnp.stack(neighbours), 0)
+    return x
+
+
+def _padded(x: jax.Array, axis: int, before: int, after: int, value: float) -> jax.Array:
+    widths = [(before, after) if i == axis else (0, 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _interpolate(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    """Linear enlargement of one axis by a whole factor; beyond the outer samples they are kept."""
+    ends = [jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, x.shape[axis] - 1)]
+    padded = jnp.concatenate([ends[0], x, ends[1]], axis)
+    at = (np.arange(factor) + 0.5) / factor - 0.5  # of the new samples, from the old one
+    shares = (np.maximum(-at, 0), 1 - np.abs(at), np.maximum(at, 0))
+    shape = [factor if i == axis + 1 else 1 for i in range(x.ndim + 1)]
+    made = sum(
+        jnp.expand_dims(jax.lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis), axis + 1)
+        * share.reshape(shape).astype(x.dtype)
+        for i, share in enumerate(shares)
+    )
+    return made.reshape(*x.shape[:axis], x.shape[axis] * factor, *x.shape[axis + 1 :])
 
 
 class FactoredConv(nn.Module):
@@ -136,13 +194,13 @@ class ChannelGate(nn.Module):
 
     @nn.compact
     def __call__(self, pools: Pools, train: bool = False) -> jax.Array:
-        """A vector a channel."""
+        """A number a channel."""
         hidden = space.squeezed(pools.x.shape[-1], self.reduction)
         mlp = layers.DenseGate(hidden, self.bias, self.dtype, name="mlp")
         logits = mlp(pools.average)
         if self.use_maximum:
             logits += mlp(pools.maximum)
-        return nn.sigmoid(logits)[:, None, None, :]
+        return pools.spread(nn.sigmoid(logits))
 
 
 class CBAMGate(nn.Module):
@@ -191,10 +249,13 @@ class Edge(nn.Module):
 
     Attributes:
       candidates: the names to mix, or the one that was chosen.
+      dtype: type of the computation.
+      pool_cell: see `Pools`.
     """
 
     candidates: tuple[str, ...]
     dtype: Any = None
+    pool_cell: int | None = None
 
     @nn.compact
     def __call__(
@@ -207,7 +268,7 @@ class Edge(nn.Module):
           train: whether BatchNorm uses the batch.
           probabilities: one a candidate; may be left out for a single candidate.
         """
-        pools = Pools(x)
+        pools = Pools(x, self.pool_cell)
 
         def gate(name: str) -> jax.Array | float:
             if name in ("none", "skip_connect"):

@@ -44,6 +44,12 @@ class Network(nn.Module):
       scan: whether the supernet's columns of a cell are one `lax.scan` over stacked variables (see
         `stack_columns`): less to compile on accelerators; on CPU convolutions inside of a loop are
         several times slower.
+      pool_cell: side in pixels of the image, a multiple of `space.multiple`, of the squares whose
+        channel gates look at a window of 3x3 such squares; None lets them look at the whole image,
+        as in training. What a network does to a pixel then depends on its surroundings alone: on
+        statistics like those of the patches it was trained on (Chu et al., "Improving Image
+        Restoration by Revisiting Global Information Aggregation", ECCV 2022), and alike in a tile
+        and in the whole picture.
     """
 
     space: SearchSpace
@@ -51,6 +57,7 @@ class Network(nn.Module):
     dtype: Any = None
     remat: bool = False
     scan: bool = False
+    pool_cell: int | None = None
 
     @nn.compact
     def __call__(
@@ -112,6 +119,7 @@ class Network(nn.Module):
                     space,
                     None if genotype is None else genotype.attention[cell][b],
                     dtype,
+                    self.pool_cell and self.pool_cell // (space.patch * 2**b),
                     name=f"cell{cell}_attention{b}",
                 )
                 attended.append(

@@ -1,0 +1,211 @@
+"""Removing rain from pictures of any size: pretrained weights, tiles, self-ensemble.
+
+from manas_jax.inference.derainer import Derainer
+clean = Derainer.from_pretrained("rain100l")(picture)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from manas_jax.errors import UserError
+from manas_jax.inference.tiling import Axis
+from manas_jax.inference.weights import load_weights
+from manas_jax.models.network import Network
+from manas_jax.space import Genotype
+
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
+POOL_CELL = 64
+"""Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
+
+TILE = 1024
+"""Pixels of the side of a tile, where nothing else is asked for."""
+
+_OVERLAP = 128  # pixels; a few times what a pixel's surroundings still change
+_SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
+
+Pixels = TypeVar("Pixels", np.ndarray, Image.Image)
+
+
+def pretrained() -> dict[str, pathlib.Path]:
+    """The weights that come with the package: name -> file."""
+    return {file.stem: file for file in sorted(PRETRAINED.glob("*.safetensors"))}
+
+
+class Derainer:
+    """A trained network, ready for pictures.
+
+    Attributes:
+      network: the derived network; its channel gates look at windows, see `Network.pool_cell`.
+      variables: its 'params' and 'batch_stats'.
+      provenance: where the weights come from.
+      tile: side in pixels of the tiles that larger pictures are cut into.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        variables: Mapping[str, Any],
+        provenance: Mapping[str, str] | None = None,
+        tile: int = TILE,
+    ):
+        """Makes the network ready; compiles nothing yet.
+
+        Raises:
+          UserError: `tile` is too small.
+        """
+        self.network = network
+        self.variables = jax.device_put(dict(variables))
+        self.provenance = dict(provenance or {})
+        self._cell = math.lcm(network.space.multiple, network.pool_cell or 1)
+        self._overlap = -(-_OVERLAP // self._cell) * self._cell
+        if tile <= 2 * self._overlap:
+            raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
+        self.tile = -(-tile // self._cell) * self._cell
+
+        @jax.jit
+        def apply(variables, pictures):
+            return jnp.clip(network.apply(variables, pictures), 0, 1)
+
+        self._apply = apply
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        tile: int = TILE,
+        pool_cell: int | None = POOL_CELL,
+    ) -> Derainer:
+        """Opens weights that come with the package, or a weights file.
+
+        Args:
+          name: one of `pretrained()`, or a file that `manas_jax.inference.weights` wrote.
+          tile: side in pixels of the tiles that larger pictures are cut into.
+          pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
+            gates look at all of a picture or tile.
+
+        Raises:
+          UserError: no such weights, a damaged file, or a supernet's weights.
+        """
+        known = pretrained()
+        file = known.get(str(name), pathlib.Path(name))
+        if not file.exists():
+            raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
+        variables, genotype, provenance = load_weights(file)
+        if not isinstance(genotype, Genotype):
+            raise UserError(f"{file}: weights of a supernet; derive and train a network first")
+        if pool_cell is not None:
+            pool_cell = math.lcm(pool_cell, genotype.space.multiple)
+        network = Network(genotype.space, genotype, pool_cell=pool_cell)
+        return cls(network, variables, provenance, tile)
+
+    def __call__(self, picture: Pixels, *, self_ensemble: bool = False) -> Pixels:
+        """Removes rain.
+
+        Args:
+          picture: (H, W, 3), or several of one size (N, H, W, 3), RGB; uint8, uint16, or floats in
+            [0, 1]. Or a Pillow image, whose mode is kept (its alpha as it is).
+          self_ensemble: whether to average over the eight flips and turns of the picture: a little
+            better, eight times slower.
+
+        Returns:
+          The same kind, size and type.
+
+        Raises:
+          ValueError: another shape or type.
+          UserError: the weights make NaN of it.
+        """
+        if isinstance(picture, Image.Image):
+            return self._image(picture, self_ensemble)
+        picture = np.asarray(picture)
+        if picture.ndim not in (3, 4) or picture.shape[-1] != 3 or 0 in picture.shape:
+            raise ValueError(f"give (H, W, 3) or (N, H, W, 3), not {picture.shape}")
+        if picture.dtype not in (np.uint8, np.uint16) and picture.dtype.kind != "f":
+            raise ValueError(f"give uint8, uint16 or floats in [0, 1], not {picture.dtype}")
+        restored = np.empty_like(picture)
+        stack, made = (x[None] if x.ndim == 3 else x for x in (picture, restored))
+        for rows, strip in self._strips(stack, self_ensemble):
+            made[:, rows] = strip
+        return restored
+
+    def _image(self, image: Image.Image, self_ensemble: bool) -> Image.Image:
+        restored = Image.fromarray(
+            self(np.array(image.convert("RGB")), self_ensemble=self_ensemble)
+        )
+        if image.mode in ("RGBA", "LA"):
+            restored.putalpha(image.getchannel("A"))
+        return restored.convert(image.mode)
+
+    def _strips(self, stack: np.ndarray, self_ensemble: bool) -> Iterator[tuple[slice, np.ndarray]]:
+        """Finished rows of the pictures (N, H, W, 3), from top to bottom, in the pictures' type.
+
+        Only a row of tiles is held in floats, so that large pictures fit into memory.
+        """
+        height, width = stack.shape[1:3]
+        across, down = (
+            Axis.cut(-(-n // self._cell) * self._cell, self.tile, self._overlap, self._cell)
+            for n in (width, height)
+        )
+        run = self._ensemble if self_ensemble else self._run
+        scale = 1 if stack.dtype.kind == "f" else np.iinfo(stack.dtype).max
+        pending = np.zeros((len(stack), 0, width, 3), np.float32)
+        for i, (top, share_down) in enumerate(zip(down.starts, down.shares(), strict=True)):
+            strip = np.zeros((len(stack), down.tile, across.length, 3), np.float32)
+            for left, share in zip(across.starts, across.shares(), strict=True):
+                tile = _mirrored(stack, top, left, down.tile, across.tile)
+                tile = run(tile.astype(np.float32) / scale)
+                strip[:, :, left : left + across.tile] += share[:, None] * tile
+            strip = share_down[:, None, None] * strip[:, :, :width]
+            strip[:, : pending.shape[1]] += pending
+            last = i + 1 == len(down.starts)
+            done = min(height, top + down.tile if last else down.starts[i + 1])
+            pending = strip[:, done - top :]
+            yield slice(top, done), _quantized(strip[:, : done - top], stack.dtype)
+
+    def _run(self, pictures: np.ndarray) -> np.ndarray:
+        """(N, h, w, 3) float32, sides multiples of the cell, to the same."""
+        return np.asarray(self._apply(self.variables, pictures))
+
+    def _ensemble(self, pictures: np.ndarray) -> np.ndarray:
+        """The mean over the eight symmetries of the square."""
+
+        def turned(turns: int, flip: bool) -> np.ndarray:
+            seen = np.rot90(pictures[:, :, ::-1] if flip else pictures, turns, (1, 2))
+            made = np.rot90(self._run(np.ascontiguousarray(seen)), -turns, (1, 2))
+            return made[:, :, ::-1] if flip else made
+
+        return sum(turned(*symmetry) for symmetry in _SYMMETRIES) / len(_SYMMETRIES)
+
+
+def _mirrored(stack: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """A part of pictures (N, H, W, 3) that may reach beyond them, where they are mirrored."""
+    rows, columns = (
+        _mirror(np.arange(start, start + length), side)
+        for start, length, side in ((top, height, stack.shape[1]), (left, width, stack.shape[2]))
+    )
+    return stack[:, rows[:, None], columns]
+
+
+def _mirror(index: np.ndarray, length: int) -> np.ndarray:
+    """Indices beyond a length folded back into it, the outermost one repeated."""
+    index = index % (2 * length)
+    return np.minimum(index, 2 * length - 1 - index)
+
+
+def _quantized(restored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floats in [0, 1] in another type; integers rounded, halves upwards."""
+    if np.isnan(restored).any():
+        raise UserError("the network makes NaN of this picture: its weights have diverged")
+    if dtype.kind == "f":
+        return restored.astype(dtype)
+    return np.floor(np.clip(restored, 0, 1) * np.iinfo(dtype).max + 0.5).astype(dtype)
