@@ -41,6 +41,11 @@ def pretrained() -> dict[str, pathlib.Path]:
     return {file.stem: file for file in sorted(PRETRAINED.glob("*.safetensors"))}
 
 
+def multiple(network: Network) -> int:
+    """What sides of pictures are mirrored up to, at the lower and the right edge."""
+    return math.lcm(network.space.multiple, network.pool_cell or 1)
+
+
 class Derainer:
     """A trained network, ready for pictures.
 
@@ -66,7 +71,7 @@ class Derainer:
         self.network = network
         self.variables = jax.device_put(dict(variables))
         self.provenance = dict(provenance or {})
-        self._cell = math.lcm(network.space.multiple, network.pool_cell or 1)
+        self._cell = multiple(network)
         self._overlap = -(-_OVERLAP // self._cell) * self._cell
         if tile <= 2 * self._overlap:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")

@@ -2,8 +2,9 @@
 
     python -m manas_jax.inference.export WEIGHTS --format {stablehlo,onnx,savedmodel} --out PATH
 
-WEIGHTS is the weights file (see `manas_jax.inference.weights`) of a derived network. What is
-exported is one function, the weights in it as constants; images and restored are float32:
+WEIGHTS is the name of pretrained weights or the file of a derived network's. What is exported is
+one function, the weights in it as constants, which does what `Derainer` does to a picture in one
+piece; images and restored are float32:
 
     images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3), clipped to [0, 1]
 
@@ -45,9 +46,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.errors import UserError
-from manas_jax.inference import weights
+from manas_jax.inference.derainer import Derainer, multiple
+from manas_jax.inference.weights import Variables
 from manas_jax.models.network import Network
-from manas_jax.space import Genotype
 
 OPSET = 21
 DEFAULT_SIZE = (320, 480)
@@ -62,30 +63,16 @@ Restore = Callable[[jax.Array], jax.Array]
 """images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3) in [0, 1]."""
 
 
-def load(name_or_file: str | os.PathLike) -> tuple[Network, weights.Variables]:
-    """A derived network and its variables.
-
-    Raises:
-      UserError: the file cannot be used, or holds a supernet.
-    """
-    variables, genotype, _ = weights.load_weights(name_or_file)
-    if not isinstance(genotype, Genotype):
-        raise UserError(
-            f"{name_or_file}: holds a supernet; export the weights of the network derived from it"
-        )
-    return Network(genotype.space, genotype), variables
-
-
-def restoration(network: Network, variables: weights.Variables) -> Restore:
-    """What is exported, for images of a known height and width."""
+def restoration(network: Network, variables: Variables) -> Restore:
+    """What is exported, for images whose sides are multiples of `multiple(network)`."""
     return lambda images: jnp.clip(network.apply(variables, images), 0, 1)
 
 
 def any_size(restore: Restore, multiple: int) -> Restore:
-    """The same function, traceable while height and width are symbols.
+    """The same function for images of any size, traceable while height and width are symbols.
 
-    It pads as `manas_jax.models.layers.pad_to_multiple` does, so that nothing is left to pad in
-    the network: `jnp.pad` cannot mirror an unknown number of rows.
+    It mirrors as `Derainer` does, so that nothing is left to pad in the network: `jnp.pad` cannot
+    mirror an unknown number of rows.
     """
 
     def restore_padded(images: jax.Array) -> jax.Array:
@@ -99,6 +86,8 @@ def any_size(restore: Restore, multiple: int) -> Restore:
 def mirrored(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     """Lengthens an axis to a multiple by its mirror image, as often as it takes."""
     side = x.shape[axis]
+    if isinstance(side, int) and side % multiple == 0:
+        return x
     there = jnp.arange((side + multiple - 1) // multiple * multiple) % (2 * side)
     return jnp.take(x, jnp.minimum(there, 2 * side - 1 - there), axis=axis, mode="clip")
 
@@ -228,7 +217,7 @@ class Exported:
 
 def export(
     network: Network,
-    variables: weights.Variables,
+    variables: Variables,
     format: str,
     out: str | os.PathLike,
     size: tuple[int, int] = DEFAULT_SIZE,
@@ -250,8 +239,8 @@ def export(
     """
     out, kind, start = pathlib.Path(out), FORMATS[format], time.monotonic()
     check(format, out, overwrite)
-    original = restoration(network, variables)
-    restore = original if kind.sized else any_size(original, network.space.multiple)
+    original = Derainer(network, variables)
+    restore = any_size(restoration(network, variables), multiple(network))
     shapes = ((1, *size, 3), (2, *size, 3)) if kind.sized else _SHAPES
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +285,7 @@ def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
 
 
 def verify(
-    format: str, path: pathlib.Path, original: Restore, shapes: Sequence[tuple[int, ...]]
+    format: str, path: pathlib.Path, original: Derainer, shapes: Sequence[tuple[int, ...]]
 ) -> float:
     """Runs an export in a fresh process and compares it with the network.
 
@@ -315,7 +304,7 @@ def verify(
     draw = np.random.default_rng(0)
     batches = [draw.uniform(size=shape).astype(np.float32) for shape in shapes]
     with jax.default_matmul_precision("highest"):  # accelerators round convolutions otherwise
-        wanted = [np.asarray(jax.jit(original)(images)) for images in batches]
+        wanted = [original(images) for images in batches]
     differences = []
     for want, got in zip(wanted, _run(format, path, batches), strict=True):
         if (got.shape, got.dtype) != (want.shape, want.dtype):
@@ -387,9 +376,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = _targets(args.out, args.size or [DEFAULT_SIZE])
         for path in targets:
             check(args.format, path, args.overwrite)
-        network, variables = load(args.weights)
+        derainer = Derainer.from_pretrained(args.weights)
         for path, size in targets.items():
-            print(_summary(export(network, variables, args.format, path, size, args.overwrite)))
+            done = export(
+                derainer.network, derainer.variables, args.format, path, size, args.overwrite
+            )
+            print(_summary(done))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
