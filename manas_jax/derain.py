@@ -25,7 +25,7 @@ from manas_jax import compilation, metrics
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import pictures, video
-from manas_jax.inference.derainer import TILE, Derainer, pretrained
+from manas_jax.inference.derainer import Derainer, pretrained
 
 STREAM = "-"
 DEFAULT_WEIGHTS = "general"
@@ -134,8 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
         jobs = plan(options.inputs, options.out)
-        tile = options.tile or TILE
-        derainer = Derainer.from_pretrained(options.weights, tile=tile)
+        derainer = Derainer.from_pretrained(options.weights, tile=options.tile)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -242,10 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile",
         type=int,
-        default=0,
         metavar="N",
-        help=f"cut larger pictures into tiles of N pixels: less needs less memory "
-        f"(default: {TILE}, or what memory allows)",
+        help="cut larger pictures into tiles of N pixels: fewer need less memory "
+        "(default: what memory allows)",
     )
     parser.add_argument(
         "--self-ensemble",

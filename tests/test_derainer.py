@@ -189,3 +189,17 @@ def test_random_genotypes_work_with_windows(space):
     genotype = random_genotype(space, 3)
     network = Network(space, genotype, pool_cell=4)
     assert Derainer(network, init_variables(network, 0))(picture(9, 9)).shape == (9, 9, 3)
+
+
+def test_tiles_fit_into_memory(small, monkeypatch):
+    genotype, _ = small
+    network = Network(genotype.space, genotype)
+
+    def tile(free):
+        memory = type("Memory", (), {"available": free})
+        monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
+        return module.fitting_tile(network)
+
+    assert tile(2**40) == 1024
+    assert 384 < tile(60e6) < 1024
+    assert tile(1) == 384

@@ -15,20 +15,21 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from PIL import Image
 
 from manas_jax.errors import UserError
 from manas_jax.inference.tiling import Axis
 from manas_jax.inference.weights import load_weights
 from manas_jax.models.network import Network
-from manas_jax.space import Genotype
+from manas_jax.space import STEM_EXPANSION, Genotype
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 64
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
-TILE = 1024
-"""Pixels of the side of a tile, where nothing else is asked for."""
+TILES = (1024, 768, 512, 384)
+"""Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
 
 _OVERLAP = 128  # pixels; a few times what a pixel's surroundings still change
 _SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
@@ -46,6 +47,19 @@ def multiple(network: Network) -> int:
     return math.lcm(network.space.multiple, network.pool_cell or 1)
 
 
+def fitting_tile(network: Network) -> int:
+    """The largest of `TILES` for which half of the free memory is enough, or the smallest.
+
+    The stem's expanded features are the widest of all; about four such arrays live at a time.
+    """
+    device = jax.local_devices()[0].memory_stats() or {}
+    free = device.get("bytes_limit") or psutil.virtual_memory().available
+    space = network.space
+    bytes_a_pixel = 4 * 4 * STEM_EXPANSION * space.channels[0] / space.patch**2
+    fitting = (tile for tile in TILES if tile**2 * bytes_a_pixel <= free / 2)
+    return next(fitting, TILES[-1])
+
+
 class Derainer:
     """A trained network, ready for pictures.
 
@@ -61,9 +75,15 @@ class Derainer:
         network: Network,
         variables: Mapping[str, Any],
         provenance: Mapping[str, str] | None = None,
-        tile: int = TILE,
+        tile: int | None = None,
     ):
         """Makes the network ready; compiles nothing yet.
+
+        Args:
+          network: a derived network.
+          variables: its 'params' and 'batch_stats'.
+          provenance: where they come from.
+          tile: side in pixels of tiles, rounded up as the network needs; None for `fitting_tile`.
 
         Raises:
           UserError: `tile` is too small.
@@ -72,6 +92,7 @@ class Derainer:
         self.variables = jax.device_put(dict(variables))
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
+        tile = fitting_tile(network) if tile is None else tile
         self._overlap = -(-_OVERLAP // self._cell) * self._cell
         if tile <= 2 * self._overlap:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
@@ -88,14 +109,15 @@ class Derainer:
         cls,
         name: str | os.PathLike,
         *,
-        tile: int = TILE,
+        tile: int | None = None,
         pool_cell: int | None = POOL_CELL,
     ) -> Derainer:
         """Opens weights that come with the package, or a weights file.
 
         Args:
           name: one of `pretrained()`, or a file that `manas_jax.inference.weights` wrote.
-          tile: side in pixels of the tiles that larger pictures are cut into.
+          tile: side in pixels of the tiles that larger pictures are cut into; None for what fits
+            into memory.
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
             gates look at all of a picture or tile.
 
