@@ -1,10 +1,14 @@
 """The networks whose weights ship with the package: an hour or two on two cores each.
 
-python -m manas_jax.main --config=configs/pretrained.py --workdir=runs/pretrained \\
+python -m manas_jax.main --config=configs/pretrained.py:rain100l --workdir=runs/rain100l \\
     --config.data.root=DIR
+python -m manas_jax.main --config=configs/pretrained.py:general --workdir=runs/general \\
+    --config.data.root=DIR --config.train.weights=runs/rain100l/weights.safetensors
 
-DIR is as in configs/rain100l.py, and so is the kind of network: half resolution, predicting the
-difference to its input. It is wider and deeper, and trained for longer on more scenes a step.
+The kind of network is that of configs/rain100l.py: half resolution, predicting the difference to
+its input. It is wider and deeper, and trained for longer on more scenes a step. `rain100l` is for
+the folder that configs/rain100l.py describes. `general` goes on from its weights, with synthetic
+rain of all kinds and with whatever is below DIR/train: folders of pairs and of groups.
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +16,12 @@ from ml_collections import ConfigDict
 from manas_jax.config import default
 
 
-def get_config() -> ConfigDict:
-    """A middling network on pairs, with streak transfer."""
+def get_config(name: str = "rain100l") -> ConfigDict:
+    """A middling network; `name` says what for."""
+    return {"rain100l": _rain100l, "general": _general}[name]()
+
+
+def _rain100l() -> ConfigDict:
     config = default()
     config.log_every = 100
     config.space.update(
@@ -43,4 +51,12 @@ def get_config() -> ConfigDict:
         checkpoint_every=1000,
         validation_crop=320,
     )
+    return config
+
+
+def _general() -> ConfigDict:
+    config = _rain100l()
+    config.stage = "train"
+    config.data.update(transfer=1.0, synthetic=2.0, veil=0.4, validation_scenes=20)
+    config.train.update(steps=5000, scenes=3, crop=96, learning_rate=1e-3, checkpoint_every=500)
     return config

@@ -6,10 +6,14 @@ import os
 import shutil
 import types
 
+import jax
+import numpy as np
 import pytest
 
 from manas_jax import main, search, train
 from manas_jax.errors import UserError
+from manas_jax.inference.weights import load_weights, save_weights
+from manas_jax.models.network import Network, init_variables
 from manas_jax.space import Genotype
 
 
@@ -136,6 +140,42 @@ def test_training_with_a_bad_genotype_file(tmp_path, finished, loop_config, cont
     with pytest.raises(UserError, match=message) as error:
         main.run(config, tmp_path / "run")
     assert "mine.json" in str(error.value)
+
+
+def test_training_goes_on_from_a_weights_file(tmp_path, finished, loop_config):
+    """With nothing to learn the weights that come out are those that went in, genotype and all."""
+    file = finished / "weights.safetensors"
+    config = loop_config(
+        stage="train",
+        train__inherit=False,
+        train__weights=str(file),
+        train__learning_rate=0.0,
+        train__ema=0.0,
+        train__steps=1,
+    )
+    main.run(config, tmp_path)
+    before, genotype, _ = load_weights(file)
+    after, kept, origin = load_weights(tmp_path / "weights.safetensors")
+    assert kept == genotype == Genotype.load(finished / "genotype.json")
+    jax.tree.map(np.testing.assert_array_equal, after["params"], before["params"])
+    assert origin["step"] == "1"
+
+
+def test_weights_of_a_finished_training_are_made_again(tmp_path, finished, loop_config):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "weights.safetensors").unlink()
+    main.run(loop_config(stage="train"), tmp_path / "run")
+    again, _, _ = load_weights(tmp_path / "run" / "weights.safetensors")
+    first, _, _ = load_weights(finished / "weights.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+
+
+def test_a_supernets_weights_train_no_network(tmp_path, loop_config, space):
+    file = tmp_path / "supernet.safetensors"
+    save_weights(file, init_variables(Network(space), 0), space, {})
+    config = loop_config(stage="train", train__inherit=False, train__weights=str(file))
+    with pytest.raises(UserError, match="a supernet's"):
+        main.run(config, tmp_path / "run")
 
 
 def _without_rain(root):

@@ -28,10 +28,10 @@ PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 64
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
-TILES = (1024, 768, 512, 384)
+TILES = (1024, 768, 512)
 """Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
 
-_OVERLAP = 128  # pixels; a few times what a pixel's surroundings still change
+_OVERLAP = 192  # pixels; beyond half of it surroundings change no pixel by more than a grey level
 _SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 Pixels = TypeVar("Pixels", np.ndarray, Image.Image)

@@ -1,0 +1,130 @@
+"""Puts the weights of a finished training into the package, and scores them once.
+
+python -m benchmarks.pretrained WORKDIR NAME --root DIR
+
+copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
+it, as people use it, on the test pairs of DIR (laid out as configs/rain100l.py says). Writes
+`results/pretrained_NAME.json`, with the training's validation curve and the network drawn beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from manas_jax import metrics, provenance, report
+from manas_jax.checkpoint import write_json
+from manas_jax.config import default
+from manas_jax.data import pipeline, scenes
+from manas_jax.drawing import draw_genotype
+from manas_jax.errors import UserError
+from manas_jax.inference.derainer import PRETRAINED, Derainer
+from manas_jax.train import WEIGHTS
+
+RESULTS = pathlib.Path(__file__).parent.parent / "results"
+LARGEST = 8e6  # bytes of a weights file
+
+
+def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
+    """Scores of the test pairs before, after, and with self-ensemble; and what a picture takes."""
+    pairs = list(pipeline.evaluation_pairs(scenes.load(data, crop=64).test, data))
+    if not pairs:
+        raise UserError(f"--root {data.root}: holds no test pairs")
+    images, seconds, seen = [], [], set()
+    for name, rainy, clean in tqdm(pairs, unit="picture"):
+        if rainy.shape not in seen:  # keep compiling out of the seconds a picture
+            derainer(rainy)
+            seen.add(rainy.shape)
+        start = time.monotonic()
+        restored = derainer(rainy)
+        seconds.append(time.monotonic() - start)
+        outputs = {
+            "input": rainy,
+            "output": restored,
+            "self_ensemble": derainer(rainy, self_ensemble=True),
+        }
+        images.append({"name": name, **{k: metrics.score(x, clean) for k, x in outputs.items()}})
+    height, width = clean.shape[:2]
+    cost = derainer.network.genotype.cost(height, width)
+    return {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "macs_at": [height, width],
+        "seconds_a_picture": float(np.median(seconds)),
+        "mean": {k: dataclasses.asdict(metrics.mean([i[k] for i in images])) for k in outputs},
+        "images": [
+            {k: v if k == "name" else dataclasses.asdict(v) for k, v in image.items()}
+            for image in images
+        ],
+    }
+
+
+def training_log(workdir: pathlib.Path) -> dict[str, Any]:
+    """Steps, hours, validation curve and settings of the run."""
+    summaries = {
+        stage: json.loads((workdir / stage / "summary.json").read_text())
+        for stage in ("search", "train")
+        if (workdir / stage / "summary.json").exists()
+    }
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
+    config["train"]["weights"] = pathlib.Path(config["train"]["weights"]).name
+    curves = report.read_events(workdir / "train")
+    return {
+        "starts": json.loads((workdir / "provenance.json").read_text()),
+        "config": config,
+        **summaries,
+        "validation_curve": {
+            "steps": curves["validation/psnr"][0].tolist(),
+            "psnr": curves["validation/psnr"][1].tolist(),
+            "ssim": curves["validation/ssim"][1].tolist(),
+        },
+    }
+
+
+def main() -> None:
+    """Copies, scores, writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("name")
+    parser.add_argument("--root", required=True, help="folder with the test pairs")
+    options = parser.parse_args()
+    source = options.workdir / WEIGHTS
+    if not source.exists() or source.stat().st_size > LARGEST:
+        raise UserError(f"{source}: missing, or of more than {LARGEST / 1e6:.0f} MB")
+    data = default().data
+    data.root = options.root
+    derainer = Derainer.from_pretrained(source)
+    scored = score(derainer, data)
+    PRETRAINED.mkdir(exist_ok=True)
+    shutil.copy(source, PRETRAINED / f"{options.name}.safetensors")
+    genotype = derainer.network.genotype
+    (RESULTS / f"pretrained_{options.name}.svg").write_text(draw_genotype(genotype))
+    record = {
+        "provenance": provenance.describe(),
+        "weights": derainer.provenance,
+        "genotype": json.loads(genotype.to_json()),
+        "pool_cell": derainer.network.pool_cell,
+        "evaluate": scored,
+        "training": training_log(options.workdir),
+    }
+    write_json(RESULTS / f"pretrained_{options.name}.json", record)
+    for kind, mean in scored["mean"].items():
+        print(kind, mean)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
