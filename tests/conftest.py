@@ -136,6 +136,37 @@ def pictures(tmp_path_factory, make_pictures):
 
 
 @pytest.fixture(scope="session")
+def small():
+    """A residual network at half resolution whose gates and statistics are far from fresh."""
+    import jax
+
+    from manas_jax.models.network import Network, init_variables
+    from manas_jax.space import derive
+
+    space = SearchSpace(
+        channels=(4, 8), branches=(2,), columns=(1,), stem_blocks=1, patch=2, residual=True
+    )
+    genotype = derive(space, np.eye(2)[[1]], np.eye(9)[[[6, 7, 8], [2, 7, 6]]])
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: x + 0.03 * draw.standard_normal(x.shape).astype(np.float32),
+        init_variables(Network(space, genotype), 0),
+    )
+    return genotype, variables
+
+
+@pytest.fixture(scope="session")
+def weights(small, tmp_path_factory):
+    """The file of `small`."""
+    from manas_jax.inference.weights import save_weights
+
+    file = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    genotype, variables = small
+    save_weights(file, variables, genotype, {"seed": "0"})
+    return file
+
+
+@pytest.fixture(scope="session")
 def loop_changes(pictures):
     """What `finished` changes in the narrow configuration."""
     return {

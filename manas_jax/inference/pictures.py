@@ -28,6 +28,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import secrets
 import struct
 import sys
 import threading
@@ -45,6 +46,12 @@ from manas_jax.errors import UserError
 SUFFIXES = images.SUFFIXES | {".apng", ".gif", ".pbm"}
 MOST_PIXELS = 10**9
 """Frames whose header claims more are refused undecoded, and files of more in all frames."""
+MOST_PIXELS_A_BYTE = 8 * 1032
+"""What a byte can stand for: DEFLATE packs 1032:1 at most (https://zlib.net/zlib_tech.html), and a
+pixel takes a bit at least. JPEG, GIF and lossy WebP stay below. One colour all over can take less
+in lossless WebP and in a fax's TIFF, so this is asked only of frames beyond `BELIEVED_PIXELS`."""
+BELIEVED_PIXELS = 89_478_485
+"""Frames of as many are decoded however short the file is; it is Pillow's limit of good faith."""
 WEBP_QUALITY = 95
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -107,8 +114,8 @@ def read(source: str | os.PathLike | bytes, name: str | None = None) -> Picture:
 
     Raises:
       UserError: missing, unreadable, empty, truncated, no picture of a known format, of more than
-        `MOST_PIXELS`, or of samples that cannot be kept (floating point, beyond 16 bits, 16-bit
-        CMYK or PPM, Lab).
+        `MOST_PIXELS`, of more than its bytes can hold, or of samples that cannot be kept (floating
+        point, beyond 16 bits, 16-bit CMYK or PPM, Lab).
     """
     if isinstance(source, bytes):
         name, content = name or "the picture", source
@@ -128,11 +135,17 @@ def read(source: str | os.PathLike | bytes, name: str | None = None) -> Picture:
         pages, pixels = [], 0
         for index in range(count):
             image.seek(index)
-            pixels += image.width * image.height
+            area = image.width * image.height
+            pixels += area
+            claim = f"{name}: claims {image.width}x{image.height} pixels in frame {index + 1} of"
             if pixels > MOST_PIXELS:
                 raise UserError(
-                    f"{name}: claims {image.width}x{image.height} pixels in frame {index + 1} of "
-                    f"{count}, which makes more than {MOST_PIXELS:,}; cut it into parts"
+                    f"{claim} {count}, which makes more than {MOST_PIXELS:,}; cut it into parts"
+                )
+            if area > max(BELIEVED_PIXELS, MOST_PIXELS_A_BYTE * len(content)):
+                raise UserError(
+                    f"{claim} {count}, more than {len(content):,} bytes can hold; copy it again "
+                    "or remove it"
                 )
             pages.append(_page(image, index, count, content, name))
     for page in pages:
@@ -164,14 +177,14 @@ def write(
     try:
         with _own_limit():
             content = _ENCODERS[picture.format](picture, pages)
-    except (OSError, OverflowError, struct.error) as error:  # beyond what the format can hold
+    except (OSError, OverflowError, RuntimeError, struct.error) as error:  # too much for the format
         raise UserError(
             f"{picture.name}: cannot be stored as {picture.format} ({error}); convert it first"
         ) from error
     if hasattr(target, "write"):
         target.write(content)
     else:
-        with replacing(target) as unfinished:
+        with replacing(target) as unfinished, writing(target):
             unfinished.write_bytes(content)
 
 
@@ -179,22 +192,32 @@ def write(
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a temporary name of the same suffix; what is written there becomes `path` at the end.
 
-    Missing folders are made. After an error there is nothing new.
+    Missing folders are made. After an error there is nothing new; errors within pass as they are.
 
     Raises:
-      UserError: the place cannot be written to.
+      UserError: the folder cannot be made, or the file not be given its name.
     """
     path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Not made from the path's own name, which may be as long as names can be.
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            os.replace(unfinished, path)
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Within, an OSError becomes a UserError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 # Reading.

@@ -46,6 +46,7 @@ _OTHER_OPTIONS = {"qmin": "1", "qmax": "3"}  # the finest steps of the MPEG fami
 # Encoders whose streams say the time in frames of a fixed rate.
 _FIXED_RATE = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
 _RGB = "rgb24"
+_METADATA_ERRORS = "surrogateescape"  # old files have titles in other encodings: kept byte for byte
 _COLOUR_TAGS = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 Restore = Callable[[np.ndarray], np.ndarray]
@@ -78,12 +79,12 @@ def derain(
     Raises:
       ValueError: `restore` gives another shape or type.
       UserError: the source is missing, no video or damaged; the target's container cannot hold
-        its sound, or the target cannot be written to.
+        its sound, or the target cannot be written to. What `restore` raises passes as it is.
     """
     with _opened(source) as reader, replacing(target) as unfinished:
         frames = _Frames(reader, source)
         try:
-            with av.open(os.fspath(unfinished), "w") as writer:
+            with av.open(_plain(unfinished), "w", metadata_errors=_METADATA_ERRORS) as writer:
                 _transcode(frames, writer, target, restore, progress, batch)
         except av.error.FFmpegError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from error
@@ -126,11 +127,16 @@ class _Turn:
 
 def _opened(source: str | os.PathLike) -> av.container.InputContainer:
     try:
-        return av.open(os.fspath(source))
+        return av.open(_plain(source), metadata_errors=_METADATA_ERRORS)
     except av.error.FileNotFoundError:
         raise UserError(f"{source}: no such video") from None
     except av.error.FFmpegError as error:
         raise UserError(_damaged(source, error)) from error
+
+
+def _plain(path: str | os.PathLike) -> str:
+    """The path so that FFmpeg takes no part of it for a protocol, as in 12:30.mp4."""
+    return os.path.abspath(path)
 
 
 def _damaged(source: str | os.PathLike, error: av.error.FFmpegError) -> str:
@@ -342,9 +348,10 @@ def _add_copies(
         except ValueError:
             if stream.type == "subtitle":  # containers agree on few kinds
                 continue
+            codec = stream.codec_context.name if stream.codec_context else "an unknown codec"
             raise UserError(
-                f"{target}: its container cannot hold sound in {stream.codec.name}; use .mkv or "
-                "the suffix of the input"
+                f"{target}: its container cannot hold sound in {codec}; use .mkv or the suffix of "
+                "the input"
             ) from None
         copy.metadata.update(stream.metadata)
         copy.disposition = stream.disposition

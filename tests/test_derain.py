@@ -1,0 +1,708 @@
+"""The command: what it makes of folders, files and streams, and what it says of hostile ones."""
+
+import collections
+import functools
+import io
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from fractions import Fraction
+
+import av
+import jax
+import numpy as np
+import pytest
+import tifffile
+from PIL import ExifTags, Image, PngImagePlugin
+from test_video import look
+
+from manas_jax import derain
+from manas_jax.errors import UserError
+from manas_jax.inference import pictures
+from manas_jax.inference.derainer import Derainer
+
+open_once = functools.cache(Derainer.from_pretrained)
+
+FRESH = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+INTERRUPTIBLE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from manas_jax.derain import main; sys.exit(main())"
+)
+"""The command, though shells may have told processes in their background to ignore SIGINT."""
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    return open_once(str(weights), tile=None)
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Lets all commands in this process share compiled programs, and none of other processes."""
+    monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
+    monkeypatch.setattr(derain.Derainer, "from_pretrained", open_once)
+
+
+@pytest.fixture
+def command(weights, capsys, compiled_once):
+    """Runs the command in this process; gives its exit status and the lines it says."""
+
+    def run(*arguments):
+        status = derain.main([*map(str, arguments), "--weights", str(weights)])
+        return status, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def noise(draw, *shape, dtype=np.uint8):
+    return draw.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def encoded(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def drawn(mode, draw):
+    """Noise of an odd size in a mode of Pillow's."""
+    size = tuple(draw.integers(1, 40, 2))
+    if mode == "1":
+        return Image.fromarray(noise(draw, *size) > 127)
+    if mode == "I;16":
+        return Image.fromarray(noise(draw, *size, dtype=np.uint16))
+    if mode == "P":
+        image = Image.fromarray(noise(draw, *size) % 50)
+        image.putpalette(noise(draw, 50, 3).tobytes())
+        return image
+    channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    return Image.fromarray(noise(draw, *size, *channels), "CMYK" if mode == "CMYK" else None)
+
+
+def still(format, mode, **options):
+    return lambda draw: encoded(drawn(mode, draw), format, **options)
+
+
+def turned(format, **options):
+    """A file with EXIF that says how it lies, and a profile."""
+
+    def make(draw):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = int(draw.integers(1, 9))
+        exif[ExifTags.Base.Artist] = "someone"
+        return encoded(drawn("RGB", draw), format, exif=exif, icc_profile=b"icc" * 50, **options)
+
+    return make
+
+
+def moving(format, **options):
+    def make(draw):
+        first, *rest = (Image.fromarray(noise(draw, 9, 13, 3)) for _ in range(3))
+        return encoded(
+            first, format, save_all=True, append_images=rest, duration=[40, 70, 100], **options
+        )
+
+    return make
+
+
+def deep_tiff(draw):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, noise(draw, 11, 17, 3, dtype=np.uint16), photometric="rgb")
+    return buffer.getvalue()
+
+
+def with_text(draw):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Title", "a street")
+    return encoded(drawn("RGB", draw), "PNG", pnginfo=text, dpi=(300, 200))
+
+
+GOOD = [
+    *[("png", still("PNG", mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+    *[("tif", still("TIFF", mode)) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16")],
+    *[("jpg", still("JPEG", mode)) for mode in ("L", "RGB", "CMYK")],
+    *[("webp", still("WEBP", mode, lossless=True)) for mode in ("RGB", "RGBA")],
+    *[("bmp", still("BMP", mode)) for mode in ("1", "P", "RGB")],
+    ("JPEG", still("JPEG", "RGB", progressive=True, comment=b"dry")),
+    ("jpeg", turned("JPEG")),
+    ("png", turned("PNG")),
+    ("tiff", turned("TIFF", compression="tiff_lzw")),
+    ("webp", turned("WEBP")),
+    ("tiff", deep_tiff),
+    ("tiff", moving("TIFF")),
+    ("gif", moving("GIF", loop=0)),
+    ("apng", moving("PNG", loop=2)),
+    ("webp", moving("WEBP", loop=3)),
+    ("png", with_text),
+    ("gif", still("GIF", "P")),
+    ("ppm", still("PPM", "RGB")),
+    ("pgm", still("PPM", "L")),
+    ("jpg", still("PNG", "RGB")),  # endings that are not the format's
+    ("png", still("JPEG", "RGB")),
+    ("webp", still("GIF", "P")),
+]
+FOLDERS = ["", "a folder", "größe/雨 rain", "looks like.png"]
+NAMES = ["{}", "two  spaces {}", "Größe-雨-{}", "-o {}", "new\nline {}", "%d {}", "{}" + "x" * 247]
+
+
+def claiming(format, width, height):
+    """A small file whose header claims that many pixels, with bytes that are in order otherwise."""
+    content = encoded(Image.new("RGB", (8, 8)), format)
+    old, order = ((8, 8), {"PNG": ">II", "JPEG": ">HH", "GIF": "<HH", "BMP": "<ii"}[format])
+    content = content.replace(struct.pack(order, *old), struct.pack(order, width, height), 1)
+    if format == "GIF":  # so does its frame
+        content = content.replace(struct.pack(order, *old), struct.pack(order, width, height))
+    if format == "PNG":
+        content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+    return content
+
+
+def bad_files(draw):
+    """Names of files that cannot be de-rained, what is in them and what is said of them."""
+    for suffix in ("png", "jpg", "tiff", "mp4"):
+        yield f"empty.{suffix}", b"", "empty" if suffix != "mp4" else "cannot be read"
+    for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
+        whole = encoded(Image.fromarray(noise(draw, 40, 40, 3)), format)
+        suffix = "tif" if format == "TIFF" else format.lower()
+        yield f"half ä.{suffix}", whole[: len(whole) // 2], ""
+        yield f"head.{suffix}", whole[:7], "picture"
+    for format in ("PNG", "JPEG", "GIF", "BMP"):
+        content = claiming(format, 30_000, 30_000)
+        yield f"huge.{format.lower()}", content, "claims 30000x30000 pixels"
+        content = claiming(format, 32_000, 32_000)
+        yield f"beyond.{format.lower()}", content, "claims 32000x32000 pixels"
+    yield "text\nin lines.png", b"nothing that anyone could see, " * 9, "no picture"
+    yield "archive.webp", b"PK\3\4" + noise(draw, 99).tobytes(), "no picture"
+    yield "text.mp4", b"nothing that anyone could see, " * 9, "cannot be read as a video"
+    yield "noise.mkv", noise(draw, 999).tobytes(), "cannot be read as a video"
+    yield "floats.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating"
+    yield "wide.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "16 bits"
+    yield "wide.ppm", b"P6 2 2 65535\n" + bytes(24), "PPM of 16 bits"
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A folder of some two hundred files: good ones, bad ones with the reason, and others."""
+    root = tmp_path / "in put"
+    draw = np.random.default_rng(7)
+    good, bad = [], {}
+    for i in range(130):
+        suffix, make = GOOD[i % len(GOOD)]
+        path = root / FOLDERS[i % len(FOLDERS)] / f"{NAMES[i % len(NAMES)].format(i)}.{suffix}"
+        path = path.with_stem(path.stem[: 255 - len(path.suffix)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make(draw))
+        good.append(path)
+    for folder in ("", "größe"):
+        for name, content, reason in bad_files(draw):
+            path = root / folder / name
+            path.write_bytes(content)
+            bad[path] = reason
+    (root / "link.png").symlink_to(root / "0.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "seen.png").write_bytes(still("PNG", "RGB")(draw))
+    (root / "link out.png").symlink_to(tmp_path / "elsewhere" / "seen.png")
+    good += [root / "link.png", root / "link out.png"]
+    (root / "dangling.png").symlink_to("nowhere.png")
+    (root / "itself.png").symlink_to("itself.png")
+    (root / "to.gif").symlink_to("fro.gif")
+    (root / "fro.gif").symlink_to("to.gif")
+    (root / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(root / "pipe.jpg")
+    os.mkfifo(root / "pipe.mp4")
+    monkeypatch.chdir(root)  # the names of sockets have to be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+    special = ("dangling.png", "itself.png", "to.gif", "fro.gif", "endless.png", "pipe.jpg")
+    bad |= {root / name: "no file" for name in (*special, "pipe.mp4", "socket.png")}
+    (root / "up").symlink_to("..")
+    (root / "around.png").symlink_to(".")
+    others = [root / name for name in ("notes.txt", ".hidden.png", "Makefile", "film.mp4.part")]
+    for path in others:
+        path.write_bytes(b"left alone")
+    return root, good, bad, others
+
+
+def state(root):
+    """All that is below a folder, with what is in it and when that changed."""
+
+    def of(path):
+        status = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else None
+        content = path.read_bytes() if content is None and path.is_file() else content
+        return status.st_mode, status.st_mtime_ns, content
+
+    return {path: of(path) for path in [root, *root.rglob("*")]}
+
+
+def assert_derained(source, target, network):
+    """That `target` is `source` with other colours, and the derainer's."""
+    before = pictures.read(source)
+    restored = [network(frame) for frame in before.frames]
+    expected = io.BytesIO()
+    pictures.write(before, restored, expected)
+    assert target.read_bytes() == expected.getvalue()
+    with Image.open(source) as a, Image.open(target) as b:
+        assert (b.format, b.size, b.mode) == (a.format, a.size, a.mode)
+        assert getattr(b, "n_frames", 1) == getattr(a, "n_frames", 1)
+        for tag in (ExifTags.Base.Orientation, ExifTags.Base.Artist):
+            assert b.getexif().get(tag) == a.getexif().get(tag)
+        for key in ("icc_profile", "comment", "dpi", "loop", "Title", "duration", "compression"):
+            assert b.info.get(key) == a.info.get(key)
+        if a.mode == "RGBA":
+            np.testing.assert_array_equal(b.getchannel("A"), a.getchannel("A"))
+        exact = a.format in ("PNG", "TIFF", "BMP", "PPM") and a.mode in ("RGB", "RGBA")
+        if exact and before.frames[0].dtype == np.uint8 and not a.getexif():
+            colours = network(np.array(a.convert("RGB")))
+            np.testing.assert_array_equal(np.asarray(b.convert("RGB")), colours)
+            assert colours.size < 50 or (colours != np.asarray(a.convert("RGB"))).any()
+    after = pictures.read(target).frames
+    assert [(x.shape, x.dtype) for x in after] == [(x.shape, x.dtype) for x in before.frames]
+
+
+def test_two_hundred_hostile_files(hostile, tmp_path, weights, network, command):
+    root, good, bad, others = hostile
+    out = tmp_path / "new" / "out"
+    before = state(root)
+    assert len(before) > 200
+    arguments = [root, "-o", out, "--weights", weights]
+    finished = subprocess.run(
+        [sys.executable, "-m", "manas_jax.derain", *map(str, arguments)],
+        env=FRESH, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (finished.returncode, finished.stdout) == (1, "")
+    *lines, summary = finished.stderr.splitlines()
+    assert summary == (
+        f"{len(good)} of {len(good) + len(bad)} de-rained; {len(bad)} failed, see above; "
+        f"{len(others)} of other kinds left alone"
+    )
+    said = collections.Counter()
+    for path, reason in bad.items():
+        name = str(path).replace("\n", "\\n")
+        found = [line for line in lines if line.startswith(f"{name}: ") and reason in line]
+        assert len(found) == 1, f"{path}: {found}"
+        said.update(found)
+    assert said == collections.Counter(lines)
+    assert state(root) == before
+    made = state(out)
+    assert {path for path in made if path.is_file()} == {out / p.relative_to(root) for p in good}
+    for source in good:
+        assert_derained(source, out / source.relative_to(root), network)
+
+    status, again = command(root, "-o", out)
+    assert (status, again[:-1]) == (1, lines)
+    assert again[-1].startswith(f"0 of {len(good) + len(bad)} de-rained; {len(bad)} failed")
+    assert f"{len(good)} there already, --overwrite makes them again" in again[-1]
+    assert state(out) == made
+
+
+@pytest.fixture
+def street(tmp_path):
+    """A folder of three small pictures, one of them in a folder below."""
+    root = tmp_path / "street"
+    (root / "below").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "below/c.png"):
+        (root / name).write_bytes(still("PNG", "RGB")(draw))
+    return root
+
+
+def names(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
+
+
+def test_started_again_it_goes_on(street, tmp_path, command):
+    out = tmp_path / "out"
+    (out / "below").mkdir(parents=True)
+    (out / "below" / "c.png").write_bytes(b"from before")
+    status, (summary,) = command(street, "-o", out)
+    assert status == 0
+    assert summary == "2 of 3 de-rained; 1 there already, --overwrite makes them again"
+    assert (out / "below" / "c.png").read_bytes() == b"from before"
+    assert command(street, "-o", out, "--overwrite") == (0, ["3 of 3 de-rained"])
+    assert Image.open(out / "below" / "c.png").format == "PNG"
+
+
+def test_one_file_that_is_there_is_an_error(street, tmp_path, command):
+    target = tmp_path / "out.png"
+    target.symlink_to("nowhere")
+    status, (line,) = command(street / "a.png", "-o", target)
+    assert (status, line) == (
+        2, f"error: {target} is there already; --overwrite makes it again",
+    )  # fmt: skip
+    assert os.readlink(target) == "nowhere"
+    assert command(street / "a.png", "-o", target, "--overwrite") == (0, ["1 of 1 de-rained"])
+    assert not target.is_symlink()
+
+
+def test_one_file_to_a_file_or_into_a_folder(street, tmp_path, command, network):
+    assert command(street / "a.png", "-o", tmp_path / "new" / "x.PNG")[0] == 0
+    assert_derained(street / "a.png", tmp_path / "new" / "x.PNG", network)
+    for folder in ("new", "newer"):
+        assert command(street / "a.png", "-o", tmp_path / folder)[0] == 0
+        assert_derained(street / "a.png", tmp_path / folder / "a.png", network)
+    assert names(tmp_path / "newer") == ["a.png"]
+
+
+def test_several_inputs(street, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(street)
+    status, lines = command(".", "a.png", "below/c.png", "-o", "../out")
+    assert (status, lines) == (0, ["5 of 5 de-rained"])
+    assert names(tmp_path / "out") == [
+        "a.png", "c.png", "street/a.png", "street/b.png", "street/below/c.png",
+    ]  # fmt: skip
+
+
+def test_its_own_outputs_are_no_inputs(street, command):
+    out = street / "below" / "out"
+    assert command(street, "-o", out) == (0, ["3 of 3 de-rained"])
+    made = names(street)
+    status, (summary,) = command(street, "-o", out)
+    assert status == 0 and summary.startswith("0 of 3 de-rained; 3 there already")
+    assert names(street) == made
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 67), (3, 2), (65, 64)])
+def test_odd_sizes(size, tmp_path, command, network):
+    source = tmp_path / "in.png"
+    Image.fromarray(noise(np.random.default_rng(1), *size, 3)).save(source)
+    assert command(source, "-o", tmp_path / "out.png")[0] == 0
+    assert_derained(source, tmp_path / "out.png", network)
+
+
+def test_comparisons_show_before_and_after(tmp_path, command):
+    draw = np.random.default_rng(2)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise(draw, 9, 7, 3)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(noise(draw, 9, 7, dtype=np.uint16)).save(tmp_path / "in" / "deep.png")
+    assert command(tmp_path / "in", "-o", tmp_path / "out", "--compare")[0] == 0
+    assert names(tmp_path / "out") == [
+        "a.png", "a.png.compare.png", "deep.png", "deep.png.compare.png",
+    ]  # fmt: skip
+    both = [Image.open(tmp_path / folder / "a.png") for folder in ("in", "out")]
+    shown = np.asarray(Image.open(tmp_path / "out" / "a.png.compare.png"))
+    np.testing.assert_array_equal(shown, np.hstack([np.asarray(image) for image in both]))
+    shown = np.asarray(Image.open(tmp_path / "out" / "deep.png.compare.png"))
+    deep = np.asarray(Image.open(tmp_path / "in" / "deep.png")).astype(float)
+    assert shown.shape == (9, 14, 3)
+    np.testing.assert_array_equal(shown[:, :7, 0], np.floor(deep / 257 + 0.5))
+
+
+def test_tiles_and_self_ensemble_reach_the_derainer(tmp_path, command, weights):
+    source = tmp_path / "in.png"
+    pixels = noise(np.random.default_rng(3), 60, 700, 3)
+    Image.fromarray(pixels).save(source)
+    for number, (options, expected) in enumerate(
+        {
+            ("--tile", "512"): open_once(str(weights), tile=512)(pixels),
+            ("--self-ensemble",): open_once(str(weights), tile=None)(pixels, self_ensemble=True),
+        }.items()
+    ):
+        target = tmp_path / f"{number}.png"
+        assert command(source, "-o", target, *options)[0] == 0
+        np.testing.assert_array_equal(np.asarray(Image.open(target)), expected)
+
+
+def test_quiet_says_only_what_went_wrong(street, tmp_path, command):
+    assert command(street, "-o", tmp_path / "out", "--quiet") == (0, [])
+    (street / "bad.png").write_bytes(b"")
+    status, (line,) = command(street, "-o", tmp_path / "out", "--quiet")
+    assert status == 1 and line.startswith(f"{street / 'bad.png'}: the file is empty")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("none.png -o out", "none.png: no such file or folder"),
+        ("notes.txt -o out", "notes.txt: its ending is none"),
+        ("empty -o out", "empty: holds no pictures or videos"),
+        ("a.png -o a.png", "a.png is an input"),
+        ("a.png -o .", "a.png is an input"),
+        ("link.png -o a.png", "a.png is an input"),
+        (". -o .", "is an input"),
+        ("a.png below/../a.png -o out", "would both become out/a.png"),
+        ("below/c.png other/c.png -o out", "would both become out/c.png"),
+        ("same -o out --compare", "would both become out/a.png.compare.png"),
+        ("a.png below/c.png -o notes.txt", "notes.txt is a file, where a folder is needed"),
+        ("a.png below/c.png -o b.png", "b.png is a file, where a folder is needed"),
+        ("below -o b.png", "b.png is a file, where a folder is needed"),
+        ("a.png -o notes.txt", "notes.txt is a file, where a folder is needed"),
+        ("below -o -", "below is a folder: give -o a folder"),
+        ("a.png b.png -o -", "standard output takes one picture"),
+        ("clip.mp4 -o -", "standard output takes one picture"),
+        ("clip.mp4 -o frame.png", "pictures stay pictures"),
+        ("a.png - -o out", "standard input cannot be mixed"),
+        ("- -o below", "below is a folder: name the file to write"),
+        ("a.png -o out --tile 5", "tile = 5: give more than"),
+        ("{} -o out".format("x" * 5000 + ".png"), "no such file or folder"),
+    ],
+)
+def test_wrong_use_is_refused(arguments, reason, street, command, monkeypatch):
+    monkeypatch.chdir(street)
+    for folder in ("empty", "other", "same"):
+        (street / folder).mkdir()
+    (street / "notes.txt").write_text("left alone")
+    (street / "clip.mp4").write_bytes(b"")
+    (street / "link.png").symlink_to("a.png")
+    for copy in ("other/c.png", "same/a.png", "same/a.png.compare.png"):
+        shutil.copy("a.png", copy)
+    before = state(street)
+    status, lines = command(*arguments.split())
+    assert (status, len(lines)) == (2, 1)
+    assert lines[0].startswith("error: ") and reason in lines[0]
+    assert state(street) == before
+
+
+@pytest.mark.parametrize("wrong", ["no_such", "a.png", "."])
+def test_unknown_weights(wrong, street, capsys, monkeypatch):
+    monkeypatch.chdir(street)
+    assert derain.main(["a.png", "-o", "out", "--weights", wrong]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and wrong in line
+    assert not os.path.exists("out")
+
+
+def test_formats_stay_and_names_may_not_promise_others(street, tmp_path, command):
+    status, (line,) = command(street / "a.png", "-o", tmp_path / "x.jpg")
+    assert status == 1 and "is PNG and stays it" in line and "promises JPEG" in line
+    assert not (tmp_path / "x.jpg").exists()
+    (street / "really.jpg").write_bytes((street / "a.png").read_bytes())
+    assert command(street / "really.jpg", "-o", tmp_path / "x.png")[0] == 0
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_standard_input_and_output(street, capfdbinary, weights, monkeypatch, network):
+    content = (street / "a.png").read_bytes()
+    expected = io.BytesIO()
+    picture = pictures.read(content)
+    pictures.write(picture, [network(frame) for frame in picture.frames], expected)
+
+    def feed(content):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    for source in (str(street / "a.png"), "-"):
+        feed(content)
+        assert derain.main([source, "-o", "-", "--weights", str(weights), "--quiet"]) == 0
+        assert capfdbinary.readouterr() == (expected.getvalue(), b"")
+    feed(content)
+    target = street / "made.png"
+    assert derain.main(["-", "-o", str(target), "--weights", str(weights), "--quiet"]) == 0
+    assert target.read_bytes() == expected.getvalue()
+    feed(b"")
+    assert derain.main(["-", "-o", "-", "--weights", str(weights)]) == 1
+    out, said = capfdbinary.readouterr()
+    assert out == b"" and said.startswith(b"standard input: the file is empty")
+
+
+def test_closed_standard_output_is_said_in_a_line(street, weights):
+    reader, writer = os.pipe()
+    os.close(reader)
+    source = str(street / "a.png")
+    finished = subprocess.run(
+        [sys.executable, "-m", "manas_jax.derain", source, "-o", "-", "--weights", str(weights)],
+        env=FRESH, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120,
+    )  # fmt: skip
+    os.close(writer)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines() == [
+        f"{source}: standard output cannot be written to (Broken pipe)"
+    ]
+
+
+def test_interrupted_it_leaves_whole_files_and_goes_on(tmp_path, weights, command, network):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    Image.fromarray(noise(np.random.default_rng(4), 64, 64, 3)).save(source / "0.png")
+    for i in range(1, 300):
+        shutil.copy(source / "0.png", source / f"{i}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, source, "-o", out, "--weights", weights],
+        env=FRESH, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not out.exists() or len(os.listdir(out)) < 3:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines() == ["stopped; what is written is whole, the same command goes on"]
+    made = state(out)
+    assert 3 <= len(names(out)) < 300
+    for name in names(out):
+        assert_derained(source / name, out / name, network)
+    status, (summary,) = command(source, "-o", out)
+    assert status == 0
+    assert summary.startswith(f"{300 - len(made) + 1} of 300 de-rained; {len(made) - 1} there")
+    assert names(out) == names(source)
+    assert {path: kept for path, kept in state(out).items() if path in made and path != out} == {
+        path: kept for path, kept in made.items() if path != out
+    }
+
+
+RATE = 25
+
+
+def record(path, seconds):
+    """A tiny clip with sound: a dark bar crosses a ramp, a tone sounds."""
+    y, x = np.mgrid[:18, :34]
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "Strasse"
+        film = out.add_stream("libx264", rate=RATE, options={"crf": "10"})
+        film.width, film.height, film.pix_fmt = 34, 18, "yuv420p"
+        tone = out.add_stream("aac", rate=48000)
+        for index in range(RATE * seconds):
+            pixels = np.stack([x * 4 + 60, y * 5 + 60, x * 2 + y + 60], -1).astype(np.uint8)
+            pixels[-6:, index % 34 : index % 34 + 4] = 20
+            frame = av.VideoFrame.from_ndarray(pixels)
+            frame.pts, frame.time_base = index, Fraction(1, RATE)
+            out.mux(film.encode(frame))
+        out.mux(film.encode(None))
+        wave = np.sin(np.arange(960) * 2 * np.pi * 450 / 48000).astype(np.float32)
+        for start in range(0, 48000 * seconds, 960):
+            frame = av.AudioFrame.from_ndarray(wave[None], "flt", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+            out.mux(tone.encode(frame))
+        out.mux(tone.encode(None))
+    return path
+
+
+def test_ten_seconds_of_video(tmp_path, command, network, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "12:30.mp4", 10)  # not a protocol
+    assert command("12:30.mp4", "-o", "out.mp4") == (0, ["1 of 1 de-rained"])
+    before, after = look(tmp_path / "12:30.mp4"), look(tmp_path / "out.mp4")
+    assert len(before["times"]) == 10 * RATE and len(before["sound"]) > 400
+    for key in ("times", "rate", "sound", "size", "codec", "format"):
+        assert after[key] == before[key]
+    assert after["duration"] == pytest.approx(before["duration"], abs=1000)
+    for index in (0, 100, 249):
+        # Of colours the file holds a quarter, so what became of the brightness is compared.
+        frames = before["frames"][index], after["frames"][index], network(before["frames"][index])
+        rainy, written, expected = (Image.fromarray(frame).convert("L") for frame in frames)
+        made, wanted = (np.asarray(image, int) - np.asarray(rainy) for image in (written, expected))
+        assert np.corrcoef(made.ravel(), wanted.ravel())[0, 1] > 0.8
+    assert names(tmp_path) == ["12:30.mp4", "out.mp4"]
+
+
+def test_titles_may_be_in_old_encodings(tmp_path, command):
+    source = record(tmp_path / "in.mp4", 1)
+    source.write_bytes(source.read_bytes().replace(b"Strasse", b"Stra\xdfe."))
+    assert command(source, "-o", tmp_path / "out.mp4")[0] == 0
+    assert b"Stra\xdfe." in (tmp_path / "out.mp4").read_bytes()
+
+
+def test_sound_in_no_known_codec_is_said(tmp_path, command):
+    source = record(tmp_path / "in.mp4", 1)
+    source.write_bytes(source.read_bytes().replace(b"\x40\x15\0", b"\2\x15\0"))  # was AAC
+    status, (line,) = command(source, "-o", tmp_path / "out.mp4")
+    assert status == 1 and "cannot hold sound in an unknown codec" in line
+    assert names(tmp_path) == ["in.mp4"]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_what_compresses_best_is_not_taken_for_a_lie(format, monkeypatch):
+    monkeypatch.setattr(pictures, "BELIEVED_PIXELS", 0)
+    blank = Image.new("1" if format == "PNG" else "L", (3000, 3000), 1)
+    options = {"JPEG": {"quality": 1, "optimize": True, "progressive": True}}.get(format, {})
+    content = encoded(blank, format, **options)
+    assert len(content) < 100_000
+    assert pictures.read(content).frames[0].shape == (3000, 3000, 3)
+
+
+def test_canvases_beyond_their_format_are_said():
+    content = bytearray(moving("WEBP")(np.random.default_rng(0)))
+    assert content[12:16] == b"VP8X"
+    content[24:27] = (20_000).to_bytes(3, "little")
+    picture = pictures.read(bytes(content), "wide.webp")
+    with pytest.raises(UserError, match=r"wide\.webp: cannot be stored as WEBP"):
+        pictures.write(picture, picture.frames, io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("the weights have diverged"), "{}: the weights have diverged"),
+        (OSError("no such device"), "{}: no such device"),
+        (MemoryError(), "{}: not enough memory; give a smaller --tile"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile trying"),
+            "{}: not enough memory; give a smaller --tile",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["mp4", "png"])
+def test_what_fails_while_restoring_is_said_as_it_is(kind, error, line, tmp_path, street, capsys):
+    source = record(tmp_path / "in.mp4", 1) if kind == "mp4" else street / "a.png"
+    out = tmp_path / "out"
+
+    def restore(pixels):
+        raise error
+
+    other = derain.Job(street / "b.png", out / "b.png")
+    problems = derain.run([derain.Job(source, out / f"x.{kind}")], restore, progress=False)
+    assert problems == [line.format(source)]
+    assert capsys.readouterr().err.splitlines() == problems
+    assert derain.run([other], lambda pixels: pixels, progress=False) == []
+    assert names(out) == ["b.png"]
+
+
+def test_an_interrupted_video_leaves_nothing(tmp_path):
+    source, batches = record(tmp_path / "in.mp4", 1), []
+
+    def restore(pixels):
+        batches.append(pixels)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return pixels
+
+    with pytest.raises(KeyboardInterrupt):
+        derain.run([derain.Job(source, tmp_path / "out" / "x.mp4")], restore, progress=False)
+    assert names(tmp_path / "out") == []
+
+
+def test_a_full_disk_is_said_of_the_file(street, tmp_path, command, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    status, (line,) = command(street / "a.png", "-o", tmp_path / "out.png")
+    assert status == 1
+    assert line.endswith(f"cannot write {tmp_path / 'out.png'}: No space left on device")
+
+
+def test_folders_that_cannot_be_looked_into_are_reported(street, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(street)
+    for _ in range(20):  # deeper than paths can be, which holds for root as well
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    try:
+        status, (line, summary) = command(street, "-o", tmp_path / "out")
+    finally:
+        os.chdir(street)
+        shutil.rmtree("d" * 250)
+    assert status == 1
+    assert line.startswith(f"{street}/ddd") and "cannot be looked into" in line
+    assert summary == "3 of 3 de-rained; 1 failed, see above"
+
+
+def test_closed_files_and_folders_are_reported(street, tmp_path, command):
+    for path in (street / "a.png", street / "below"):
+        path.chmod(0)
+    try:
+        if os.access(street / "a.png", os.R_OK):
+            pytest.skip("this user reads everything, as root does")
+        status, lines = command(street, "-o", tmp_path / "out")
+    finally:
+        for path in (street / "a.png", street / "below"):
+            path.chmod(0o700)
+    assert status == 1
+    assert lines[0].startswith(f"{street / 'below'}: cannot be looked into (Permission denied")
+    assert lines[1].startswith(f"{street / 'a.png'}: cannot be read (Permission denied")
+    assert lines[2] == "1 of 2 de-rained; 2 failed, see above"
