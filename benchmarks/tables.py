@@ -21,6 +21,8 @@ RUNS = {
     "rain100l": "rain100l: Rain100L, 100 test pairs",
 }
 
+PRETRAINED = ("rain100l", "general")
+
 
 def scores() -> str:
     """PSNR and SSIM of the runs, before and after, with what the network costs."""
@@ -41,9 +43,7 @@ def scores() -> str:
                     f"**{after[f'{c}_psnr']:.2f} / {after[f'{c}_ssim']:.3f}**"
                     for c in ("y", "rgb")
                 ),
-                f"{result['parameters']:,}",
-                f"{2 * result['macs'] / 1e9:.1f} at {'x'.join(map(str, result['macs_at']))}",
-                f"{result['seconds_a_picture']:.2f}",
+                *_costs(result),
             ]
         )
     return _table(head, rows)
@@ -71,7 +71,34 @@ def budgets() -> str:
     return _table(head, rows)
 
 
-TABLES = {"scores": scores, "budgets": budgets}
+def pretrained() -> str:
+    """Scores of the weights in the package on Rain100L's test pairs, and what they cost."""
+    head = [
+        "weights", "PSNR / SSIM on Y", "with `--self-ensemble`", "parameters", "GFLOP a picture",
+        "seconds a picture", "training, validation"
+    ]  # fmt: skip
+    rows = []
+    for name in PRETRAINED:
+        if (record := _load(f"pretrained_{name}")) is None:
+            continue
+        result, train = record["evaluate"], record["training"]["train"]
+        before, after, ensemble = (
+            "{y_psnr:.2f} / {y_ssim:.3f}".format(**result["mean"][kind])
+            for kind in ("input", "output", "self_ensemble")
+        )
+        rows.append(
+            [
+                name,
+                f"{before} → **{after}**",
+                ensemble,
+                *_costs(result),
+                f"{_budget(train)}, {train['validation']['psnr']:.2f} dB",
+            ]
+        )
+    return _table(head, rows)
+
+
+TABLES = {"scores": scores, "budgets": budgets, "pretrained": pretrained}
 
 
 def fill(text: str) -> str:
@@ -81,6 +108,15 @@ def fill(text: str) -> str:
         made = make()
         text = block.sub(lambda match, made=made: f"{match[1]}{made}{match[2]}", text)
     return text
+
+
+def _costs(result: dict[str, Any]) -> list[str]:
+    """Parameters, GFLOP and seconds a picture."""
+    return [
+        f"{result['parameters']:,}",
+        f"{2 * result['macs'] / 1e9:.1f} at {'x'.join(map(str, result['macs_at']))}",
+        f"{result['seconds_a_picture']:.2f}",
+    ]
 
 
 def _budget(summary: dict[str, Any]) -> str:

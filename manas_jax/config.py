@@ -162,6 +162,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     starts = [key for key in ("inherit", "genotype", "weights") if config.train[key]]
     if len(starts) > 1:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")
+    if config.train.weights and config.stage in ("search", "all"):
+        raise UserError("train.weights brings its network: leave out the search, stage=train")
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:

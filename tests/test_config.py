@@ -24,6 +24,15 @@ def test_every_experiment_is_valid(experiments):
         validate(config)
 
 
+def test_the_general_network_goes_on_from_weights(experiments):
+    config = experiments["pretrained"]("general")
+    config.data.root, config.train.weights = "somewhere", "rain100l.safetensors"
+    validate(config)
+    config.stage = "all"
+    with pytest.raises(UserError, match=r"train\.weights brings its network: leave out the search"):
+        validate(config)
+
+
 def test_default_needs_data():
     with pytest.raises(UserError, match=r"data\.root is empty.*--config\.data\.root"):
         validate(default())
