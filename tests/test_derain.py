@@ -534,7 +534,7 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(tmp_path, weights, comman
     assert process.returncode == 130
     assert said.splitlines() == ["stopped; what is written is whole, the same command goes on"]
     made = state(out)
-    assert 3 <= len(names(out)) < 300
+    assert 2 <= len(names(out)) < 300  # of the three one may have been unfinished
     for name in names(out):
         assert_derained(source / name, out / name, network)
     status, (summary,) = command(source, "-o", out)
