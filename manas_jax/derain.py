@@ -173,7 +173,7 @@ def _main(options: argparse.Namespace) -> int:
     planned = plan(options.inputs, options.out, compare=options.compare)
     jobs = [job for job in planned.jobs if options.overwrite or not _is_there(job)]
     there = len(planned.jobs) - len(jobs)
-    if there and len(planned.jobs) == 1:
+    if there and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):
         raise UserError(f"{planned.jobs[0].target} is there already; --overwrite makes it again")
     problems = [_printable(line) for line in planned.problems]
     for line in problems:

@@ -178,5 +178,5 @@ def test_tiles_fit_into_memory(small, monkeypatch):
         return module.fitting_tile(network)
 
     assert tile(2**40) == 1024
-    assert tile(60e6) == 768
+    assert tile(100e6) == 768
     assert tile(1) == 512
