@@ -25,7 +25,7 @@ from manas_jax.models.network import Network
 from manas_jax.space import STEM_EXPANSION, Genotype
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
-POOL_CELL = 64
+POOL_CELL = 32
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
 TILES = (1024, 768, 512)
