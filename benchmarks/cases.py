@@ -1,0 +1,346 @@
+"""What `benchmarks.speed` measures: the project's own steps, made as its commands make them.
+
+A case's process makes its `Work`: it imports what its user imports, builds, compiles ahead where
+the command does, and hands back the step. JAX and TensorFlow are therefore imported inside of the
+functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+
+WEIGHTS, PICTURES = "weights.safetensors", "pictures"  # what is prepared, in a case's folder
+BATCHES = 250  # of the input pipeline in a run: 1,000 after the first of five
+
+SMALL = {"channels": (16, 32, 64, 128), "columns": (2, 2, 2)}
+PAPER: Mapping[str, Any] = {}  # the defaults
+NARROW = {"channels": (4, 8), "branches": (2,), "columns": (1,), "stem_blocks": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A step that is ready to be measured.
+
+    Attributes:
+      run: does the step; arrays in what it returns are waited for.
+      images: pictures or patches that a step takes in.
+      compile_seconds: what compiling ahead of the first step took.
+      flops: gives the operations of a step as XLA counts them; asked for after everything else.
+      repeats: steps in a run.
+    """
+
+    run: Callable[[], Any]
+    images: int
+    compile_seconds: float = 0.0
+    flops: Callable[[], float] = lambda: 0.0
+    repeats: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Something to measure.
+
+    Attributes:
+      make: (folder) -> `Work`, in the process that is measured.
+      prepare: (folder) puts files into the folder, in a process before.
+      one_core: whether the process is held to one core, where the system can do that.
+    """
+
+    make: Callable[[pathlib.Path], Work]
+    prepare: Callable[[pathlib.Path], None] | None = None
+    one_core: bool = False
+
+
+def alternating(space: SearchSpace) -> Genotype:
+    """Columns parallel and fusion in turn, attention candidates in turn, none excepted."""
+    columns = itertools.cycle(COLUMNS)
+    names = itertools.cycle([name for name in CANDIDATES if name != "none"])
+    return Genotype(
+        space,
+        [[next(columns) for _ in range(n)] for n in space.columns],
+        [[[next(names) for _ in range(space.edges)] for _ in range(n)] for n in space.branches],
+    )
+
+
+def search_step(
+    folder: pathlib.Path,
+    hypergradient: str = "first_order",
+    space: Mapping[str, Any] = SMALL,
+    scenes: int = 4,
+    versions: int = 3,
+    height: int = 64,
+    width: int = 64,
+) -> Work:
+    """A step of the search, architecture and weights, on patches of noise."""
+    import jax
+
+    import manas_jax.main  # noqa: F401  # what the command imports
+    from manas_jax import build, objectives, search, sharding
+    from manas_jax.state import init_search
+
+    config = _config(space)
+    options = config.search
+    network = build.network(config)
+    optimizers = build.search_weight_optimizer(options), build.architecture_optimizer(options)
+    step = search.make_step(
+        network,
+        *optimizers,
+        hypergradient=hypergradient,
+        weights=build.loss_weights(config),
+        complexity_model=objectives.ComplexityModel(
+            network.space, *config.objectives.complexity_size
+        ),
+        xi=options.xi,
+        epsilon=options.epsilon,
+        fuse=jax.default_backend() != "cpu",  # as configs/manas.py has it for accelerators
+    )
+    mesh = sharding.make_mesh(1)
+    state = sharding.replicate(init_search(network, *optimizers, config.seed), mesh)
+    batches = [_batch(scenes, versions, height, width, seed) for seed in range(2)]
+    compilation = step.compile(state, sharding.put_batch(batches[0], mesh))
+
+    def run():
+        nonlocal state
+        state, terms = step(state, *(sharding.put_batch(batch, mesh) for batch in batches))
+        return state, terms
+
+    return Work(run, 2 * scenes * versions, compilation.seconds, lambda: compilation.flops)
+
+
+def train_step(
+    folder: pathlib.Path,
+    space: Mapping[str, Any] = SMALL,
+    scenes: int = 4,
+    versions: int = 3,
+    height: int = 64,
+    width: int = 64,
+) -> Work:
+    """A step of the final training of the alternating network, on patches of noise."""
+    import manas_jax.main  # noqa: F401
+    from manas_jax import build, sharding, train
+    from manas_jax.models.network import init_variables
+    from manas_jax.state import init_train
+
+    config = _config(space)
+    network = build.network(config, alternating(SearchSpace(**space)))
+    optimizer = build.train_optimizer(config.train)
+    step = train.make_step(
+        network, optimizer, weights=build.loss_weights(config), ema=config.train.ema
+    )
+    mesh = sharding.make_mesh(1)
+    variables = init_variables(network, config.seed)
+    state = init_train(variables, optimizer, average=bool(config.train.ema))
+    state = sharding.replicate(state, mesh)
+    batch = _batch(scenes, versions, height, width)
+    compilation = step.compile(state, sharding.put_batch(batch, mesh))
+
+    def run():
+        nonlocal state
+        state, terms = step(state, sharding.put_batch(batch, mesh))
+        return state, terms
+
+    return Work(run, scenes * versions, compilation.seconds, lambda: compilation.flops)
+
+
+def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> None:
+    """Writes fresh weights of the alternating network as a weights file."""
+    from manas_jax.inference.weights import save_weights
+    from manas_jax.models.network import Network, init_variables
+
+    genotype = alternating(SearchSpace(**space))
+    variables = init_variables(Network(genotype.space, genotype), seed=0)
+    save_weights(folder / WEIGHTS, variables, genotype, {})
+
+
+def inference(folder: pathlib.Path, height: int, width: int, whole: bool = False) -> Work:
+    """One 8-bit picture de-rained as from Python; `whole`: its channel gates see all of it."""
+    from manas_jax.inference.derainer import Derainer
+
+    derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
+    picture = _picture(height, width)
+    network = derainer.network.clone(pool_cell=None)  # of a picture that nothing is added to
+    flops = functools.partial(_network_flops, network, derainer.variables, height, width)
+    return Work(lambda: derainer(picture), 1, flops=flops)
+
+
+def prepare_pictures(
+    folder: pathlib.Path, count: int = 12, height: int = 320, width: int = 480
+) -> None:
+    """Writes photographs as PNG files, each with three synthetic rains."""
+    from PIL import Image
+
+    from manas_jax.data import images, rain, scenes
+    from manas_jax.data.host import tf
+
+    for number, scene in enumerate(scenes.find_photographs(crop=64)[0][:count]):
+        photograph = Image.fromarray(scenes.read(scene.clean)).resize((width, height))
+        clean = tf.constant(photograph, tf.float32) / 255
+        images.write_png(folder / PICTURES / "clean" / f"{number}.png", _uint8(clean))
+        for version in range(3):
+            rainy = rain.synthesize(clean, tf.constant([number, version], tf.int64), "mixed", 0.0)
+            images.write_png(folder / PICTURES / "rainy" / f"{number}_{version}.png", _uint8(rainy))
+
+
+def input_pipeline(
+    folder: pathlib.Path, cache_gib: float = 0.0, scenes: int = 4, repeats: int = BATCHES
+) -> Work:
+    """A batch of the final training from PNG files, decoded each time unless the cache holds them.
+
+    Nothing is taken while nothing is measured, so the batches made ahead are a few of a run's many.
+    """
+    import manas_jax.main  # noqa: F401
+    from manas_jax import build, sharding, train
+    from manas_jax.data.scenes import load
+
+    config = _config(SMALL)
+    config.data.update(root=str(folder / PICTURES), validation_scenes=0, cache_gib=cache_gib)
+    config.train.scenes = scenes
+    splits = load(config.data, config.train.crop)
+    found = splits.weights + splits.architecture
+    batches = build.batches(config, found, "train", train.ROLE, sharding.make_mesh(1)).iterate(0)
+    return Work(lambda: next(batches), scenes * config.data.versions, repeats=repeats)
+
+
+def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int = 64) -> Work:
+    """Gradients of all losses: by the outputs and, for those of the architecture, by its logits."""
+    import jax
+
+    from manas_jax import objectives
+    from manas_jax.compilation import Ahead
+    from manas_jax.models.network import init_architecture
+
+    space = SearchSpace(**SMALL)
+    model = objectives.ComplexityModel(space, *_config(SMALL).objectives.complexity_size)
+    weights = objectives.Weights()
+
+    def total(outputs, logits, clean):
+        restoration, _ = objectives.restoration(outputs, clean, weights)
+        return restoration + objectives.architecture(logits, weights, model)[0]
+
+    gradients = Ahead(jax.jit(jax.grad(total, argnums=(0, 1))))
+    batch = jax.device_put(_batch(scenes, versions, side, side))
+    arguments = batch["rainy"], init_architecture(space, 0), batch["clean"]
+    compilation = gradients.compile(*arguments)
+    return Work(
+        lambda: gradients(*arguments),
+        scenes * versions,
+        compilation.seconds,
+        lambda: compilation.flops,
+    )
+
+
+def evaluation(
+    folder: pathlib.Path,
+    space: Mapping[str, Any] = SMALL,
+    height: int = 320,
+    width: int = 480,
+) -> Work:
+    """What evaluation does with a picture: restore it, score it before and after."""
+    import manas_jax.main  # noqa: F401
+    from manas_jax import evaluate, metrics
+    from manas_jax.models.network import Network, init_variables
+
+    genotype = alternating(SearchSpace(**space))
+    network = Network(genotype.space, genotype)
+    variables = init_variables(network, seed=0)
+    restore = evaluate.restorer(network)
+    rainy, clean = _picture(height, width), _picture(height, width, seed=1)
+
+    def run():
+        restored = restore(variables, rainy)
+        return metrics.score(rainy, clean), metrics.score(restored, clean)
+
+    flops = functools.partial(_network_flops, network, variables, height, width)
+    return Work(run, 1, flops=flops)
+
+
+def _inference(space: Mapping[str, Any], height: int, width: int, whole: bool = False) -> Case:
+    return Case(
+        functools.partial(inference, height=height, width=width, whole=whole),
+        functools.partial(prepare_weights, space=space),
+    )
+
+
+CASES = {
+    "search_first_order_small": Case(search_step),
+    "search_finite_difference_small": Case(
+        functools.partial(search_step, hypergradient="finite_difference")
+    ),
+    "search_exact_small": Case(functools.partial(search_step, hypergradient="exact")),
+    "search_first_order_paper": Case(functools.partial(search_step, space=PAPER)),
+    "train_small": Case(train_step),
+    "train_paper": Case(functools.partial(train_step, space=PAPER)),
+    "inference_320x480_small": _inference(SMALL, 320, 480),
+    "inference_320x480_paper": _inference(PAPER, 320, 480),
+    "inference_320x480_whole_small": _inference(SMALL, 320, 480, whole=True),
+    "inference_320x480_whole_paper": _inference(PAPER, 320, 480, whole=True),
+    "inference_512x512_small": _inference(SMALL, 512, 512),
+    "inference_512x512_paper": _inference(PAPER, 512, 512),
+    "inference_4k_small": _inference(SMALL, 2160, 3840),
+    "pipeline_files": Case(input_pipeline, prepare_pictures, one_core=True),
+    "pipeline_cached": Case(
+        functools.partial(input_pipeline, cache_gib=1.0), prepare_pictures, one_core=True
+    ),
+    "losses": Case(losses),
+    "evaluation_small": Case(evaluation),
+}
+BASES = {"search_first_order_small": search_step, "train_small": train_step}
+DOUBLED = {
+    "pixels": {"width": 128},
+    "scenes": {"scenes": 8},
+    "columns": {"space": {**SMALL, "columns": (4, 4, 4)}},
+    "versions": {"versions": 6},
+}
+CASES |= {
+    f"{base}_{what}_doubled": Case(functools.partial(make, **change))
+    for base, make in BASES.items()
+    for what, change in DOUBLED.items()
+}
+TINY = {"tiny": _inference(NARROW, 16, 24)}  # for tests
+
+
+def _config(space: Mapping[str, Any]):
+    from manas_jax.config import default
+
+    config = default()
+    config.space.update(space)
+    return config
+
+
+def _network_flops(network, variables, height: int, width: int) -> float:
+    """Operations of a derived network on one picture, as XLA counts them."""
+    import jax
+    import jax.numpy as jnp
+
+    picture = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    return (jax.jit(network.apply).lower(variables, picture).cost_analysis() or {}).get("flops", 0)
+
+
+def _batch(scenes: int, versions: int, height: int, width: int, seed: int = 0):
+    """Noise in [0, 1] in the shape of a batch."""
+    import numpy as np
+
+    shapes = {"rainy": (scenes, versions, height, width, 3), "clean": (scenes, height, width, 3)}
+    draw = np.random.default_rng(seed)
+    return {key: draw.random(shape, np.float32) for key, shape in shapes.items()}
+
+
+def _picture(height: int, width: int, seed: int = 0):
+    """Noise as uint8 (height, width, 3)."""
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _uint8(picture):
+    """A tensor in [0, 1] in 8 bits."""
+    import numpy as np
+
+    return np.round(picture.numpy() * 255).astype(np.uint8)

@@ -1,0 +1,330 @@
+"""What everything takes: seconds, memory, compilation, and how near that is to what is possible.
+
+python -m benchmarks.speed [CASE ...] [--runs 5] [--out results/speed.json]
+
+Every case is measured twice, in processes of its own: with an empty cache of compiled programs
+(cold), which also measures the steps, and with the cache that the first one left behind (warm).
+Each step is judged against a product of two matrices of 2048x2048, timed in the same process right
+before and after. Prints tables and writes JSON, after every case; `benchmarks.compare` compares
+two such files. Cases are named in full or by patterns, such as 'search_*'; README.md beside this
+file says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import itertools
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import psutil
+
+from benchmarks.cases import BASES, CASES, DOUBLED, TINY, Case
+from manas_jax.errors import UserError
+
+# JAX is imported where it is used: a case begins with what its user imports, and on Linux a process
+# starts with the peak memory of the one that started it.
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIDE = 2048  # of the matrices
+PRODUCT_SECONDS = 0.3  # of one sample of the matrix product
+WORKER = "MANAS_SPEED_WORKER"  # environment variable: what a case's process is to do
+
+# Seconds and peak GB, measured on two x86 cores, float32, 64x64 patches, the released PyTorch code
+# repaired so that it runs; beside the GFLOP/s of the matrix product on the same cores.
+RELEASED = {
+    "search_first_order_small": (7.1, 1.74),
+    "search_finite_difference_small": (16.8, 1.9),
+    "search_first_order_paper": (17.3, 3.7),
+    "train_small": (1.26, 0.95),
+    "inference_320x480_small": (1.03, 0.53),
+    "inference_320x480_paper": (3.04, 0.67),
+    "inference_320x480_whole_small": (1.03, 0.53),
+    "inference_320x480_whole_paper": (3.04, 0.67),
+}
+RELEASED_PRODUCT = 145.0
+
+
+def select(patterns: Sequence[str]) -> list[str]:
+    """Names of the cases that any of the patterns fits, in their order; all without patterns.
+
+    Raises:
+      UserError: a pattern fits none.
+    """
+    chosen = set()
+    for pattern in patterns or ["*"]:
+        found = fnmatch.filter(CASES, pattern) or [name for name in TINY if name == pattern]
+        if not found:
+            raise UserError(f"{pattern}: fits no case; there are {', '.join(CASES)}")
+        chosen.update(found)
+    return [name for name in CASES | TINY if name in chosen]
+
+
+def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict[str, Any]:
+    """Runs a case in this process.
+
+    Args:
+      case: the case, prepared.
+      folder: what was prepared.
+      runs: how many are measured after the first step; with none, matrix products and operations
+        are left out as well.
+      started: seconds since the epoch when the process was started.
+
+    Returns:
+      'first_step_seconds' from the start of the process, 'compile_seconds' ahead of the first
+      step, 'first_seconds' of the first step itself, 'peak_gb' by the end of the second one,
+      'device_peak_gb' where the device tells it, 'images' and 'provenance'; with runs also
+      'seconds' (of a step, a list by run), 'product_gflops' (before, after), 'growth_mib' (of
+      memory from the end of the first run to that of the last) and 'gflop'.
+    """
+    import jax
+
+    from manas_jax import provenance
+
+    work = case.make(folder)
+    first = _timed(work.run)
+    measured = {
+        "first_step_seconds": time.time() - started,
+        "compile_seconds": work.compile_seconds,
+        "first_seconds": first,
+        "images": work.images,
+    }
+    _timed(work.run)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    # Read here because the matrix products need memory of their own.
+    measured["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        measured["device_peak_gb"] = peak / 1e9
+    if runs:
+        before, seconds, resident = product_gflops(), [], []
+        for _ in range(runs):
+            seconds.append(_timed(work.run, work.repeats))
+            resident.append(psutil.Process().memory_info().rss)
+        measured["seconds"] = seconds
+        measured["growth_mib"] = (resident[-1] - resident[0]) / 2**20
+        measured["product_gflops"] = [before, product_gflops()]
+        measured["gflop"] = work.flops() / 1e9
+    flags = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
+    return measured | {"provenance": provenance.describe() | flags}
+
+
+def product_gflops() -> float:
+    """GFLOP/s of the product of two float32 matrices of `SIDE` x `SIDE`, the median of five."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    # Rows sum up to about 1, so that a chain of products neither grows nor vanishes.
+    numbers = np.random.default_rng(0).random((SIDE, SIDE), np.float32) * (2 / SIDE)
+    matrix, product = jnp.asarray(numbers, jnp.float32), jax.jit(jnp.matmul)
+
+    def chain(length):
+        result = matrix
+        for _ in range(length):  # not waited for one by one: an accelerator would idle between them
+            result = product(matrix, result)
+        return result
+
+    _timed(lambda: chain(1))  # compiles
+    length = max(1, round(PRODUCT_SECONDS / _timed(lambda: chain(1))))
+    seconds = statistics.median(_timed(lambda: chain(length)) for _ in range(5))
+    return 2 * SIDE**3 * length / seconds / 1e9
+
+
+def summarize(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a case from what `measure` gave, cold with runs and warm without.
+
+    Compile seconds are those ahead of the first step and what that took beyond the median step.
+    """
+    median, product = statistics.median(cold["seconds"]), statistics.mean(cold["product_gflops"])
+    gflops = cold["gflop"] / median
+    both = {"cold": cold, "warm": warm}
+    kept = ("images", "gflop", "product_gflops", "growth_mib", "device_peak_gb")
+    return {
+        "seconds": {"median": median, "min": min(cold["seconds"]), "max": max(cold["seconds"])},
+        "runs": cold["seconds"],
+        "compile_seconds": {
+            name: process["compile_seconds"] + max(0.0, process["first_seconds"] - median)
+            for name, process in both.items()
+        },
+        **{
+            key: {name: process[key] for name, process in both.items()}
+            for key in ("first_step_seconds", "peak_gb")
+        },
+        **{key: cold[key] for key in kept if key in cold},
+        "images_a_second": cold["images"] / median,
+        "gflops": gflops,
+        "share_of_product": gflops / product,
+        "commit": cold["provenance"]["commit"],
+    }
+
+
+def tables(cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """The measurements as text, the cost against size below, and the cases that failed."""
+    good = {name: case for name, case in cases.items() if "error" not in case}
+    head = [
+        "case", "s a step (min-max)", "images/s", "times as fast as released (at equal product)",
+        "compile s cold/warm", "first step s cold/warm", "peak GB cold/warm", "growth MiB",
+        "GFLOP", "GFLOP/s", "product GFLOP/s", "share",
+    ]  # fmt: skip
+    parts = [aligned([head, *(_row(name, case) for name, case in good.items())])] if good else []
+    if sizes := size_costs(good):
+        parts.append(aligned([["doubled", "times the cost (min-max)"], *sizes]))
+    parts += [f"{name}: failed: {case['error']}" for name, case in cases.items() if "error" in case]
+    return "\n\n".join(parts)
+
+
+def size_costs(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What each doubling costs: its case's name, median ratio and the range of the ratio."""
+    rows = []
+    for base, what in itertools.product(BASES, DOUBLED):
+        name = f"{base}_{what}_doubled"
+        if base in cases and name in cases:
+            one, two = cases[base]["seconds"], cases[name]["seconds"]
+            low, high = two["min"] / one["max"], two["max"] / one["min"]
+            rows.append([name, f"{two['median'] / one['median']:.2f} ({low:.2f}-{high:.2f})"])
+    return rows
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up; the first row is its head."""
+    head, *rest = rows
+    widths = [max(map(len, column)) for column in zip(head, *rest, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rest]
+    return "\n".join(
+        "| " + " | ".join(f"{x:<{w}}" for x, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def _row(name: str, case: Mapping[str, Any]) -> list[str]:
+    seconds, products = case["seconds"], case["product_gflops"]
+    released = "-"
+    if name in RELEASED:
+        ratio = RELEASED[name][0] / seconds["median"]
+        released = f"{ratio:.2f} ({ratio * RELEASED_PRODUCT / statistics.mean(products):.2f})"
+    counted = case["gflop"] > 0
+    return [
+        name,
+        f"{seconds['median']:.4g} ({seconds['min']:.4g}-{seconds['max']:.4g})",
+        f"{case['images_a_second']:.4g}",
+        released,
+        *(
+            f"{case[key]['cold']:.{digits}f} / {case[key]['warm']:.{digits}f}"
+            for key, digits in (("compile_seconds", 1), ("first_step_seconds", 1), ("peak_gb", 2))
+        ),
+        f"{case['growth_mib']:.1f}",
+        f"{case['gflop']:.4g}" if counted else "-",
+        f"{case['gflops']:.4g}" if counted else "-",
+        f"{products[0]:.0f}, {products[1]:.0f}",
+        f"{case['share_of_product']:.0%}" if counted else "-",
+    ]
+
+
+def _measure_apart(name: str, runs: int, limit: float, arguments: Sequence[str]) -> dict[str, Any]:
+    """Prepares and measures a case in processes of its own: its record and its provenance."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = (CASES | TINY)[name]
+        stages = {"prepare": 0} if case.prepare else {}
+        measured = {}
+        for stage, count in {**stages, "cold": runs, "warm": 0}.items():
+            task = {"case": name, "stage": stage, "folder": folder, "runs": count}
+            file = pathlib.Path(folder) / f"{stage}.json"
+            done = subprocess.run(
+                # The same arguments, so that the provenance is that of this command.
+                [sys.executable, "-m", "benchmarks.speed", *arguments],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache"),
+                    WORKER: json.dumps(task | {"started": time.time()}),
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=limit,
+            )
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or ["nothing said"]
+                raise RuntimeError(f"{stage}: status {done.returncode}: {lines[-1]}")
+            if stage != "prepare":
+                measured[stage] = json.loads(file.read_text())
+    return {**summarize(**measured), "provenance": measured["cold"]["provenance"]}
+
+
+def _work(task: Mapping[str, Any]) -> None:
+    """What a case's process does."""
+    case, folder = (CASES | TINY)[task["case"]], pathlib.Path(task["folder"])
+    if task["stage"] == "prepare":
+        case.prepare(folder)
+        return
+    if case.one_core and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    measured = measure(case, folder, task["runs"], task["started"])
+    (folder / f"{task['stage']}.json").write_text(json.dumps(measured))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status, 1 if a case failed."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"cases: {', '.join(CASES)}"
+    parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--runs", type=int, default=5, help="at least 1")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "speed.json")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds that a process may take")
+    options = parser.parse_args(arguments)
+    if task := os.environ.get(WORKER):
+        _work(json.loads(task))
+        return 0
+
+    from manas_jax.checkpoint import write_json
+
+    try:
+        if options.runs < 1:
+            raise UserError(f"--runs={options.runs}: give at least 1")
+        names = select(options.cases)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        cases: dict[str, Any] = {}
+        record = {"provenance": None, "runs": options.runs, "cases": cases}
+        for done, name in enumerate(names):
+            left = len(names) - done - 1
+            print(f"{time.strftime('%H:%M:%S')}  {name}; {left} more to come", flush=True)
+            try:
+                cases[name] = _measure_apart(name, options.runs, options.limit, arguments)
+                origin = cases[name].pop("provenance")
+                record["provenance"] = record["provenance"] or origin
+            except subprocess.TimeoutExpired:
+                cases[name] = {"error": f"took longer than --limit={options.limit:g} seconds"}
+            except RuntimeError as error:
+                cases[name] = {"error": str(error)}
+            write_json(options.out, record)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(tables(cases))
+    return int(any("error" in case for case in cases.values()))
+
+
+def _timed(run: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds of one of several steps."""
+    import jax
+
+    start = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - start) / repeats
+
+
+if __name__ == "__main__":
+    sys.exit(main())
