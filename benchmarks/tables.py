@@ -88,7 +88,7 @@ def pretrained() -> str:
         )
         rows.append(
             [
-                name,
+                f"[{name}](results/pretrained_{name}.svg)",
                 f"{before} → **{after}**",
                 ensemble,
                 *_costs(result),

@@ -17,7 +17,7 @@ from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
-from manas_jax.inference.weights import load_weights, save_weights
+from manas_jax.inference.weights import load_derived, save_weights
 from manas_jax.models.network import (
     Network,
     inherit,
@@ -158,7 +158,7 @@ def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
     if config.train.genotype:
         return Genotype.load(config.train.genotype)
     if config.train.weights:
-        return _first_weights(config)[1]
+        return load_derived(config.train.weights)[1]
     file = pathlib.Path(workdir) / "genotype.json"
     if not file.exists():
         raise UserError(
@@ -204,15 +204,8 @@ def _restore(checkpoints, network, optimizer, average, mesh, *, best=False) -> T
 def _first_variables(config: ConfigDict, workdir: str | os.PathLike, network: Network) -> PyTree:
     """Fresh variables, those of a file, or with `train.inherit` those of the supernet."""
     if config.train.weights:
-        return _first_weights(config)[0]
+        return load_derived(config.train.weights)[0]
     if not config.train.inherit:
         return init_variables(network, config.seed)
     supernet = unstack_columns(search.load(config, workdir).variables, network.space)
     return inherit(supernet, variable_shapes(network))
-
-
-def _first_weights(config: ConfigDict) -> tuple[PyTree, Genotype]:
-    variables, genotype, _ = load_weights(config.train.weights)
-    if not isinstance(genotype, Genotype):
-        raise UserError(f"train.weights={config.train.weights}: a supernet's, give a network's")
-    return variables, genotype

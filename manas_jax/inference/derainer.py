@@ -20,9 +20,9 @@ from PIL import Image
 
 from manas_jax.errors import UserError
 from manas_jax.inference.tiling import Axis
-from manas_jax.inference.weights import load_weights
+from manas_jax.inference.weights import load_derived
 from manas_jax.models.network import Network
-from manas_jax.space import STEM_EXPANSION, Genotype
+from manas_jax.space import STEM_EXPANSION
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 32
@@ -128,9 +128,7 @@ class Derainer:
         file = known.get(str(name), pathlib.Path(name))
         if not file.exists():
             raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
-        variables, genotype, provenance = load_weights(file)
-        if not isinstance(genotype, Genotype):
-            raise UserError(f"{file}: weights of a supernet; derive and train a network first")
+        variables, genotype, provenance = load_derived(file)
         if pool_cell is not None:
             pool_cell = math.lcm(pool_cell, genotype.space.multiple)
         network = Network(genotype.space, genotype, pool_cell=pool_cell)

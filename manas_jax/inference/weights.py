@@ -104,6 +104,22 @@ def load_weights(
     return unflatten(tensors), network, provenance
 
 
+def load_derived(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Any], Genotype, dict[str, str]]:
+    """Like `load_weights`, for those who can use a derived network only.
+
+    Raises:
+      UserError: as `load_weights`, or the file holds a supernet.
+    """
+    variables, network, provenance = load_weights(path)
+    if not isinstance(network, Genotype):
+        raise UserError(
+            f"{path}: weights of a supernet; derive and train a network, a supernet's do not serve"
+        )
+    return variables, network, provenance
+
+
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of any `.safetensors` file.
 
