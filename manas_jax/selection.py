@@ -1,0 +1,147 @@
+"""Choosing an architecture by what a searched supernet reaches with it, training nothing.
+
+The supernet is its own derived network when its logits are far apart, so one compiled program
+serves every genotype. Judged are batches of architecture scenes, normalised by their own
+statistics as in the search: the running statistics belong to the mixture, not to a single path.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from manas_jax import build, objectives, search, sharding
+from manas_jax.data import scenes
+from manas_jax.models.network import Architecture
+from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
+from manas_jax.state import SearchState
+
+OFF = -1e4  # a logit whose probability is 0 to the bit
+
+Score = Callable[[Architecture], float]
+
+
+def hard(genotype: Genotype) -> dict[str, np.ndarray]:
+    """Logits that leave the supernet nothing but the genotype's choices."""
+    columns = [COLUMNS.index(choice) for cell in genotype.columns for choice in cell]
+    names = genotype.space.candidates
+    attention = [
+        [names.index(name) for name in edges] for cell in genotype.attention for edges in cell
+    ]
+    return {
+        "columns": _one_hot(np.array(columns, int), len(COLUMNS)),
+        "attention": _one_hot(np.array(attention, int), len(names)),
+    }
+
+
+class Judge:
+    """Scores architectures with the weights of a search; no weight moves."""
+
+    def __init__(self, config: ConfigDict, workdir: str | os.PathLike, batches: int):
+        """Reads the search's newest state and draws the batches.
+
+        Args:
+          config: what the search was run with.
+          workdir: where it was run.
+          batches: how many batches of architecture scenes to look at.
+
+        Raises:
+          UserError: nothing was searched here, or there is no data.
+        """
+        self.state: SearchState = search.load(config, workdir)
+        network = build.network(config)
+        mesh = sharding.make_mesh(1)
+        splits = scenes.load(config.data, config.search.crop)
+        roles = (
+            (splits.architecture, search.ARCHITECTURE_ROLE),
+            (splits.weights, search.WEIGHTS_ROLE),
+        )
+        self._held_out, self._seen = (
+            list(build.batches(config, chosen, "search", role, mesh).iterate(0, batches))
+            for chosen, role in roles
+        )
+        objective = objectives.scene_objective(network, build.loss_weights(config), 0)
+
+        @jax.jit
+        def apply(weights, architecture, batch_stats, batch):
+            _, (moved, terms) = objective(
+                weights, architecture, batch_stats, jnp.zeros((), jnp.int32), batch
+            )
+            return moved, terms["psnr"]
+
+        self._apply = apply
+
+    def __call__(self, architecture: Architecture) -> float:
+        """Mean PSNR in dB, normalised by each batch's own statistics."""
+        architecture = jax.tree.map(jnp.asarray, dict(architecture))
+        state = self.state
+        scores = [
+            self._apply(state.weights, architecture, state.batch_stats, batch)[1]
+            for batch in self._held_out
+        ]
+        return float(np.mean(jax.device_get(scores)))
+
+    def statistics(self, architecture: Architecture):
+        """Running statistics moved to this architecture's own, on weight scenes."""
+        architecture = jax.tree.map(jnp.asarray, dict(architecture))
+        moved = self.state.batch_stats
+        for batch in self._seen:
+            moved, _ = self._apply(self.state.weights, architecture, moved, batch)
+        return moved
+
+
+def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: int) -> Genotype:
+    """Keeps of every decision the choice whose removal hurts the supernet most.
+
+    Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021: how large a
+    logit has grown need not say how much its choice contributes. Decisions are made one after the
+    other in random order, the earlier ones in force. The paper trains the supernet on for some
+    epochs after each; here its weights stay.
+
+    Args:
+      space: the search space.
+      logits: the relaxed architecture that the search ended with.
+      score: what an architecture reaches in the supernet.
+      seed: of the order.
+    """
+    logits = {kind: np.array(rows) for kind, rows in logits.items()}
+    names = {"columns": COLUMNS, "attention": space.candidates}
+    decisions = [(kind, where) for kind in names for where in np.ndindex(logits[kind].shape[:-1])]
+    random.Random(seed).shuffle(decisions)
+    for kind, where in decisions:
+
+        def without(choice: int, kind=kind, where=where) -> float:
+            changed = {k: rows.copy() for k, rows in logits.items()}
+            changed[kind][where][choice] = OFF
+            return score(changed)
+
+        allowed = [i for i, name in enumerate(names[kind]) if name != "none"]
+        kept = min(allowed, key=without)
+        logits[kind][where] = _one_hot(np.array(kept), len(names[kind]))
+    return derive(space, logits["columns"], logits["attention"])
+
+
+def best(genotypes: Sequence[Genotype], score: Score) -> tuple[Genotype, list[float]]:
+    """The genotype that the supernet does best with, and the scores of all.
+
+    Random search with shared weights: Li and Talwalkar, "Random Search and Reproducibility for
+    Neural Architecture Search", UAI 2019.
+    """
+    scores = [score(hard(genotype)) for genotype in genotypes]
+    return genotypes[int(np.argmax(scores))], scores
+
+
+def probabilities(architecture: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Softmax of the logits."""
+    return {k: np.asarray(jax.nn.softmax(jnp.asarray(v))) for k, v in architecture.items()}
+
+
+def _one_hot(indices: np.ndarray, choices: int) -> np.ndarray:
+    chosen = np.arange(choices) == indices[..., None]
+    return np.where(chosen, 0, OFF).astype(np.float32)
