@@ -17,12 +17,12 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import bilevel, build, objectives, sharding
+from manas_jax import bilevel, build, collapse, objectives, sharding
 from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead, Compilation
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
-from manas_jax.models.network import Network
+from manas_jax.models.network import Network, genotype_logits
 from manas_jax.recorder import Recorder, log_parameters
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.state import SearchState, init_search
@@ -288,8 +288,17 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         genotype = derive(space, probabilities["columns"], probabilities["attention"])
         genotype.save(workdir / "genotype.json")
         parameters = space.supernet_cost(1, 1).parameters
-        facts = {"devices": mesh.devices.size, "parameters": parameters}
-        write_json(folder / "summary.json", recorder.summary(compilation, score()) | facts)
+        relaxed, derived = score(), validation(state.variables, genotype_logits(genotype))
+        gap = relaxed.y_psnr - derived.y_psnr
+        facts = {
+            "devices": mesh.devices.size,
+            "parameters": parameters,
+            "derived": {"psnr": derived.y_psnr, "ssim": derived.y_ssim},
+            "warnings": collapse.signs(probabilities, space.candidates, gap),
+        }
+        for sign in facts["warnings"]:
+            logging.warning("search: %s; see the report before trusting this architecture", sign)
+        write_json(folder / "summary.json", recorder.summary(compilation, relaxed) | facts)
     return genotype
 
 
@@ -335,6 +344,8 @@ def _record_architecture(
     """Writes the probabilities and what tells a collapse: entropies and shares of choices."""
     probabilities = _probabilities(state)
     recorder.tensors(step, {f"architecture/{k}": v for k, v in probabilities.items()})
+    for sign in collapse.collapsed(probabilities, space.candidates):
+        logging.warning("search: step %d: %s", step, sign)
     kinds = {"columns": COLUMNS, "attention": space.candidates}
     shares = {
         f"share/{name}": probabilities[kind][..., i].mean() if probabilities[kind].size else 0.0

@@ -18,26 +18,11 @@ from ml_collections import ConfigDict
 
 from manas_jax import build, objectives, search, sharding
 from manas_jax.data import scenes
-from manas_jax.models.network import Architecture
+from manas_jax.models.network import OFF, Architecture, genotype_logits
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.state import SearchState
 
-OFF = -1e4  # a logit whose probability is 0 to the bit
-
 Score = Callable[[Architecture], float]
-
-
-def hard(genotype: Genotype) -> dict[str, np.ndarray]:
-    """Logits that leave the supernet nothing but the genotype's choices."""
-    columns = [COLUMNS.index(choice) for cell in genotype.columns for choice in cell]
-    names = genotype.space.candidates
-    attention = [
-        [names.index(name) for name in edges] for cell in genotype.attention for edges in cell
-    ]
-    return {
-        "columns": _one_hot(np.array(columns, int), len(COLUMNS)),
-        "attention": _one_hot(np.array(attention, int), len(names)),
-    }
 
 
 class Judge:
@@ -123,7 +108,7 @@ def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: i
 
         allowed = [i for i, name in enumerate(names[kind]) if name != "none"]
         kept = min(allowed, key=without)
-        logits[kind][where] = _one_hot(np.array(kept), len(names[kind]))
+        logits[kind][where] = np.where(np.arange(len(names[kind])) == kept, 0, OFF)
     return derive(space, logits["columns"], logits["attention"])
 
 
@@ -133,15 +118,10 @@ def best(genotypes: Sequence[Genotype], score: Score) -> tuple[Genotype, list[fl
     Random search with shared weights: Li and Talwalkar, "Random Search and Reproducibility for
     Neural Architecture Search", UAI 2019.
     """
-    scores = [score(hard(genotype)) for genotype in genotypes]
+    scores = [score(genotype_logits(genotype)) for genotype in genotypes]
     return genotypes[int(np.argmax(scores))], scores
 
 
 def probabilities(architecture: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Softmax of the logits."""
     return {k: np.asarray(jax.nn.softmax(jnp.asarray(v))) for k, v in architecture.items()}
-
-
-def _one_hot(indices: np.ndarray, choices: int) -> np.ndarray:
-    chosen = np.arange(choices) == indices[..., None]
-    return np.where(chosen, 0, OFF).astype(np.float32)

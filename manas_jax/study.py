@@ -35,6 +35,7 @@ from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.main import parse_flags  # with it come the flags --config and --workdir
+from manas_jax.models.network import genotype_logits
 from manas_jax.space import Genotype, SearchSpace, random_genotype
 from manas_jax.validation import Validation
 
@@ -282,7 +283,7 @@ def _in_supernet(config, changed, folder, judge, genotype, rank) -> dict[str, An
     network = build.network(changed)
     crop = changed.search.validation_crop
     validate_ = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))
-    alone, state = selection.hard(genotype), judge.state
+    alone, state = genotype_logits(genotype), judge.state
     own = {"params": state.weights, "batch_stats": judge.statistics(alone)}
     inherited = validate_(state.variables, alone), validate_(own, alone)
     facts = {
