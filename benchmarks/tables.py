@@ -1,6 +1,6 @@
-"""Builds README's tables from results/: each stands between two comments that name it.
+"""Builds the documents' tables from results/: each stands between two comments that name it.
 
-python -m benchmarks.tables           writes them into README.md
+python -m benchmarks.tables           writes them into README.md and docs/study.md
 python -m benchmarks.tables --check   says which are out of date, and fails
 """
 
@@ -11,11 +11,12 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import study_tables
+
 ROOT = pathlib.Path(__file__).parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "study.md")
 RUNS = {
     "quickstart": "quickstart: embedded photographs, synthetic rain, 3 held out",
     "rain100l": "rain100l: Rain100L, 100 test pairs",
@@ -46,7 +47,7 @@ def scores() -> str:
                 *_costs(result),
             ]
         )
-    return _table(head, rows)
+    return study_tables.table(head, rows)
 
 
 def budgets() -> str:
@@ -68,7 +69,7 @@ def budgets() -> str:
                 + f", {origin['date'][:10]}",
             ]
         )
-    return _table(head, rows)
+    return study_tables.table(head, rows)
 
 
 def pretrained() -> str:
@@ -95,10 +96,15 @@ def pretrained() -> str:
                 f"{_budget(train)}, {train['validation']['psnr']:.2f} dB",
             ]
         )
-    return _table(head, rows)
+    return study_tables.table(head, rows)
 
 
-TABLES = {"scores": scores, "budgets": budgets, "pretrained": pretrained}
+TABLES = {
+    "scores": scores,
+    "budgets": budgets,
+    "pretrained": pretrained,
+    **study_tables.TABLES,
+}
 
 
 def fill(text: str) -> str:
@@ -129,17 +135,17 @@ def _load(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    before = README.read_text()
-    after = fill(before)
-    if options.check:
-        sys.exit("README.md: run python -m benchmarks.tables" if before != after else 0)
-    README.write_text(after)
+    stale = []
+    for document in DOCUMENTS:
+        before = document.read_text()
+        after = fill(before)
+        if before != after:
+            stale.append(document.name)
+            if not options.check:
+                document.write_text(after)
+    if options.check and stale:
+        sys.exit(f"{', '.join(stale)}: run python -m benchmarks.tables")

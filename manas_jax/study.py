@@ -7,8 +7,9 @@ A source says where genotypes come from: a search, chance, or a person. A cell i
 one seed: its genotype, trained with the study's one training budget and scored on the validation
 scenes. Cells that share a seed share the first weights' seed and all batches. Every cell is a
 function of the configuration alone and leaves one file, DIR/cells/NAME.json; started again, the
-command goes on with the cells that have none. With --index and --count it does its share of them,
-so that N machines do all; each folder's cells may then be gathered in one.
+command goes on with the cells that have none. DIR/summary.json says what they come to. With
+--index and --count it does its share of them, so that N machines do all; copied into one folder's
+cells/, they count as run there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,17 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from manas_jax import build, compilation, console, provenance, search, selection, sharding, train
+from manas_jax import (
+    build,
+    compilation,
+    console,
+    provenance,
+    search,
+    selection,
+    sharding,
+    study_summary,
+    train,
+)
 from manas_jax.checkpoint import write_json
 from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
@@ -48,6 +59,7 @@ _MOST_DRAWS = 100_000
 
 _INDEX = flags.DEFINE_integer("index", 0, "This machine, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Machines that share the study's cells.")
+_SUMMARIZE = flags.DEFINE_bool("summarize", False, "Run nothing, summarise the finished cells.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +156,13 @@ def read_cells(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     return {file.stem: _read(file) for file in sorted(pathlib.Path(folder).glob("*.json"))}
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike, index: int = 0, count: int = 1) -> None:
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    index: int = 0,
+    count: int = 1,
+    summarize_only: bool = False,
+) -> None:
     """Runs the cells of this machine that have not been run; see the module.
 
     Raises:
@@ -152,23 +170,34 @@ def run(config: ConfigDict, workdir: str | os.PathLike, index: int = 0, count: i
     """
     plain = _plain(config)  # cells may be added to a study that has begun
     validate(plain)
-    cells = share(grid(config), index, count)
+    planned = grid(config)
+    cells = share(planned, index, count)
     workdir = claim_workdir(plain, workdir)
     folder = workdir / "cells"
     folder.mkdir(exist_ok=True)
     done = {cell.name for cell in cells if _is_done(cell, folder)}
-    todo = [cell for cell in cells if cell.name not in done]
+    todo = [] if summarize_only else [cell for cell in cells if cell.name not in done]
     logging.info("study: %d cells, %d of them done", len(cells), len(done))
     begin = time.monotonic()
     for number, cell in enumerate(todo, 1):
         result = run_cell(config, cell, workdir)
         write_json(folder / f"{cell.name}.json", result)
+        _summarize(workdir, len(planned))
         left = (time.monotonic() - begin) / number * (len(todo) - number)
         logging.info(
             "study: cell %d of %d, %s: %.2f dB, %.1f million MACs; about %.0f min left",
             len(done) + number, len(cells), cell.name, result["trained"]["psnr"],
             result["macs"] / 1e6, left / 60,
         )  # fmt: skip
+    file = _summarize(workdir, len(planned))
+    logging.info("study: %s", file)
+
+
+def _summarize(workdir: pathlib.Path, planned: int) -> pathlib.Path:
+    """Writes what the cells that are there come to."""
+    file = workdir / "summary.json"
+    write_json(file, study_summary.summarize(read_cells(workdir / "cells"), planned))
+    return file
 
 
 def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
@@ -352,7 +381,7 @@ def main(argv: Sequence[str]) -> None:
         config = flags.FLAGS.config
         if "study" not in config:
             raise UserError("--config: no study in it; configs/study_rain100l.py has one")
-        run(config, flags.FLAGS.workdir, _INDEX.value, _COUNT.value)
+        run(config, flags.FLAGS.workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

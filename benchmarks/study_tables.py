@@ -1,0 +1,216 @@
+"""The tables of a study, made from results/study/summary.json."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parent.parent / "results" / "study"
+
+# In the order of the tables; what a reader who has not seen the code understands.
+TITLES = {
+    "first_order": "search, first order",
+    "finite_difference": "search, finite difference",
+    "exact": "search, exact second order",
+    "random": "random",
+    "matched": "random, MACs as the first-order search's",
+    "frozen": "search with the architecture frozen",
+    "all_parallel": "all parallel, SE",
+    "all_fusion": "all fusion, SE",
+    "hand_made": "alternating columns, SE",
+    "all_skip": "alternating columns, no attention on the edges",
+    "one_to_one": "first-order search's, trained one to one",
+    "unregularized": "search without regularization",
+    "decay": "search with weight decay 1e-3 on the architecture",
+    "complexity_0": "search, complexity weight 0",
+    "complexity_01": "search, complexity weight 0.1",
+    "complexity_1": "search, complexity weight 1",
+    "perturbation": "first-order supernet, choice by perturbation",
+    "proxy": "first-order supernet, best of random ones",
+}
+SWEEP = {"complexity_0": "0", "first_order": "0.01", "complexity_01": "0.1", "complexity_1": "1"}
+
+
+def overview() -> str:
+    """README's table: every source against random genotypes, as they come and at equal MACs."""
+    if (summary := load()) is None:
+        return ""
+    head = [
+        "genotypes from", "cells, seeds", "validation PSNR", "million MACs",
+        "above random at equal MACs",
+    ]  # fmt: skip
+    rows = [
+        [
+            TITLES.get(name, name),
+            f"{source['psnr']['n']}, {len(source['seeds'])}",
+            _mean(source["psnr"]),
+            f"{source['macs']['mean'] / 1e6:.0f}",
+            _range(source.get("at_equal_macs")),
+        ]
+        for name, source in _ordered(summary)
+    ]
+    return _facts(summary) + "\n" + table(head, rows)
+
+
+def comparisons() -> str:
+    """Paired differences."""
+    if (summary := load()) is None:
+        return ""
+    rows = [
+        [
+            TITLES.get(row["of"], row["of"]),
+            TITLES.get(row["against"], row["against"]),
+            str(row["n"]),
+            _range(row),
+            "–" if row.get("p") is None else f"{row['p']:.3f}",
+        ]
+        for row in summary["comparisons"]
+        if row["n"]
+    ]
+    return table(["", "minus", "seeds", "dB, 95% interval", "p"], rows)
+
+
+def gaps() -> str:
+    """What discretisation costs: relaxed, derived with inherited weights, trained."""
+    if (summary := load()) is None:
+        return ""
+    head = [
+        "search", "relaxed supernet", "derived, inherited weights", "with its own statistics",
+        "trained alone", "gap", "entropy of columns, attention",
+    ]  # fmt: skip
+    rows = [
+        [
+            TITLES.get(name, name),
+            *(_mean(s[k]) for k in ("relaxed", "inherited", "inherited_own_statistics", "psnr")),
+            _mean(s["gap"]),
+            ", ".join(f"{s['entropy'][k]['mean']:.0%}" for k in ("columns", "attention")),
+        ]
+        for name, s in _ordered(summary)
+        if "relaxed" in s
+    ]
+    return table(head, rows)
+
+
+def front() -> str:
+    """The complexity weight swept."""
+    if (summary := load()) is None:
+        return ""
+    head = ["complexity weight", "cells", "million MACs", "parameters", "fusion columns", "PSNR"]
+    rows = [
+        [
+            weight,
+            str(s["psnr"]["n"]),
+            _mean(s["macs"], 1e-6, 0),
+            _mean(s["parameters"], 1, 0),
+            f"{s['fusion_share']:.0%}",
+            _mean(s["psnr"]),
+        ]
+        for name, weight in SWEEP.items()
+        if (s := summary["sources"].get(name))
+    ]
+    return table(head, rows)
+
+
+def agreements() -> str:
+    """How far searches of different seeds agree."""
+    if (summary := load()) is None:
+        return ""
+    head = ["search", "columns (chance)", "attention edges (chance)"]
+    rows = [
+        [
+            TITLES.get(name, name),
+            *(f"{a[k]['share']:.0%} ({a[k]['chance']:.0%})" for k in ("columns", "attention")),
+        ]
+        for name in TITLES
+        if (a := summary["agreement"].get(name))
+    ]
+    return table(head, rows)
+
+
+def rankings() -> str:
+    """Kendall's tau of what is known without training against training alone."""
+    summary = load()
+    if summary is None or not (found := summary["ranking"]):
+        return ""
+    rows = [
+        [f"supernet of seed {s['seed']}", f"{s['tau']:+.2f}", _p(s["p"])]
+        for s in found.get("supernets", [])
+    ]
+    if "interval" in found:
+        rows += [
+            ["mean of the supernets' taus", _range(found["interval"]), ""],
+            [
+                "mean of the supernets' scores",
+                f"{found['mean_of_supernets']['tau']:+.2f}",
+                _p(found["mean_of_supernets"]["p"]),
+            ],
+        ]
+        if found.get("between_supernets"):
+            between = found["between_supernets"]["mean"]
+            rows.append(["one supernet and another", f"{between:+.2f}", ""])
+    rows.append(["MACs alone", f"{found['macs']['tau']:+.2f}", _p(found["macs"]["p"])])
+    return table([f"ranking of {found['genotypes']} random genotypes by", "tau", "p"], rows)
+
+
+TABLES = {
+    "study": overview,
+    "study_comparisons": comparisons,
+    "study_gaps": gaps,
+    "study_front": front,
+    "study_agreement": agreements,
+    "study_ranking": rankings,
+}
+
+
+def load() -> dict[str, Any] | None:
+    """The summary that is kept, if any."""
+    file = FOLDER / "summary.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _facts(summary: dict[str, Any]) -> str:
+    config = json.loads((FOLDER / "config.json").read_text())
+    data, search, train = (config[k] for k in ("data", "search", "train"))
+    patches = train["scenes"] * data["versions"]
+    cells = f"{summary['cells']} cells"
+    if summary["planned"] and summary["planned"] != summary["cells"]:
+        cells = f"{summary['cells']} of {summary['planned']} planned cells"
+    return (
+        f"{cells}, {summary['hours']:.1f} hours on one core of {', '.join(summary['machines'])}: "
+        f"{search['steps']} steps a search, {train['steps']} steps a training, {patches} patches "
+        f"of {train['crop']}x{train['crop']} a step; scored on the middle "
+        f"{train['validation_crop']}x{train['validation_crop']} of "
+        f"{data['validation_scenes']} training pairs that nothing else sees. "
+        "In brackets 95% intervals.\n"
+    )
+
+
+def _ordered(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    names = [n for n in TITLES if n in summary["sources"]]
+    names += sorted(summary["sources"].keys() - TITLES.keys())
+    return [(name, summary["sources"][name]) for name in names]
+
+
+def _mean(values: dict[str, Any], scale: float = 1, digits: int = 2) -> str:
+    deviation = "" if values["sd"] is None else f" ± {values['sd'] * scale:,.{digits}f}"
+    return f"{values['mean'] * scale:,.{digits}f}{deviation}"
+
+
+def _range(values: dict[str, Any] | None) -> str:
+    if not values or not values["n"]:
+        return "–"
+    if values["low"] is None:
+        return f"{values['mean']:+.2f}"
+    return f"{values['mean']:+.2f} [{values['low']:+.2f}, {values['high']:+.2f}]"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
