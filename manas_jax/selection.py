@@ -61,6 +61,7 @@ class Judge:
             return moved, terms["psnr"]
 
         self._apply = apply
+        self._slope = jax.jit(jax.grad(objective, argnums=1, has_aux=True))
 
     def __call__(self, architecture: Architecture) -> float:
         """Mean PSNR in dB, normalised by each batch's own statistics."""
@@ -79,6 +80,33 @@ class Judge:
         for batch in self._seen:
             moved, _ = self._apply(self.state.weights, architecture, moved, batch)
         return moved
+
+    def gradients(self, architecture: Architecture) -> dict[str, np.ndarray]:
+        """The restoration loss's gradient on every batch of architecture scenes: (batches, ...)."""
+        architecture = jax.tree.map(jnp.asarray, dict(architecture))
+        state, step = self.state, jnp.zeros((), jnp.int32)
+        found = [
+            jax.device_get(
+                self._slope(state.weights, architecture, state.batch_stats, step, batch)[0]
+            )
+            for batch in self._held_out
+        ]
+        return {kind: np.stack([g[kind] for g in found]) for kind in architecture}
+
+
+def signal(gradients: np.ndarray) -> dict[str, float]:
+    """How far the gradients (batches, ...) of single batches agree.
+
+    Returns:
+      'mean', the norm of the gradient that they have in common, without the part of it that their
+      scatter would make by itself; 'deviation', the norm of the scatter of one batch; and 'ratio',
+      the former over the latter: with 1 / ratio**2 batches a step, signal and noise are even.
+    """
+    count = len(gradients)
+    variance = float(np.sum(np.var(gradients, axis=0, ddof=1)))
+    common = float(np.sum(np.mean(gradients, axis=0) ** 2)) - variance / count
+    mean, deviation = max(common, 0.0) ** 0.5, variance**0.5
+    return {"mean": mean, "deviation": deviation, "ratio": mean / deviation if deviation else 0.0}
 
 
 def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: int) -> Genotype:

@@ -399,3 +399,71 @@ def test_the_supernet_with_hard_logits_is_the_derived_network(small):
         derived.apply(inherited, images),
         atol=1e-5,
     )
+
+
+# Tables and plots
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A study of made-up cells, gathered and drawn in a folder of the test's own."""
+    from benchmarks import study as keeper
+    from benchmarks import study_tables
+
+    workdir = tmp_path / "run"
+    (workdir / "cells").mkdir(parents=True)
+    config = json.loads(study_config().to_json_best_effort())
+    (workdir / "config.json").write_text(json.dumps(config))
+    origin = {"commit": "abc", "machine": {"processor": "Brain", "cores": 1}}
+    even = {"columns": [[0.5, 0.5]] * 2, "attention": [[[1 / 9] * 9] * 3]}
+    scores = {"psnr": 29.0, "ssim": 0.9}
+    for i in range(4):
+        cell = fake_cell(index=i, seed=i % 2, macs=10**6 * 2**i, psnr=30 + i, provenance=origin)
+        (workdir / "cells" / f"random-{i:02d}.json").write_text(json.dumps(cell))
+    for i in range(2):
+        cell = fake_cell(
+            "first_order", i, i, psnr=33 + i, macs=2 * 10**6, provenance=origin,
+            ranking=[1.0, 2.0, 3.0, 4.0], probabilities=even, seconds_of_search=3600.0,
+            relaxed={"psnr": 31.5, "ssim": 0.9}, inherited=scores,
+            inherited_own_statistics=scores,
+        )  # fmt: skip
+        cell["source"] |= {"choice": "derived", "search": "plain"}
+        (workdir / "cells" / f"first_order-{i:02d}.json").write_text(json.dumps(cell))
+    for module in (keeper, study_tables):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "kept")
+    keeper.gather(workdir)
+    keeper.draw()
+    return tmp_path / "kept"
+
+
+def test_what_is_kept_of_a_study(kept):
+    names = {str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file()}
+    assert {"costs.svg", "ranking.svg", "network.svg", "summary.json", "config.json"} < names
+    assert {"genotypes/first_order-00.json", "genotypes/pretrained_rain100l.json"} < names
+    assert "genotypes/random-00.json" not in names
+    for file in (kept / "genotypes").glob("*.json"):
+        Genotype.load(file)
+
+
+def test_the_pretrained_genotypes_are_those_of_the_weights(kept):
+    from manas_jax.inference.derainer import Derainer
+
+    genotype = Genotype.load(kept / "genotypes" / "pretrained_rain100l.json")
+    assert genotype == Derainer.from_pretrained("rain100l").network.genotype
+
+
+def test_tables_of_a_study(kept):
+    from benchmarks import study_tables
+
+    overview = study_tables.overview()
+    assert "6 cells, 2.0 hours on one core of Brain, 1 cores" in overview
+    assert "| search, first order | 2, 2 | 33.50 ± 0.71 | 2 |" in overview
+    # Two seeds: 33 - (30 + 32) / 2 and 34 - (31 + 33) / 2, both 2 dB.
+    assert "| search, first order | random | 2 | +2.00 [+2.00, +2.00] | – |" in (
+        study_tables.comparisons()
+    )
+    assert "31.50 ± 0.00 | 29.00 ± 0.00 | 29.00 ± 0.00 | 33.50 ± 0.71 | 2.50" in study_tables.gaps()
+    assert "100%, 100%" in study_tables.gaps()
+    assert "supernet of seed 0" in study_tables.rankings()
+    assert "(50%)" in study_tables.agreements()
+    assert study_tables.front().count("\n") == 3
