@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import errno
 import itertools
 import json
 import os
@@ -34,6 +33,7 @@ from manas_jax import (
     build,
     compilation,
     console,
+    interruption,
     provenance,
     search,
     selection,
@@ -41,7 +41,7 @@ from manas_jax import (
     study_summary,
     train,
 )
-from manas_jax.checkpoint import write_json
+from manas_jax.checkpoint import disk, is_full, write_json
 from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
@@ -167,6 +167,7 @@ def run(
 
     Raises:
       UserError: what the user can mend; the message says how.
+      Stopped: a signal came; started again, the cell in work goes on.
     """
     plain = _plain(config)  # cells may be added to a study that has begun
     validate(plain)
@@ -180,9 +181,11 @@ def run(
     logging.info("study: %d cells, %d of them done", len(cells), len(done))
     begin = time.monotonic()
     for number, cell in enumerate(todo, 1):
-        result = run_cell(config, cell, workdir)
+        with jax.default_matmul_precision(config.network.precision):
+            result = run_cell(config, cell, workdir)
         write_json(folder / f"{cell.name}.json", result)
         _summarize(workdir, len(planned))
+        interruption.check()
         left = (time.monotonic() - begin) / number * (len(todo) - number)
         logging.info(
             "study: cell %d of %d, %s: %.2f dB, %.1f million MACs; about %.0f min left",
@@ -382,12 +385,19 @@ def main(argv: Sequence[str]) -> None:
         if "study" not in config:
             raise UserError("--config: no study in it; configs/study_rain100l.py has one")
         run(config, flags.FLAGS.workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)
+    except interruption.Stopped as stopped:
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        sys.exit(interruption.CANCELLED)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        sys.exit(f"error: {error}: free some space and start again; finished cells are kept")
+        sys.exit(
+            f"error: {disk(flags.FLAGS.workdir)} is full ({error}): free some space and start "
+            "again; finished cells are kept"
+        )
 
 
 if __name__ == "__main__":
@@ -395,4 +405,5 @@ if __name__ == "__main__":
     console.show_progress()
     compilation.use_cache()
     jax.config.config_with_absl()
+    interruption.listen()
     app.run(main, flags_parser=parse_flags)
