@@ -17,8 +17,9 @@ import sys
 import numpy as np
 from ml_collections import ConfigDict
 
-from manas_jax import compilation, provenance, selection
+from manas_jax import compilation, provenance, search, selection
 from manas_jax.checkpoint import write_json
+from manas_jax.config import default
 from manas_jax.errors import UserError
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "study" / "gradients.json"
@@ -31,7 +32,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     Raises:
       UserError: nothing was searched there.
     """
-    judge = selection.Judge(config, folder, batches)
+    judge = search.judge(config, folder, batches)
     found = {kind: np.asarray(rows) for kind, rows in judge.state.architecture.items()}
     result = {}
     for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):
@@ -50,7 +51,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16)
     options = parser.parse_args()
     compilation.use_cache()
-    config = ConfigDict(json.loads((options.workdir / "config.json").read_text()))
+    config = default()  # for keys that are newer than the study
+    config.update(json.loads((options.workdir / "config.json").read_text()))
     config.data.root = options.root
     rows = []
     for name in options.searches:
@@ -61,6 +63,7 @@ def main() -> None:
             print(rows[-1])
     if not rows:
         raise UserError(f"{options.workdir}: no such searches")
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         RESULT, {"batches": options.batches, "rows": rows, "provenance": provenance.describe()}
     )

@@ -25,6 +25,7 @@ from manas_jax import (
     interruption,
     loop,
     objectives,
+    selection,
     sharding,
 )
 from manas_jax.accumulation import in_parts, part_shapes
@@ -339,6 +340,10 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
 
         probabilities = _probabilities(state)
         genotype = derive(space, probabilities["columns"], probabilities["attention"])
+        if options.choice == "perturbation":
+            held_out = sources(0)[1].iterate(0, options.choice_batches)
+            judge = selection.Judge(config, state, [sharding.put_batch(b, mesh) for b in held_out])
+            genotype = selection.perturbation(space, state.architecture, judge, config.seed)
         parameters = space.supernet_cost(1, 1).parameters
         relaxed, derived = score(state), validation(state.variables, genotype_logits(genotype))
         gap = relaxed.y_psnr - derived.y_psnr
@@ -375,6 +380,28 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
     if state is None:
         raise UserError(f"{folder} holds no checkpoint: run the search first (stage=search)")
     return jax.device_get(state)
+
+
+def judge(config: ConfigDict, workdir: str | os.PathLike, batches: int) -> selection.Judge:
+    """A judge of architectures by what the search of a workdir came to; see `load` for errors.
+
+    Args:
+      config: what the search was run with.
+      workdir: where it was run.
+      batches: how many batches of architecture scenes to judge by, and of weight scenes to take
+        statistics from.
+    """
+    state = load(config, workdir)
+    splits = scenes.load(config.data, config.search.crop)
+    mesh = sharding.make_mesh(1)
+    held_out, seen = (
+        build.batches(config, part, "search", role, mesh).iterate(0, batches)
+        for part, role in (
+            (splits.architecture, ARCHITECTURE_ROLE),
+            (splits.weights, WEIGHTS_ROLE),
+        )
+    )
+    return selection.Judge(config, state, list(held_out), list(seen))
 
 
 def _fresh(config: ConfigDict, network: Network) -> SearchState:

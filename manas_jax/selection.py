@@ -7,51 +7,46 @@ statistics as in the search: the running statistics belong to the mixture, not t
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from manas_jax import build, objectives, search, sharding
-from manas_jax.data import scenes
+from manas_jax import build, objectives
 from manas_jax.models.network import OFF, Architecture, genotype_logits
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.state import SearchState
 
+Batch = Mapping[str, Any]
 Score = Callable[[Architecture], float]
 
 
 class Judge:
     """Scores architectures with the weights of a search; no weight moves."""
 
-    def __init__(self, config: ConfigDict, workdir: str | os.PathLike, batches: int):
-        """Reads the search's newest state and draws the batches.
+    def __init__(
+        self,
+        config: ConfigDict,
+        state: SearchState,
+        held_out: Sequence[Batch],
+        seen: Sequence[Batch] = (),
+    ):
+        """Compiles nothing yet.
 
         Args:
           config: what the search was run with.
-          workdir: where it was run.
-          batches: how many batches of architecture scenes to look at.
-
-        Raises:
-          UserError: nothing was searched here, or there is no data.
+          state: what it came to.
+          held_out: batches of architecture scenes to judge by.
+          seen: batches of weight scenes, which `statistics` needs.
         """
-        self.state: SearchState = search.load(config, workdir)
-        network = build.network(config)
-        mesh = sharding.make_mesh(1)
-        splits = scenes.load(config.data, config.search.crop)
-        roles = (
-            (splits.architecture, search.ARCHITECTURE_ROLE),
-            (splits.weights, search.WEIGHTS_ROLE),
+        self.state, self._held_out, self._seen = state, list(held_out), list(seen)
+        objective = objectives.scene_objective(
+            build.network(config), build.loss_weights(config), internal_from=0
         )
-        self._held_out, self._seen = (
-            list(build.batches(config, chosen, "search", role, mesh).iterate(0, batches))
-            for chosen, role in roles
-        )
-        objective = objectives.scene_objective(network, build.loss_weights(config), 0)
 
         @jax.jit
         def apply(weights, architecture, batch_stats, batch):

@@ -298,7 +298,7 @@ def _genotype(
     derived = search.search(changed, folder)
     if source.choice == "matched":
         return matched(config, derived, cell.index), {}
-    judge = selection.Judge(changed, folder, config.study.judged_batches)
+    judge = search.judge(changed, folder, config.study.judged_batches)
     genotype, facts = derived, {}
     if source.choice == "perturbation":
         genotype = selection.perturbation(space, judge.state.architecture, judge, cell.seed)

@@ -167,6 +167,42 @@ def test_machines_of_one_study_fill_one_folder(tmp_path, without_work):
     assert len(without_work) == 13
 
 
+def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
+    config = study_config()
+    space = SearchSpace(**config.space)
+    asked = {}
+
+    def search(changed, folder):
+        asked["search"] = changed
+        return random_genotype(space, 7)
+
+    def train(changed, folder):
+        asked["train"] = changed
+        assert asked.setdefault("genotype", Genotype.load(folder / "genotype.json"))
+        (folder / "train").mkdir()
+        summary = {"validation": {"psnr": 31.0, "ssim": 0.9}, "seconds": 3.0, "compile_seconds": 1}
+        (folder / "train" / "summary.json").write_text(json.dumps(summary))
+
+    monkeypatch.setattr(study.search, "search", search)
+    monkeypatch.setattr(study.train, "train", train)
+    monkeypatch.setattr(study.search, "judge", lambda *_: None)
+    monkeypatch.setattr(study, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
+    cells = {cell.name: cell for cell in study.grid(config)}
+
+    made = study.run_cell(config, cells["one_to_one-01"], tmp_path)
+    assert made["trained"]["psnr"] == 31 and made["relaxed"]["psnr"] == 32
+    assert made["seconds_of_training"] == 4 and made["seed"] == 1
+    assert asked["genotype"] == random_genotype(space, 7)
+    assert (asked["train"].data.versions, asked["search"].data.versions) == (1, 2)
+    assert asked["train"].seed == asked["search"].seed == 1
+    assert "study" not in asked["train"] and config.data.versions == 2
+
+    asked.clear()
+    made = study.run_cell(config, cells["matched-03"], tmp_path)
+    assert asked["genotype"] != random_genotype(space, 7) and "relaxed" not in made
+    assert asked["train"].data.versions == 2 and asked["train"].seed == 1
+
+
 # Genotypes
 
 
@@ -335,6 +371,25 @@ def test_entropy_by_hand():
 # All of it, on embedded photographs
 
 
+@pytest.mark.slow
+def test_the_choice_moves_no_bit_of_a_search(tmp_path, run_stages, loop_config):
+    import jax
+
+    from manas_jax import search
+
+    by_perturbation = {"search__choice": "perturbation", "search__choice_batches": 1}
+    run_stages(tmp_path / "plain", stage="search")
+    run_stages(tmp_path / "changed", stage="search", **by_perturbation)
+    plain, changed = (search.load(loop_config(), tmp_path / n) for n in ("plain", "changed"))
+    jax.tree.map(np.testing.assert_array_equal, plain, changed)
+    config = loop_config()
+    judge = search.judge(config, tmp_path / "plain", 1)
+    space = SearchSpace(**config.space)
+    expected = selection.perturbation(space, plain.architecture, judge, config.seed)
+    assert Genotype.load(tmp_path / "changed" / "genotype.json") == expected
+    assert loop_config().search.choice == "likeliest"
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A study of two small cells on embedded photographs."""
@@ -352,6 +407,7 @@ def done(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_cells_hold_what_the_summary_needs(done):
     cells = study.read_cells(done / "cells")
     assert set(cells) == {"first_order-00", "random-00"}
@@ -365,6 +421,7 @@ def test_cells_hold_what_the_summary_needs(done):
         assert cell["macs"] == genotype.cost(64, 64).macs
 
 
+@pytest.mark.slow
 def test_the_search_says_what_discretisation_costs(done):
     folder = done / "searches" / "plain-00" / "search"
     summary = json.loads((folder / "summary.json").read_text())
