@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from manas_jax import compilation, console, distributed, interruption, provenance, report
-from manas_jax.checkpoint import disk, is_full
+from manas_jax.checkpoint import disk_trouble
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
@@ -105,10 +105,10 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         distributed.leave(f"error: {error}")
     except Exception as error:
-        if is_full(error):
+        if trouble := disk_trouble(error, _WORKDIR.value):
             distributed.leave(
-                f"error: {disk(_WORKDIR.value)} is full ({error}): free some space and start "
-                "again; what was saved is kept"
+                f"error: {trouble} ({error}): free some space and start again; what was saved is "
+                "kept"
             )
         if not distributed.is_loss(error):
             if jax.process_count() == 1:
