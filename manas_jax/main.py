@@ -37,6 +37,12 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Several processes: host:port that the first one listens on."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat",
+    distributed.HEARTBEAT,
+    "Several processes: seconds of silence after which one counts as dead and the others end.",
+    lower_bound=1,
+)
 _PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.")
 
 _RUN: dict[str, Callable] = {"search": search, "train": train, "evaluate": evaluate}
@@ -96,7 +102,13 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
+        distributed.start(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _PROCESS.value,
+            found=_DISTRIBUTED.value,
+            heartbeat=_HEARTBEAT.value,
+        )
         path = run(_CONFIG.value, _WORKDIR.value)
     except interruption.Stopped as stopped:
         distributed.leave(stopped.status)
