@@ -41,7 +41,7 @@ from manas_jax import (
     study_summary,
     train,
 )
-from manas_jax.checkpoint import disk, is_full, write_json
+from manas_jax.checkpoint import disk_trouble, write_json
 from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
@@ -392,11 +392,10 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        if not is_full(error):
+        if not (trouble := disk_trouble(error, flags.FLAGS.workdir)):
             raise
         sys.exit(
-            f"error: {disk(flags.FLAGS.workdir)} is full ({error}): free some space and start "
-            "again; finished cells are kept"
+            f"error: {trouble} ({error}): free some space and start again; finished cells are kept"
         )
 
 
