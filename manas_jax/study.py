@@ -342,7 +342,7 @@ def _changed(config: ConfigDict, seed: int, changes: dict[str, Any]) -> ConfigDi
 
 def _plain(config: ConfigDict) -> ConfigDict:
     """A copy without the study."""
-    plain = ConfigDict(config)
+    plain = config.copy_and_resolve_references()  # not its top alone
     with plain.unlocked():
         del plain.study
     return plain
