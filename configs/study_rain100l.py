@@ -81,20 +81,29 @@ def get_config() -> ConfigDict:
     source("first_order", choice="derived", search="first_order", cells=SEEDS, rank=True)
     source("matched", choice="matched", search="first_order", cells=2 * SEEDS)
     source("random", choice="random", cells=3 * SEEDS)
-    for name in ("all_parallel", "all_fusion", "all_skip", "hand_made"):
-        source(name, choice=name, cells=4, tier=1)
-    for name in ("frozen", "finite_difference"):
-        source(name, choice="derived", search=name, cells=4, tier=1)
-    one = {"data": {"versions": 1}, "train": {"scenes": 9}, "objectives": {"internal": 0.0}}
-    source(
-        "one_to_one", choice="derived", search="first_order", cells=4, tier=2,
-        changes=ConfigDict(one),
-    )  # fmt: skip
-    for name in ("unregularized", "decay"):
-        source(name, choice="derived", search=name, cells=4, tier=2)
-    for name in ("complexity_0", "complexity_01", "complexity_1"):
-        source(name, choice="derived", search=name, cells=4, tier=3)
     for name in ("perturbation", "proxy"):
-        source(name, choice=name, search="first_order", cells=4, tier=3)
-    source("exact", choice="derived", search="exact", cells=4, tier=4)
+        source(name, choice=name, search="first_order")
+    source("complexity_0", choice="derived", search="complexity_0")
+    for name in ("all_parallel", "all_fusion", "all_skip", "hand_made"):
+        source(name, choice=name, tier=1)
+    # The same genotypes once more, trained four times as long: is what they differ in noise?
+    long = ConfigDict({"train": {"steps": 1000, "checkpoint_every": 1000}})
+    source(
+        "first_order_long", choice="derived", search="first_order", cells=SEEDS, tier=2,
+        changes=long,
+    )  # fmt: skip
+    source(
+        "matched_long", choice="matched", search="first_order", cells=SEEDS, tier=2, changes=long
+    )
+    source("random_long", choice="random", cells=SEEDS, tier=2, changes=long)
+    one = ConfigDict(
+        {"data": {"versions": 1}, "train": {"scenes": 9}, "objectives": {"internal": 0.0}}
+    )
+    source("one_to_one", choice="derived", search="first_order", tier=3, changes=one)
+    for name in ("finite_difference", "unregularized", "decay"):
+        source(name, choice="derived", search=name, tier=3)
+    source("frozen", choice="derived", search="frozen", tier=4)
+    for name in ("complexity_01", "complexity_1"):
+        source(name, choice="derived", search=name, tier=5)
+    source("exact", choice="derived", search="exact", tier=6)
     return config
