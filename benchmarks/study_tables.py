@@ -16,6 +16,9 @@ TITLES = {
     "exact": "search, exact second order",
     "random": "random",
     "matched": "random, MACs as the first-order search's",
+    "first_order_long": "search, first order; trained 4x as long",
+    "random_long": "random; trained 4x as long",
+    "matched_long": "random, MACs as the first-order search's; trained 4x as long",
     "frozen": "search with the architecture frozen",
     "all_parallel": "all parallel, SE",
     "all_fusion": "all fusion, SE",
@@ -154,7 +157,61 @@ def rankings() -> str:
     return table([f"ranking of {found['genotypes']} random genotypes by", "tau", "p"], rows)
 
 
+def noise() -> str:
+    """How much of the differences between trained networks the genotypes are responsible for."""
+    if (summary := load()) is None:
+        return ""
+    rows = []
+    if found := summary["repeatability"]:
+        what = f"{found['genotypes']} genotypes x {found['seeds']} seeds"
+        rows += [
+            [f"standard deviation of the genotypes, dB ({what})", f"{found['genotype']:.2f}"],
+            ["standard deviation that seed and genotype leave, dB", f"{found['rest']:.2f}"],
+            ["F of the genotypes, p", f"{found['f']:.2f}, {found['p']:.3f}"],
+        ]
+    if found := summary["longer"]:
+        tau = f"{found['tau']:+.2f}, {_p(found['p'])}"
+        rows += [
+            [f"tau of {found['genotypes']} genotypes' scores, short against long training, p", tau],
+            ["standard deviation within a seed, dB, short training", f"{found['short']:.2f}"],
+            ["standard deviation within a seed, dB, long training", f"{found['long']:.2f}"],
+        ]
+    return table(["", ""], rows) if rows else ""
+
+
+def gradients() -> str:
+    """How much of the architecture's gradient is signal."""
+    file = FOLDER / "gradients.json"
+    if not file.exists():
+        return ""
+    kept = json.loads(file.read_text())
+    head = [
+        "search", "logits", "at", "mean gradient", "scatter of one batch", "ratio",
+        "pull of a weight decay of 1e-3",
+    ]  # fmt: skip
+    rows = []
+    for name in dict.fromkeys(row["search"] for row in kept["rows"]):
+        members = [row for row in kept["rows"] if row["search"] == name]
+        for kind in ("columns", "attention"):
+            for at in ("found", "even"):
+                values = [row[at][kind] for row in members]
+                mean, deviation, ratio = (
+                    sum(v[k] for v in values) / len(values) for k in ("mean", "deviation", "ratio")
+                )
+                pull = sum(row["decay"][kind] for row in members) / len(members)
+                rows.append(
+                    [
+                        f"{TITLES.get(name, name)} ({len(members)} seeds)", kind, at,
+                        f"{mean:.1e}", f"{deviation:.1e}", f"{ratio:.2f}",
+                        f"{pull:.1e}" if at == "found" else "0",
+                    ]
+                )  # fmt: skip
+    return table(head, rows)
+
+
 TABLES = {
+    "study_noise": noise,
+    "study_gradients": gradients,
     "study": overview,
     "study_comparisons": comparisons,
     "study_gaps": gaps,

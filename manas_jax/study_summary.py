@@ -34,11 +34,16 @@ COMPARISONS = (
     ("first_order", "one_to_one"),
     ("first_order", "unregularized"),
     ("first_order", "decay"),
+    ("first_order_long", "random_long"),
+    ("first_order_long", "matched_long"),
     ("perturbation", "first_order"),
     ("perturbation", "random"),
     ("proxy", "first_order"),
     ("proxy", "random"),
 )
+
+ONE_GENOTYPE = ("all_parallel", "all_fusion", "all_skip", "hand_made")
+LONGER = {"first_order": "first_order_long", "matched": "matched_long", "random": "random_long"}
 
 Cells = Mapping[str, Mapping[str, Any]]
 
@@ -75,6 +80,8 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "comparisons": comparisons,
         "equal_cost_line": line,
         "ranking": ranking(by_source.get("first_order", []), by_source.get("random", [])),
+        "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
+        "longer": longer(by_source),
         "agreement": {
             name: agreed
             for name, members in by_source.items()
@@ -163,6 +170,62 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
         between = [_tau(a, b)["tau"] for a, b in pairs]
         result["between_supernets"] = interval(between) if between else None
     return result
+
+
+def repeatability(sources: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
+    """How much of PSNR is the genotype's own, and how much changes from seed to seed.
+
+    Two-way analysis of variance without interaction over sources that hold one genotype each and
+    the seeds that all of them have. The seeds' own levels are taken out first.
+
+    Returns:
+      'genotype' and 'rest', standard deviations in dB of what is the genotype's and of what is left
+      when seed and genotype are known; 'f' and 'p' of the genotypes' differences. None with too
+      few cells.
+    """
+    by_seed = [_by_seed(cells, lambda c: c["trained"]["psnr"]) for cells in sources.values()]
+    seeds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    rows, columns = len(by_seed), len(seeds)
+    if rows < 2 or columns < 2:
+        return None
+    values = np.array([[scores[seed] for seed in seeds] for scores in by_seed])
+    genotypes = values.mean(axis=1, keepdims=True)
+    rest = values - genotypes - values.mean(axis=0) + values.mean()
+    degrees = rows - 1, (rows - 1) * (columns - 1)
+    between = columns * float(np.var(genotypes, ddof=1))
+    within = float(np.sum(rest**2)) / degrees[1]
+    return {
+        "genotypes": rows,
+        "seeds": columns,
+        "genotype": math.sqrt(max(0.0, (between - within) / columns)),
+        "rest": math.sqrt(within),
+        "f": between / within if within else None,
+        "p": float(stats.f.sf(between / within, *degrees)) if within else None,
+    }
+
+
+def longer(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
+    """Whether genotypes rank alike when they are trained for longer with the same seed.
+
+    Both scores are taken relative to the mean of their seed.
+    """
+    pairs = collections.defaultdict(list)
+    for short, long in LONGER.items():
+        found = {c["index"]: c for c in by_source.get(long, [])}
+        for cell in by_source.get(short, []):
+            if cell["index"] in found:
+                other = found[cell["index"]]
+                pairs[cell["seed"]].append((cell["trained"]["psnr"], other["trained"]["psnr"]))
+    rows = [row - np.mean(rows, axis=0) for rows in pairs.values() for row in np.array(rows)]
+    if len(rows) < 3:
+        return None
+    short, long = np.array(rows).T
+    return {
+        "genotypes": len(rows),
+        "short": float(np.std(short)),
+        "long": float(np.std(long)),
+        **_tau(short, long),
+    }
 
 
 def agreement(cells: Sequence[Mapping]) -> dict[str, Any] | None:

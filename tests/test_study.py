@@ -322,6 +322,30 @@ def test_ranking_leaves_the_seeds_own_differences_out():
     assert study_summary.ranking(searched, random)["supernets"][0]["tau"] == pytest.approx(1)
 
 
+def test_repeatability_by_hand():
+    # Seed 1 is 1 dB above seed 0; genotype b is 0.5 dB above a, give or take 0.1.
+    psnr = {"a": (30.0, 31.0), "b": (30.4, 31.6)}
+    sources = {n: [fake_cell(n, s, s, psnr=p) for s, p in enumerate(ps)] for n, ps in psnr.items()}
+    made = study_summary.repeatability(sources)
+    # Rest: +-0.05 in each of four cells, one degree of freedom. Genotypes: means 0.5 apart.
+    assert made["rest"] == pytest.approx(0.1)
+    assert made["f"] == pytest.approx(2 * 0.125 / 0.01)
+    assert made["genotype"] == pytest.approx(((0.25 - 0.01) / 2) ** 0.5)
+    # F with 1 and 1 degrees of freedom is the square of a Cauchy variable.
+    assert made["p"] == pytest.approx(1 - 2 * np.arctan(5) / np.pi)
+    assert study_summary.repeatability({"a": sources["a"]}) is None
+
+
+def test_longer_training_by_hand():
+    short = [fake_cell("random", i, i % 2, psnr=p) for i, p in enumerate((30, 40, 31, 42))]
+    long = [fake_cell("random_long", i, i % 2, psnr=p) for i, p in enumerate((33, 45, 35, 48))]
+    made = study_summary.longer({"random": short, "random_long": long})
+    # Relative to the seeds' means: -0.5, -1, 0.5, 1 and -1, -1.5, 1, 1.5.
+    assert made["tau"] == pytest.approx(1) and made["genotypes"] == 4
+    assert made["long"] == pytest.approx(((1 + 1.5**2) / 2) ** 0.5)
+    assert study_summary.longer({"random": short}) is None
+
+
 def test_agreement_by_hand():
     space = SearchSpace(channels=(8,), branches=(1,), columns=(2,))
     genotypes = [
