@@ -94,9 +94,10 @@ def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, An
     """PSNR above its seed's random genotypes against MACs, every cell a point."""
     if (line := summary["equal_cost_line"]) is None:
         return
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.5))
     markers = "os^vD<>phX*P"
-    for i, name in enumerate(summary["sources"]):
+    alike = [name for name, source in summary["sources"].items() if "at_equal_macs" in source]
+    for i, name in enumerate(alike):
         members = [c for c in cells.values() if c["source"]["name"] == name]
         known = [c for c in members if str(c["seed"]) in line["levels"]]
         axes.scatter(
@@ -115,7 +116,7 @@ def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, An
     axes.set_xticks(ticks, [f"{x:.0f}" for x in ticks])
     axes.set_xlabel("million multiply-accumulates at 320x480")
     axes.set_ylabel("validation PSNR above its seed's level, dB")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, "costs.svg")
 
 
@@ -129,18 +130,27 @@ def _plot_ranking(cells: Mapping[str, Mapping[str, Any]]) -> None:
     found = ranking(searched, random)
     if not found or "supernets" not in found:
         return
-    figure, axes = pyplot.subplots(figsize=(5, 4))
+    levels = {
+        seed: statistics.mean(c["trained"]["psnr"] for c in random if c["seed"] == seed)
+        for seed in {c["seed"] for c in random}
+    }
+    truth = [c["trained"]["psnr"] - levels[c["seed"]] for c in random]
+    figure, axes = pyplot.subplots(figsize=(7, 4))
     for cell in searched:
         axes.scatter(
-            [cell["ranking"][c["index"]] for c in random],
-            [c["trained"]["psnr"] for c in random],
+            _centred([cell["ranking"][c["index"]] for c in random]),
+            truth,
             s=14, alpha=0.7, label=f"supernet of seed {cell['seed']}",
         )  # fmt: skip
-    axes.set_xlabel("in the supernet, dB on architecture scenes")
-    axes.set_ylabel("trained alone, dB on validation scenes")
+    axes.set_xlabel("in the supernet, dB from its mean, on architecture scenes")
+    axes.set_ylabel("trained alone, dB from its seed's mean")
     axes.set_title(f"Kendall's tau {found['interval']['mean']:.2f}", fontsize=9)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, "ranking.svg")
+
+
+def _centred(values: list[float]) -> list[float]:
+    return [value - statistics.mean(values) for value in values]
 
 
 def _save(figure: Any, name: str) -> None:

@@ -91,7 +91,7 @@ def gaps() -> str:
             ", ".join(f"{s['entropy'][k]['mean']:.0%}" for k in ("columns", "attention")),
         ]
         for name, s in _ordered(summary)
-        if "relaxed" in s
+        if "relaxed" in s and "at_equal_macs" in s  # not the same supernets a second time
     ]
     return table(head, rows)
 
@@ -133,28 +133,31 @@ def agreements() -> str:
 
 
 def rankings() -> str:
-    """Kendall's tau of what is known without training against training alone."""
-    summary = load()
-    if summary is None or not (found := summary["ranking"]):
+    """Kendall's tau of what is known without training against training alone, short and long."""
+    if (summary := load()) is None:
         return ""
-    rows = [
-        [f"supernet of seed {s['seed']}", f"{s['tau']:+.2f}", _p(s["p"])]
-        for s in found.get("supernets", [])
-    ]
+    found = {
+        f"{r['genotypes']} random genotypes, {how}": _taus(r)
+        for key, how in (("ranking", "trained"), ("ranking_long", "trained 4x as long"))
+        if (r := summary[key])
+    }
+    names = dict.fromkeys(name for taus in found.values() for name in taus)
+    rows = [[name, *(taus.get(name, "–") for taus in found.values())] for name in names]
+    return table(["tau (p) of the ranking by", *found], rows)
+
+
+def _taus(found: dict[str, Any]) -> dict[str, str]:
+    def told(entry: dict[str, Any]) -> str:
+        return f"{entry['tau']:+.2f} ({_p(entry['p'])})"
+
+    taus = {f"supernet of seed {s['seed']}": told(s) for s in found.get("supernets", [])}
     if "interval" in found:
-        rows += [
-            ["mean of the supernets' taus", _range(found["interval"]), ""],
-            [
-                "mean of the supernets' scores",
-                f"{found['mean_of_supernets']['tau']:+.2f}",
-                _p(found["mean_of_supernets"]["p"]),
-            ],
-        ]
+        taus["these, mean and 95% interval"] = _range(found["interval"])
+        taus["mean of the supernets' scores"] = told(found["mean_of_supernets"])
         if found.get("between_supernets"):
-            between = found["between_supernets"]["mean"]
-            rows.append(["one supernet and another", f"{between:+.2f}", ""])
-    rows.append(["MACs alone", f"{found['macs']['tau']:+.2f}", _p(found["macs"]["p"])])
-    return table([f"ranking of {found['genotypes']} random genotypes by", "tau", "p"], rows)
+            taus["one supernet against another"] = f"{found['between_supernets']['mean']:+.2f}"
+    taus["MACs alone"] = told(found["macs"])
+    return taus
 
 
 def noise() -> str:
@@ -241,7 +244,8 @@ def _facts(summary: dict[str, Any]) -> str:
     if summary["planned"] and summary["planned"] != summary["cells"]:
         cells = f"{summary['cells']} of {summary['planned']} planned cells"
     return (
-        f"{cells}, {summary['hours']:.1f} hours on one core of {', '.join(summary['machines'])}: "
+        f"{cells}, {summary['hours']:.1f} hours of searching and training on "
+        f"one core ({'; '.join(summary['machines'])}): "
         f"{search['steps']} steps a search, {train['steps']} steps a training, {patches} patches "
         f"of {train['crop']}x{train['crop']} a step; scored on the middle "
         f"{train['validation_crop']}x{train['validation_crop']} of "

@@ -60,7 +60,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
     sources = {}
     for name, members in by_source.items():
         sources[name] = _source(members)
-        if line:
+        if line and not members[0]["source"]["changes"]:  # trained as the random ones were
             sources[name]["at_equal_macs"] = _above(line, members)
     comparisons = [
         {"of": a, "against": b, **paired(by_source[a], by_source[b])}
@@ -80,6 +80,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "comparisons": comparisons,
         "equal_cost_line": line,
         "ranking": ranking(by_source.get("first_order", []), by_source.get("random", [])),
+        "ranking_long": ranking(by_source.get("first_order", []), by_source.get("random_long", [])),
         "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
         "longer": longer(by_source),
         "agreement": {

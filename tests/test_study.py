@@ -537,7 +537,7 @@ def test_tables_of_a_study(kept):
     from benchmarks import study_tables
 
     overview = study_tables.overview()
-    assert "6 cells, 2.0 hours on one core of Brain, 1 cores" in overview
+    assert "6 cells, 2.0 hours of searching and training on one core (Brain, 1 cores)" in overview
     assert "| search, first order | 2, 2 | 33.50 ± 0.71 | 2 |" in overview
     # Two seeds: 33 - (30 + 32) / 2 and 34 - (31 + 33) / 2, both 2 dB.
     assert "| search, first order | random | 2 | +2.00 [+2.00, +2.00] | – |" in (
