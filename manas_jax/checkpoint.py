@@ -247,12 +247,16 @@ class Checkpoints:
 def disk_trouble(error: BaseException, path: str | os.PathLike) -> str | None:
     """Names the disk of a file and what is wrong, if an error says that it takes no more; or None.
 
-    The error may be one of a library that has only the text of the system's own.
+    The error may be one of a library that has only the text of the system's own, or came of it.
     """
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
     reasons = [
         os.strerror(number)
         for number in _DISK
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error)
+        for link in chain
+        if getattr(link, "errno", None) == number or os.strerror(number) in str(link)
     ]
     if not reasons:
         return None
