@@ -7,12 +7,13 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+PREEMPTED = 75  # as manas_jax.interruption has it: saved, and the same command goes on from there
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-_SECRET = re.compile(r"token|secret|passw|credential|api[-_]?key", re.IGNORECASE)
+_SECRET = re.compile(r"-[^=]*(token|secret|passw|credential|api[-_]?key)[^=]*", re.IGNORECASE)
 _SET_HERE = ("--coordinator", "--processes", "--process", "--distributed")
 
 
@@ -49,22 +50,35 @@ def check_run_flags(flags: Sequence[str], folder: pathlib.Path) -> None:
         fail(f"{taken[0]} is set by the launcher: leave it out")
 
 
+def hidden(flags: Sequence[str]) -> list[str]:
+    """The flags as they may be printed: *** for values whose names speak of secrets."""
+    shown_as = []
+    for before, flag in zip(["", *flags], flags, strict=False):
+        name, equals, _ = flag.partition("=")
+        if _SECRET.fullmatch(before):
+            shown_as.append("***")
+        elif equals and _SECRET.fullmatch(name):
+            shown_as.append(f"{name}=***")
+        else:
+            shown_as.append(flag)
+    return shown_as
+
+
 def shown(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """One line for a shell; values whose names speak of secrets are shown as ***."""
-    words = [f"{name}={value}" for name, value in (environment or {}).items()]
-    words.extend(command)
-    hidden = [
-        "***" if before.startswith("-") and "=" not in before and _SECRET.search(before) else word
-        for before, word in zip(["", *words], words, strict=False)
-    ]
-    return " ".join(_quoted(word) for word in hidden)
+    """One line that a shell would read as these words."""
+    before = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    return " ".join([*before, shlex.join(command)])
 
 
-def _quoted(word: str) -> str:
-    name, equals, value = word.partition("=")
-    if not equals or not re.fullmatch(r"[\w.-]+", name):
-        return shlex.quote(word)
-    return f"{name}=" + ("***" if _SECRET.search(name) else shlex.quote(value) if value else "")
+def count(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number of at least so much."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number of {least} or more")
+        return int(text)
+
+    return whole
 
 
 def fail(message: str) -> NoReturn:

@@ -23,9 +23,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from common import ROOT, Parser, check_run_flags, shown, split_flags
-
-PREEMPTED = 75  # as manas_jax.interruption has it; here again, as this file imports no package
+from common import PREEMPTED, ROOT, Parser, check_run_flags, count, hidden, shown, split_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = additions(os.environ, options.devices_per_process)
     if options.dry_run:
         address = f"127.0.0.1:{options.port or free_port()}"
-        for command in commands([*base, *flags], options.processes, address):
+        for command in commands([*base, *hidden(flags)], options.processes, address):
             print(shown(command, environment))
         return 0
 
@@ -61,36 +59,26 @@ def _parser() -> Parser:
         usage="%(prog)s [OPTIONS] -- --config=FILE --workdir=DIR [--config.KEY=VALUE ...]",
         description=(__doc__ or "").splitlines()[0],
     )
-    parser.add_argument("--processes", type=_count(1), default=1, help="default: 1")
+    parser.add_argument("--processes", type=count(1), default=1, help="default: 1")
     parser.add_argument(
-        "--devices-per-process", type=_count(1), metavar="D", help="simulate so many CPU devices"
+        "--devices-per-process", type=count(1), metavar="D", help="simulate so many CPU devices"
     )
     parser.add_argument(
-        "--restarts", type=_count(0), default=0, help="how often to start again; default: 0"
+        "--restarts", type=count(0), default=0, help="how often to start again; default: 0"
     )
     parser.add_argument(
         "--grace",
-        type=_count(0),
+        type=count(0),
         default=120,
         metavar="SECONDS",
         help="time to save and end, before SIGKILL; default: 120",
     )
-    parser.add_argument("--port", type=_count(1), help="of process 0; default: a free one")
+    parser.add_argument("--port", type=count(1), help="of process 0; default: a free one")
     parser.add_argument(
         "--worker", metavar="COMMAND", help="what to run in place of python -m manas_jax.main"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return parser
-
-
-def _count(least: int):
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise ValueError(text)
-        return int(text)
-
-    count.__name__ = f"whole number of {least} or more"
-    return count
 
 
 def commands(base: Sequence[str], processes: int, address: str) -> list[list[str]]:
