@@ -3,27 +3,32 @@
 No cloud, no cluster: gcloud, kubectl and sbatch are stand-ins that write down how they were called.
 """
 
+import collections
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
+import jsonschema
+import kubernetes_validate
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 RUN = ["--", "--config=configs/tiny.py", "--workdir=runs/x"]
 
 
-def launch(script, *arguments, **options):
-    """Runs a launcher from the repository's root; without a PATH of its own, nothing is found."""
+def launch(script, *arguments, root=ROOT, **options):
+    """Runs a launcher from the repository's root."""
     program = [sys.executable] if script.endswith(".py") else ["bash"]
     return subprocess.run(
-        [*program, str(LAUNCH / script), *map(str, arguments)],
-        cwd=ROOT,
+        [*program, str(root / "launch" / script), *map(str, arguments)],
+        cwd=root,
         capture_output=True,
         text=True,
         timeout=60,
@@ -205,7 +210,7 @@ def test_local_dry_run():
         f"PYTHONPATH={ROOT} PYTHONUNBUFFERED=1 "
         "XLA_FLAGS='--xla_a --xla_force_host_platform_device_count=4' JAX_PLATFORMS=cpu "
         "python -m manas_jax.main --config=configs/tiny.py --workdir=runs/x "
-        "--config.name='a b' --config.api_key=*** "
+        "'--config.name=a b' '--config.api_key=***' "
         "--coordinator=127.0.0.1:5000 --processes=2 --process="
     )
     assert finished.stdout == f"{before}0\n{before}1\n", finished.stderr
@@ -227,3 +232,687 @@ def test_local_dry_run():
 )
 def test_local_refuses(arguments, message):
     assert refused(launch("local.py", *arguments), message)
+
+
+# What goes elsewhere: gcloud, kubectl, sbatch, and what runs on the machines that they reach.
+
+# Writes down its arguments and what it reads, then does what the plan says for this call: ends with
+# a status, or prints a state. With "worker", what would reach a worker is done in that folder.
+STAND_IN = """#!{python}
+import json, pathlib, shutil, subprocess, sys
+folder = pathlib.Path(__file__).parent
+name, words = pathlib.Path(__file__).name, sys.argv[1:]
+piped = sys.stdin.read() if "--filename=-" in words else ""
+plan = json.loads((folder / "plan").read_text())
+verb = next((word for word in words if word in plan), "")
+with (folder / "calls").open("a") as file:
+    print(json.dumps([name, verb, words, piped]), file=file)
+count = sum(json.loads(line)[1] == verb for line in (folder / "calls").open())
+outcomes = plan.get(verb) or [0]
+outcome = outcomes[min(count, len(outcomes)) - 1]
+if isinstance(outcome, str):
+    print(outcome)
+    sys.exit(outcome == "")
+if "worker" in plan:
+    if "scp" in words:
+        shutil.copy(words[4], pathlib.Path(plan["worker"]) / words[5].split(":")[1])
+    elif "ssh" in words:
+        command = next(word[10:] for word in words if word.startswith("--command="))
+        sys.exit(subprocess.run(["bash", "-c", command], cwd=plan["worker"]).returncode)
+sys.exit(outcome)
+"""
+
+Call = collections.namedtuple("Call", "name verb words piped")
+
+
+class Tools:
+    """Stand-ins for gcloud and the like, first on the PATH of `environment`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "sleep"):
+            program = folder / name
+            program.write_text(STAND_IN.replace("{python}", sys.executable))
+            program.chmod(0o755)
+        self.environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        self.plan()
+
+    def plan(self, **outcomes):
+        """For each verb what its calls do in turn; the last is repeated. Forgets earlier calls."""
+        (self.folder / "plan").write_text(json.dumps(outcomes))
+        (self.folder / "calls").write_text("")
+
+    def calls(self):
+        lines = (self.folder / "calls").read_text().splitlines()
+        return [Call(*json.loads(line)) for line in lines]
+
+    def verbs(self):
+        """Of the calls that the plan speaks of."""
+        return [call.verb for call in self.calls() if call.verb]
+
+    def launch(self, script, *arguments, **options):
+        return launch(script, *arguments, env=self.environment, **options)
+
+
+@pytest.fixture
+def tools(tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    return Tools(folder)
+
+
+# Cloud TPU.
+
+PLACE = ["--name=x", "--project=p", "--zone=us-west4-a"]
+TPU = [*PLACE, "--accelerator=v5litepod-16"]
+FLAGS = [*RUN, "--config.name=a b", "--config.api_key=hush", "--token", "hush"]
+
+QUEUED = "gcloud compute tpus queued-resources {} x --project=p --zone=us-west4-a"
+STATE = QUEUED.format("describe") + " '--format=value(state.state)'"
+SSH = "gcloud compute tpus tpu-vm ssh x --project=p --zone=us-west4-a --worker=all '--command={}'"
+DELETE = QUEUED.format("delete") + " --force --quiet"
+CREATE = [
+    QUEUED.format("create") + " --node-id=x --accelerator-type=v5litepod-16"
+    " --runtime-version=v2-alpha-tpuv5-lite --spot",
+    STATE,
+]
+PUSH = [
+    "mkdir -p build",
+    "git bundle create --quiet build/manas_jax.bundle HEAD",
+    "gcloud compute tpus tpu-vm scp build/manas_jax.bundle x:manas_jax.bundle --project=p"
+    " --zone=us-west4-a --worker=all",
+    SSH.format(
+        "git init -q manas_jax && cd manas_jax && git fetch -q ../manas_jax.bundle HEAD"
+        " && git checkout -qf FETCH_HEAD"
+    ),
+]
+INSTALL = [
+    SSH.format(
+        "sudo apt-get install -qq nfs-common && sudo mkdir -p /mnt/runs"
+        " && { mountpoint -q /mnt/runs || sudo mount -t nfs 10.0.0.2:/a /mnt/runs; }"
+        " && sudo chmod go+rwx /mnt/runs"
+        " && cd manas_jax && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv"
+        " && python3 -m uv venv -q --allow-existing --python 3.11 .venv"
+        " && python3 -m uv pip install -q --python .venv/bin/python -r requirements.txt"
+        " -r requirements-tpu.txt"
+    )
+]
+WORK = SSH.format(
+    "cd manas_jax && exec 9>../manas_jax.lock && flock 9"
+    " && exec .venv/bin/python -m manas_jax.main --distributed --config=configs/tiny.py"
+    r" --workdir=runs/x '\''--config.name=a b'\'' '\''--config.api_key=***'\'' --token '\''***'\''"
+)
+NONE = r"'\''[.]venv/bin/python -m manas_jax'\'' || echo nothing runs here"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["create", "--spot", *TPU], CREATE),
+        (["push", *PLACE], PUSH),
+        (["install", "--nfs=10.0.0.2:/a", *PLACE], INSTALL),
+        (["run", *PLACE, *FLAGS], [WORK]),
+        (
+            ["resume", "--spot", "--nfs=10.0.0.2:/a", "--restarts=3", *TPU, *FLAGS],
+            [
+                "# where the TPU is gone or was taken away:",
+                *[DELETE, *CREATE, *PUSH, *INSTALL],
+                "# then, and again up to 3 times after interruptions:",
+                WORK,
+            ],
+        ),
+        (["stop", *PLACE], [SSH.format("pkill -TERM -f " + NONE)]),
+        (["status", *PLACE], [STATE, SSH.format("pgrep -af " + NONE)]),
+        (["delete", *PLACE], [DELETE]),
+    ],
+    ids=["create", "push", "install", "run", "resume", "stop", "status", "delete"],
+)
+def test_tpu_dry_run(tools, arguments, expected):
+    finished = tools.launch("tpu.sh", arguments[0], "--dry-run", *arguments[1:])
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == expected
+    assert "hush" not in finished.stdout + finished.stderr
+    assert tools.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "runtime"),
+    [
+        ("v6e-8", "v2-alpha-tpuv6e"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+        ("v4-8", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_tpu_software(accelerator, runtime):
+    arguments = ["create", "--dry-run", *PLACE, f"--accelerator={accelerator}"]
+    assert f"--runtime-version={runtime}\n" in launch("tpu.sh", *arguments).stdout
+    other = launch("tpu.sh", *arguments, "--runtime=other").stdout
+    assert "--runtime-version=other\n" in other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["make", *PLACE], "make: unknown"),
+        (["create", *TPU, "--fast"], "--fast: unknown"),
+        (["create", "--project=p", "--zone=us-west4-a"], "--name="),
+        (["create", *TPU, "--name=X_1"], "--name=X_1: give small letters"),
+        (["create", "--name=x", "--zone=us-west4-a"], "--project=... is missing"),
+        (["create", *TPU, "--zone=us-west4"], "--zone=us-west4: give a zone"),
+        (["create", *PLACE], "--accelerator=: give a type"),
+        (["create", *PLACE, "--accelerator=v9z-8"], "give --runtime"),
+        (["create", *TPU, *RUN], "create takes no flags"),
+        (["install", *PLACE, "--nfs=10.0.0.2"], "give HOST:/SHARE"),
+        (["install", *PLACE, "--nfs=a:/b; rm -r x"], "give HOST:/SHARE"),
+        (["resume", *TPU, "--restarts=many", *RUN], "--restarts=many: give a whole number"),
+        (["run", *PLACE], "--config=... is missing"),
+        (["run", *PLACE, "--", "--config=configs/tiny.py"], "--workdir=... is missing"),
+        (["run", *PLACE, "--", "--config=no.py", "--workdir=x"], "--config=no.py: no such file"),
+        (["resume", *TPU, *RUN, "--distributed"], "--distributed is set by the launcher"),
+    ],
+)
+def test_tpu_refuses_before_anything_is_created(tools, arguments, message):
+    assert refused(tools.launch("tpu.sh", *arguments), message)
+    assert tools.calls() == []
+
+
+def test_tpu_create_waits_until_it_is_there(tools):
+    states = ["", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    tools.plan(describe=states, create=[0])
+    finished = tools.launch("tpu.sh", "create", *TPU)
+    assert finished.returncode == 0, finished.stderr
+    assert tools.verbs() == ["describe", "create", *["describe"] * 3]
+    assert [call.words for call in tools.calls() if call.name == "sleep"] == [["30"]] * 2
+    assert "billed until you delete it" in finished.stderr
+
+
+def test_tpu_create_leaves_what_is_there_alone(tools):
+    tools.plan(describe=["ACTIVE"], create=[0], delete=[0])
+    assert refused(tools.launch("tpu.sh", "create", *TPU), "x is there already (ACTIVE)")
+    assert tools.verbs() == ["describe"]
+
+
+def test_tpu_create_that_fails_says_what_may_be_left(tools):
+    tools.plan(describe=[""], create=[1], delete=[0])
+    assert refused(tools.launch("tpu.sh", "create", *TPU), "x was not created; if")
+    assert tools.verbs() == ["describe", "create"]
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
+def test_tpu_create_that_ends_in_the_queue(tools, state):
+    tools.plan(describe=["", "PROVISIONING", state], create=[0])
+    finished = tools.launch("tpu.sh", "create", *TPU)
+    assert finished.returncode == 2
+    assert f"error: x is {state}: delete it" in finished.stderr
+
+
+def test_tpu_delete_that_fails_is_no_success(tools):
+    tools.plan(delete=[1])
+    assert refused(tools.launch("tpu.sh", "delete", *PLACE), "was not deleted, and may be billed")
+
+
+def test_tpu_resume_makes_a_tpu_that_was_taken_away_anew(tools):
+    # There at first; taken away during the run; gone; asked for again; and there to the end.
+    states = ["ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"]
+    tools.plan(describe=states, create=[0], delete=[0], scp=[0], ssh=[1, 0])
+    finished = tools.launch("tpu.sh", "resume", *TPU, *RUN)
+    assert finished.returncode == 0, finished.stderr
+    assert tools.verbs() == [
+        *["describe", "ssh", "describe"],
+        *["describe", "delete", "describe", "create", "describe", "scp", "ssh", "ssh"],
+        "ssh",
+    ]
+    commands = [call.words[-1] for call in tools.calls() if call.verb == "ssh"]
+    assert "manas_jax.main" in commands[0]
+    assert commands[0] == commands[-1]
+
+
+@pytest.mark.parametrize("status", [75, 255, 137])
+def test_tpu_resume_starts_again_where_the_tpu_stayed(tools, status):
+    tools.plan(describe=["ACTIVE"], ssh=[status, status, 0])
+    finished = tools.launch("tpu.sh", "resume", *TPU, *RUN)
+    assert finished.returncode == 0, finished.stderr
+    assert tools.verbs().count("ssh") == 3
+    tools.plan(describe=["ACTIVE"], ssh=[status])
+    finished = tools.launch("tpu.sh", "resume", *TPU, "--restarts=1", *RUN)
+    assert finished.returncode == status
+    assert tools.verbs().count("ssh") == 2
+
+
+def test_tpu_resume_does_not_repeat_a_mistake(tools):
+    tools.plan(describe=["ACTIVE"], ssh=[1])
+    assert tools.launch("tpu.sh", "resume", *TPU, *RUN).returncode == 1
+    assert tools.verbs() == ["describe", "ssh", "describe"]
+
+
+def test_tpu_worker_part_really_runs(tools, tmp_path):
+    """Push and run, with a folder for a worker: the commit arrives, twice; flags arrive whole."""
+    root, worker = tmp_path / "checkout", tmp_path / "worker"
+    worker.mkdir()
+    shutil.copytree(LAUNCH, root / "launch")
+    (root / "configs").mkdir()
+    (root / "configs" / "tiny.py").touch()
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *identity, *arguments], cwd=root, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode().strip()
+
+    git("init", "--quiet")
+    tools.plan(worker=str(worker))
+    for text in ("one", "two"):
+        (root / "file").write_text(text)
+        git("add", ".")
+        git("commit", "--quiet", "--message=x")
+        (root / "file").write_text("not committed")
+        finished = tools.launch("tpu.sh", "push", *PLACE, root=root)
+        assert finished.returncode == 0, finished.stderr
+        assert "changes that are not committed are not pushed" in finished.stderr
+        assert (worker / "manas_jax" / "file").read_text() == text
+        head = (worker / "manas_jax" / ".git" / "HEAD").read_text().strip()
+        assert head == git("rev-parse", "HEAD")
+
+    program = worker / "manas_jax" / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 75\n')
+    program.chmod(0o755)
+    flags = [*FLAGS, "--config.b=it's $HOME *"]
+    finished = tools.launch("tpu.sh", "run", *PLACE, *flags, root=root)
+    assert finished.returncode == 75, finished.stderr
+    words = ["-m", "manas_jax.main", "--distributed", *flags[1:]]
+    assert finished.stdout.splitlines() == [f"<{word}>" for word in words]
+
+
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="asks gcloud's own parser; not installed")
+def test_tpu_commands_are_what_gcloud_knows(tmp_path):
+    resume = ["resume", "--dry-run", "--spot", *TPU, *RUN]
+    lines = launch("tpu.sh", *resume).stdout.splitlines()
+    commands = [{"command_string": line} for line in lines if line.startswith("gcloud")]
+    assert len(commands) >= 6
+    (tmp_path / "commands").write_text(json.dumps(commands))
+    checked = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={tmp_path}/commands"],
+        env={
+            **os.environ,
+            "CLOUDSDK_CONFIG": str(tmp_path),
+            "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    answers = json.loads(checked.stdout)
+    assert len(answers) == len(commands)
+    assert [a["error_message"] for a in answers if not a["success"]] == []
+
+
+# GKE.
+
+POD = ["--name=x", "--image=reg/manas:1"]
+SLICE = [*POD, "--tpu=tpu-v5-lite-podslice", "--topology=4x4"]
+GPUS = [*POD, "--gpu=nvidia-h100-80gb", "--nodes=2"]
+ON_VOLUME = ["--", "--config=configs/tiny.py", "--workdir=/runs/x"]
+
+
+def fields(required, **properties):
+    """Schema of an object of these fields and no others."""
+    return {
+        "type": "object",
+        "required": required,
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+# The fields of a JobSet that are used, as https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2
+# has them. What a Job has is left to the schema of Kubernetes.
+JOBSET = fields(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata=fields(
+        ["name"],
+        name={"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"},
+        annotations={"type": "object", "additionalProperties": {"type": "string"}},
+    ),
+    spec=fields(
+        ["replicatedJobs", "failurePolicy"],
+        failurePolicy=fields(
+            ["maxRestarts"],
+            maxRestarts={"type": "integer", "minimum": 0},
+            rules={
+                "type": "array",
+                "items": fields(
+                    ["name", "action"],
+                    name={
+                        "type": "string",
+                        "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+                    },
+                    action={
+                        "enum": [
+                            "FailJobSet",
+                            "RestartJobSet",
+                            "RestartJobSetAndIgnoreMaxRestarts",
+                        ]
+                    },
+                    onJobFailureReasons={
+                        "type": "array",
+                        "uniqueItems": True,
+                        "items": {
+                            "enum": [
+                                "BackoffLimitExceeded",
+                                "DeadlineExceeded",
+                                "FailedIndexes",
+                                "MaxFailedIndexesExceeded",
+                                "PodFailurePolicy",
+                            ]
+                        },
+                    },
+                ),
+            },
+        ),
+        replicatedJobs={
+            "type": "array",
+            "minItems": 1,
+            "items": fields(
+                ["name", "template"],
+                name={"type": "string"},
+                replicas={"type": "integer", "minimum": 1},
+                template=fields(["spec"], spec={"type": "object"}),
+            ),
+        },
+    ),
+)
+
+
+def manifest(*arguments):
+    """What a dry run of `create` would create, checked against the schemas."""
+    finished = launch("gke.py", "create", "--dry-run", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    first, *lines, last = finished.stdout.splitlines()
+    assert first == "kubectl --namespace=default create --filename=- <<'END'"
+    assert last == "END"
+    jobset = yaml.safe_load("\n".join(lines))
+    jsonschema.validate(jobset, JOBSET)
+    (job,) = jobset["spec"]["replicatedJobs"]
+    as_job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, **job["template"]}
+    assert kubernetes_validate.validate(as_job, "1.33", strict=True) == "1.33"
+    return jobset
+
+
+def job_of(jobset):
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def pod_of(jobset):
+    return job_of(jobset)["template"]["spec"]
+
+
+def test_gke_tpu_manifest():
+    jobset = manifest(*SLICE, "--spot", *ON_VOLUME)
+    job = job_of(jobset)
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
+    pod = pod_of(jobset)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["args"] == ["--distributed", *ON_VOLUME[1:]]
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "runs"
+    assert container["volumeMounts"] == [{"name": "runs", "mountPath": "/runs"}]
+
+
+def test_gke_gpu_manifest():
+    jobset = manifest(*GPUS, "--gpus-per-node=8", "--secret=keys", *ON_VOLUME)
+    pod = pod_of(jobset)
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+    (container,) = pod["containers"]
+    assert container["args"] == [
+        "--coordinator=x-worker-0-0.x:8476",
+        "--processes=2",
+        "--process=$(JOB_COMPLETION_INDEX)",
+        *ON_VOLUME[1:],
+    ]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+
+
+def test_gke_one_process_needs_no_coordinator():
+    one = manifest(*POD, "--tpu=t", "--topology=2x4", "--chips-per-host=8", *ON_VOLUME)
+    assert pod_of(one)["containers"][0]["args"] == ON_VOLUME[1:]
+
+
+def test_gke_what_restarts_and_what_does_not():
+    jobset = manifest(*SLICE, "--restarts=7", "--grace=90", *ON_VOLUME)
+    (rule,) = job_of(jobset)["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "In")
+    assert rule["onExitCodes"]["values"] == [1, 2]  # so neither 75 nor 128 and more
+    assert rule["onExitCodes"]["containerName"] == pod_of(jobset)["containers"][0]["name"]
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 7
+    (rule,) = policy["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    assert pod_of(jobset)["restartPolicy"] == "Never"
+    assert pod_of(jobset)["terminationGracePeriodSeconds"] == 90
+
+
+def test_gke_volume_is_valid():
+    claim = yaml.safe_load((LAUNCH / "gke" / "volume.yaml").read_text())
+    assert kubernetes_validate.validate(claim, "1.33", strict=True) == "1.33"
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["metadata"]["name"] == "runs"  # what gke.py takes by default
+
+
+SELECTED = "--selector=jobset.sigs.k8s.io/jobset-name=x"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("status", ["get jobset x", f"get pods {SELECTED} --output=wide"]),
+        ("logs", [f"logs {SELECTED} --prefix --follow --max-log-requests=64"]),
+        ("delete", ["delete jobset x --ignore-not-found --cascade=foreground"]),
+    ],
+)
+def test_gke_dry_run(tools, command, expected):
+    finished = tools.launch("gke.py", command, "--name=x", "--namespace=n", "--dry-run")
+    lines = finished.stdout.splitlines()
+    assert lines == [f"kubectl --namespace=n {line}" for line in expected], finished.stderr
+    assert tools.calls() == []
+
+
+def test_gke_creates_what_the_dry_run_shows(tools):
+    arguments = [*SLICE, *ON_VOLUME]
+    shown = tools.launch("gke.py", "resume", "--dry-run", *arguments).stdout
+    finished = tools.launch("gke.py", "resume", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    delete, create = tools.calls()
+    assert delete.words[1:3] == ["delete", "jobset"]
+    assert create.words == ["--namespace=default", "create", "--filename=-"]
+    assert f"<<'END'\n{create.piped}END\n" in shown
+
+
+def test_gke_does_not_create_where_deleting_failed(tools):
+    tools.plan(delete=[3], create=[0])
+    assert tools.launch("gke.py", "resume", *SLICE, *ON_VOLUME).returncode == 3
+    assert tools.verbs() == ["delete"]
+
+
+def test_gke_hides_secrets():
+    run = [*ON_VOLUME, "--config.a.password=hush", "--api-key", "hush"]
+    finished = launch("gke.py", "create", "--dry-run", *SLICE, *run)
+    assert '"--config.a.password=***", "--api-key", "***"' in finished.stdout
+    assert "hush" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["make", *SLICE, *ON_VOLUME], "invalid choice: 'make'"),
+        (["create", *ON_VOLUME], "--name"),
+        (["create", *SLICE, "--name=A b", *ON_VOLUME], "--name=A b: give small letters"),
+        (["create", SLICE[0], *SLICE[2:], *ON_VOLUME], "--image=... is missing"),
+        (["create", *POD, *ON_VOLUME], "give either --tpu"),
+        (["create", *SLICE, "--gpu=t", *ON_VOLUME], "give either --tpu"),
+        (["create", *POD, "--tpu=t", *ON_VOLUME], "--topology=: give one"),
+        (["create", *POD, "--tpu=t", "--topology=2x3", *ON_VOLUME], "has 6 chips"),
+        (["create", *SLICE, "--restarts=x", *ON_VOLUME], "'x' is no whole number"),
+        (["create", *SLICE, *RUN], "--workdir=runs/x: give a folder under /runs"),
+        (["create", *SLICE, *ON_VOLUME, "--process=0"], "--process is set by the launcher"),
+        (["delete", "--name=x", *ON_VOLUME], "delete takes no flags"),
+    ],
+)
+def test_gke_refuses_before_anything_is_created(tools, arguments, message):
+    assert refused(tools.launch("gke.py", *arguments), message)
+    assert tools.calls() == []
+
+
+# Slurm.
+
+JOB = ["--nodes=2", "--gpus-per-node=4", "--time=1-04:00:00"]
+
+
+def test_slurm_dry_run(tools):
+    arguments = [*JOB, "--partition=gpu", "--account=me", "--restarts=3", *FLAGS]
+    finished = tools.launch("slurm.sh", "--dry-run", *arguments)
+    assert finished.stdout == (
+        "sbatch --nodes=2 --time=1-04:00:00 --ntasks-per-node=4 --gpus-per-node=4 --partition=gpu"
+        " --account=me --export=ALL,RESTARTS=3 launch/slurm.sbatch --config=configs/tiny.py"
+        " --workdir=runs/x '--config.name=a b' '--config.api_key=***' --token '***'\n"
+    ), finished.stderr
+    on_cpu = ["--nodes=1", "--gpus-per-node=0", "--time=0:10:00", *RUN]
+    finished = tools.launch("slurm.sh", "--dry-run", *on_cpu)
+    assert finished.stdout == (
+        "sbatch --nodes=1 --time=0:10:00 --ntasks-per-node=1 --export=ALL,RESTARTS=10"
+        " launch/slurm.sbatch --config=configs/tiny.py --workdir=runs/x\n"
+    )
+    assert tools.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus-per-node=4", "--time=4:00:00", *RUN], "--nodes=: give a whole number"),
+        ([*JOB, "--nodes=0", *RUN], "--nodes=0: give a whole number"),
+        ([*JOB, "--gpus-per-node=all", *RUN], "--gpus-per-node=all: give a whole number"),
+        ([*JOB, "--time=soon", *RUN], "--time=soon: give"),
+        ([*JOB, "--restarts=-1", *RUN], "--restarts=-1: give a whole number"),
+        ([*JOB, "--fast", *RUN], "--fast: unknown"),
+        (JOB, "--config=... is missing"),
+        ([*JOB, *RUN, "--coordinator=a:1"], "--coordinator is set by the launcher"),
+    ],
+)
+def test_slurm_refuses_before_anything_is_queued(tools, arguments, message):
+    assert refused(tools.launch("slurm.sh", *arguments), message)
+    assert tools.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "before", "queued"),
+    [(0, 0, 0), (1, 0, 0), (2, 0, 0), (75, 0, 1), (137, 2, 1), (143, 2, 1), (75, 3, 0)],
+)
+def test_slurm_queues_again(tools, status, before, queued):
+    tools.environment |= {
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "12",
+        "SLURM_RESTART_COUNT": str(before),
+        "RESTARTS": "3",
+    }
+    tools.plan(**{"manas_jax.main": [status]})
+    finished = tools.launch("slurm.sbatch", *RUN[1:])
+    assert finished.returncode == status
+    srun, *rest = tools.calls()
+    assert srun.words[2:] == [".venv/bin/python", "-m", "manas_jax.main", "--distributed", *RUN[1:]]
+    assert [(call.name, call.words) for call in rest] == [("scontrol", ["requeue", "12"])] * queued
+
+
+def test_slurm_does_not_queue_again_what_was_cancelled(tools):
+    """Slurm tells the script only then; the processes save, and end with 75."""
+    (tools.folder / "srun").write_text('#!/bin/sh\nkill -TERM "$PPID"\nexit 75\n')
+    tools.environment |= {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "12"}
+    assert tools.launch("slurm.sbatch", *RUN[1:]).returncode == 75
+    assert tools.calls() == []
+
+
+# All of them.
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "tool"),
+    [
+        ("tpu.sh", ["delete", *PLACE], "gcloud"),
+        ("slurm.sh", [*JOB, *RUN], "sbatch"),
+        ("gke.py", ["create", *SLICE, *ON_VOLUME], "kubectl"),
+    ],
+)
+def test_missing_tool_is_one_line(tmp_path, script, arguments, tool):
+    for name in ("bash", "dirname", "git"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    environment = {"PATH": str(tmp_path)}
+    finished = launch(script, *arguments, env=environment)
+    assert refused(finished, f"{tool} is not installed; --dry-run works without it")
+    dry = launch(script, arguments[0], "--dry-run", *arguments[1:], env=environment)
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.startswith(tool)
+
+
+def test_one_status_for_interrupted():
+    """The package, the Python and the shell launchers mean the same by it."""
+    interruption = pytest.importorskip("manas_jax.interruption")
+    for file in ("common.py", "common.sh"):
+        text = (LAUNCH / file).read_text()
+        (value,) = re.findall(r"^PREEMPTED *= *(\d+)", text, re.MULTILINE)
+        assert int(value) == interruption.PREEMPTED
+
+
+def checker(name):
+    """A linter of requirements-dev.txt."""
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    return shutil.which(name, path=path) or pytest.skip(f"{name}: see requirements-dev.txt")
+
+
+def test_shell_scripts_pass_shellcheck():
+    files = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), ROOT / ".ci" / "run"]
+    assert len(files) >= 5
+    found = subprocess.run(
+        [checker("shellcheck"), "--external-sources", *map(str, files)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_container_file_passes_hadolint():
+    found = subprocess.run(
+        [checker("hadolint"), str(LAUNCH / "Dockerfile")], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_container_file_copies_what_there_is():
+    """Every source exists and is let through, and nothing else is."""
+    text = (LAUNCH / "Dockerfile").read_text()
+    sources = [
+        word for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for word in line.split()
+    ]
+    assert {"manas_jax", "configs"} <= set(sources)
+    assert all(list(ROOT.glob(source)) for source in sources)
+    rules = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [rule for rule in rules if not rule.startswith("#")]
+    assert rules[0] == "*"
+    assert sorted(rule[1:] for rule in rules if rule.startswith("!")) == sorted(sources)
+    for accelerator in ("gpu", "tpu"):
+        assert (ROOT / f"requirements-{accelerator}.txt").is_file()
+
+
+def test_readme_names_every_file():
+    text = (LAUNCH / "README.md").read_text()
+    for file in LAUNCH.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            assert f"({file.relative_to(LAUNCH)})" in text, file
