@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jsonschema
 import kubernetes_validate
@@ -66,9 +67,9 @@ if plan.get("told") != "ignore":
     signal.signal(signal.SIGINT, told)
 else:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("started", count)
 with starts.open("a") as file:
     print(json.dumps([os.getpid(), sys.argv[3:]]), file=file)
-print("started", count)
 for other in plan.keys() & {"0", "1"}:  # nothing ends before all are there
     while len((folder / f"starts-{other}").read_text().splitlines()) <= count:
         time.sleep(0.01)
@@ -109,6 +110,12 @@ def starts(folder, process):
     """Process id and arguments of every start of a stand-in."""
     file = folder / f"starts-{process}"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def until_started(folder, *processes):
+    """Waits for the first start of these; by then they have set their handlers."""
+    while not all(starts(folder, process) for process in processes):
+        time.sleep(0.01)
 
 
 def gone(folder):
@@ -163,19 +170,18 @@ def test_local_kills_what_does_not_end(local, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_signals_on_and_starts_nothing_after(local, tmp_path, number):
     running = local({"0": ["wait", 0], "1": ["wait", 0]}, "--processes=2", "--restarts=5")
-    for _ in range(2):  # both are there, and have set their handlers
-        assert "started 0" in running.stdout.readline()
+    until_started(tmp_path, 0, 1)
     running.send_signal(number)
     out, _ = running.communicate(timeout=60)
     assert running.returncode == 75
-    assert sorted(out.splitlines()) == [f"[{p}] told {number.name}" for p in (0, 1)]
+    assert {f"[{process}] told {number.name}" for process in (0, 1)} <= set(out.splitlines())
     assert len(starts(tmp_path, 0)) == len(starts(tmp_path, 1)) == 1
     assert gone(tmp_path)
 
 
 def test_local_second_signal_ends_at_once(local, tmp_path):
     running = local({"0": ["wait"], "told": "ignore"}, "--restarts=5")
-    assert "started 0" in running.stdout.readline()
+    until_started(tmp_path, 0)
     running.send_signal(signal.SIGTERM)
     assert "passing it on" in running.stderr.readline()
     running.send_signal(signal.SIGTERM)
