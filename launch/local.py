@@ -4,8 +4,8 @@
 
 Needs nothing but Python. Every line that a process prints comes out behind its number. When one
 process fails, the others are told to save and end; if the failure is one that a new start mends
-(see README.md), all of them are started again, with the same arguments. SIGTERM and Ctrl-C are
-passed on, and nothing is started after them; a second one ends the processes at once.
+(see README.md), all of them are started again, with the same arguments. SIGTERM and Ctrl-C make
+the processes save and end, and nothing is started after them; a second one ends them at once.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def run_group(
     Args:
       group: a command line for each process.
       environment: theirs.
-      grace: seconds between asking a process to end and SIGKILL.
+      grace: seconds between telling a process to end and SIGKILL.
       events: where ("signal", NUMBER) comes in; ("ended", PROCESS, CODE) is put there too.
 
     Returns:
@@ -136,9 +136,9 @@ def run_group(
     running = dict(enumerate(workers))
     status, stopped, deadline = 0, False, None
 
-    def ask(number: int) -> float:
+    def end() -> float:
         for worker in running.values():
-            worker.send_signal(number)
+            worker.terminate()
         return time.monotonic() + grace
 
     while running:
@@ -152,8 +152,9 @@ def run_group(
                 _kill(worker)
             continue
         if kind == "signal":
-            _say(f"{signal.Signals(what[0]).name}: passing it on")
-            deadline = time.monotonic() if stopped else ask(what[0])
+            # All get SIGTERM, whichever it was: it makes them stop at the same step.
+            _say(f"{signal.Signals(what[0]).name}: telling the processes to save and end")
+            deadline = time.monotonic() if stopped else end()
             stopped = True
             continue
         number, code = what
@@ -162,7 +163,7 @@ def run_group(
             status = 128 - code if code < 0 else code
             _say(f"process {number} ended with status {status}")
             if running and not stopped:
-                deadline = ask(signal.SIGTERM)
+                deadline = end()
     return status, stopped
 
 
@@ -176,7 +177,7 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on
+            start_new_session=True,  # Ctrl-C reaches the launcher alone
         )
     except OSError as error:
         raise SystemExit(f"error: {command[0]}: {error.strerror}") from None
