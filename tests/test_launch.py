@@ -243,7 +243,7 @@ def test_local_refuses(arguments, message):
 
 # Writes down its arguments and what it reads, then does what the plan says for this call: ends with
 # a status, or prints a state. With "worker", what would reach a worker is done in that folder.
-STAND_IN = """#!{python}
+STAND_IN = """#!{python} -IS
 import json, pathlib, shutil, subprocess, sys
 folder = pathlib.Path(__file__).parent
 name, words = pathlib.Path(__file__).name, sys.argv[1:]
