@@ -65,12 +65,22 @@ def loss_weights(config: ConfigDict) -> objectives.Weights:
 
 
 def batches(
-    config: ConfigDict, scenes: Sequence[Scene], stage: str, role: int, mesh: Mesh
+    config: ConfigDict,
+    scenes: Sequence[Scene],
+    stage: str,
+    role: int,
+    mesh: Mesh,
+    rollbacks: int = 0,
 ) -> Batches:
-    """This host's batches for a stage ('search' or 'train'); each role has a seed of its own."""
+    """This host's batches for a stage ('search' or 'train').
+
+    Each role has a seed of its own, and another one after each rollback.
+    """
     options = config[stage]
-    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh)
-    seed = int(np.random.SeedSequence([config.seed, role]).generate_state(1)[0] >> 1)
+    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
+    sharding.check_height(f"{stage}.crop", options.crop, mesh)
+    entropy = [config.seed, role, *([rollbacks] if rollbacks else [])]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
     return Batches(
         scenes,
         config.data,
@@ -86,5 +96,7 @@ def batch_shapes(config: ConfigDict, options: ConfigDict, mesh: Mesh) -> dict[st
     """Shapes of a global batch and where it lies, for compiling ahead of the data."""
     scenes, versions, crop = options.scenes, config.data.versions, options.crop
     shapes = {"rainy": (scenes, versions, crop, crop, 3), "clean": (scenes, crop, crop, 3)}
-    where = sharding.split(mesh)
-    return {k: jax.ShapeDtypeStruct(s, jnp.float32, sharding=where) for k, s in shapes.items()}
+    return {
+        key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.split(mesh, len(shape)))
+        for key, shape in shapes.items()
+    }

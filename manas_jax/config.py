@@ -22,8 +22,12 @@ from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
 
-# What may change between two starts in one workdir: it does not alter what is computed.
-FREE_KEYS = ("stage", "log_every", "evaluate.pictures", "data.cache_gib", "search.fuse")
+# What may change between two starts in one workdir: it does not alter what is computed, but for
+# the rounding that comes with another number of devices.
+FREE_KEYS = (
+    "stage", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
+    "data.cache_gib", "search.fuse",
+)  # fmt: skip
 
 
 def default() -> ml_collections.ConfigDict:
@@ -32,12 +36,15 @@ def default() -> ml_collections.ConfigDict:
     config.stage = "all"  # or one of STAGES
     config.seed = 0
     config.log_every = 50  # steps
-    config.devices = 0  # how many to use; 0 = all
+    config.devices = 0  # how many to use, in all processes together; 0 = all
+    config.height_shards = 1  # how many of them share a picture's height; the rest split a batch
+    config.max_rollbacks = 0  # a run that diverges goes back so often, on with other batches
 
     config.space = ml_collections.ConfigDict(dataclasses.asdict(SearchSpace()))
 
     network = config.network = ml_collections.ConfigDict()
     network.dtype = "float32"  # of the computation; or "bfloat16". Parameters stay float32
+    network.precision = "default"  # of products in float32 on GPU and TPU; or "high", "highest"
     network.remat = False  # compute activations twice to save memory
     network.scan = False  # loop over the supernet's columns: less to compile, slow on CPU
 
@@ -76,6 +83,7 @@ def default() -> ml_collections.ConfigDict:
     search.architecture_weight_decay = 1e-3
     search.xi = 1.0  # length of the virtual step in units of the real one
     search.epsilon = 0.01  # of the finite difference
+    search.accumulate = 1  # parts of a batch, one after the other: less memory
     search.fuse = False  # compile a step as one program: for accelerators
     search.checkpoint_every = 1000  # steps; also when validation is scored
     search.validation_crop = 128  # pixels, centre of each validation picture
@@ -92,6 +100,7 @@ def default() -> ml_collections.ConfigDict:
     train.final_learning_rate = 0.0
     train.weight_decay = 0.0  # decoupled, as AdamW
     train.clip = 0.0
+    train.accumulate = 1
     train.ema = 0.0  # decay of the weights' moving average, which is then scored; 0 = none
     train.checkpoint_every = 1000
     train.validation_crop = 128
@@ -112,6 +121,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     choices = {
         "stage": (*STAGES, "all"),
         "network.dtype": ("float32", "bfloat16"),
+        "network.precision": ("default", "high", "highest"),
         "data.source": ("folder", "photographs", "tfds", *datasets.BENCHMARKS),
         "search.hypergradient": bilevel.HYPERGRADIENTS,
         "evaluate.split": ("test", "validation"),
@@ -132,6 +142,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "train.validation_crop": 16,
         "log_every": 1,
         "devices": 0,
+        "height_shards": 1,
+        "max_rollbacks": 0,
+        "search.accumulate": 1,
+        "train.accumulate": 1,
         "data.validation_scenes": 0,
         "data.limit": 0,
         "evaluate.pictures": 0,
@@ -159,6 +173,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.root is empty: name the folder, --config.data.root=DIR")
     if config.data.source == "tfds" and not config.data.tfds_name:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
+    if config.search.fuse and config.search.accumulate > 1:
+        raise UserError("search.fuse and search.accumulate > 1 exclude each other")
     starts = [key for key in ("inherit", "genotype", "weights") if config.train[key]]
     if len(starts) > 1:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")

@@ -1,4 +1,4 @@
-"""The one exception that speaks to users."""
+"""The exceptions that speak to users."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that says what is wrong, which file or key it concerns and what to do.
     Commands print it without a traceback and end with a non-zero exit status.
     """
+
+
+class Diverged(UserError):
+    """A loss, or what came of it, is not a finite number any more."""

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import checkpoint, metrics, provenance, train
+from manas_jax import checkpoint, distributed, interruption, metrics, provenance, train
 from manas_jax.data import images, pipeline, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
@@ -50,13 +50,15 @@ def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Scores the trained network of a workdir on its test (or validation) pictures.
 
-    Writes `evaluate/scores.json` and a few triples of pictures for the report.
+    Writes `evaluate/scores.json` and a few triples of pictures for the report. Several processes
+    score a part of the pictures each.
 
     Returns:
       What `scores.json` holds.
 
     Raises:
       UserError: nothing was trained here, or there are no pictures to score.
+      Stopped: a signal came.
     """
     folder = pathlib.Path(workdir) / "evaluate"
     network, variables, step = train.load(config, workdir)
@@ -70,12 +72,14 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     restore = restorer(network)
     total = sum(max(1, len(scene.rainy)) for scene in chosen)
     kept = set(np.linspace(0, total - 1, min(total, config.evaluate.pictures)).astype(int))
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for stale in (folder / "pictures").glob("*.png"):
-        stale.unlink()
+    distributed.from_primary(lambda: _empty(folder / "pictures"))
 
+    first, every = jax.process_index(), jax.process_count()
+    part = len(range(first, total, every))
+    pairs = pipeline.evaluation_pairs(chosen, config.data, first=first, every=every)
     rows, seen, begin = [], set(), time.monotonic()
-    for number, (name, rainy, clean) in enumerate(pipeline.evaluation_pairs(chosen, config.data)):
+    for number, (name, rainy, clean) in zip(range(first, total, every), pairs, strict=True):
+        interruption.check()
         if rainy.shape not in seen:  # keep compiling out of the seconds a picture
             restore(variables, rainy)
             seen.add(rainy.shape)
@@ -83,12 +87,13 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         restored = restore(variables, rainy)
         seconds = time.monotonic() - start
         before, after = metrics.score(rainy, clean), metrics.score(restored, clean)
-        rows.append({"name": name, "input": before, "output": after, "seconds": seconds})
-        if number < LOGGED_PICTURES or number % LOGGED_PICTURES == 0:
-            left = (time.monotonic() - begin) / len(rows) * (total - len(rows))
+        scores = {"input": dataclasses.asdict(before), "output": dataclasses.asdict(after)}
+        rows.append({"name": name, **scores, "seconds": seconds})
+        if len(rows) <= LOGGED_PICTURES or len(rows) % LOGGED_PICTURES == 0:
+            left = (time.monotonic() - begin) / len(rows) * (part - len(rows))
             logging.info(
                 "evaluate: %d of %d, %s: %.2f -> %.2f dB, SSIM %.3f -> %.3f (Y); %.0f s left",
-                len(rows), total, name, before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
+                len(rows), part, name, before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
                 left,
             )  # fmt: skip
         if number in kept:
@@ -96,8 +101,12 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             for kind, picture in (("rainy", rainy), ("restored", restored), ("clean", clean)):
                 images.write_png(f"{stem}_{kind}.png", picture)
 
-    mean = {side: metrics.mean([row[side] for row in rows]) for side in ("input", "output")}
-    height, width = clean.shape[:2]
+    rows = distributed.gather(rows)
+    mean = {
+        side: metrics.mean([metrics.Scores(**row[side]) for row in rows])
+        for side in ("input", "output")
+    }
+    height, width = chosen[-1].size
     cost = network.genotype.cost(height, width)
     result = {
         "split": config.evaluate.split,
@@ -107,16 +116,9 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         "macs_at": [height, width],
         "seconds_a_picture": float(np.median([row["seconds"] for row in rows])),
         "mean": {side: dataclasses.asdict(scores) for side, scores in mean.items()},
-        "images": [
-            {
-                **row,
-                "input": dataclasses.asdict(row["input"]),
-                "output": dataclasses.asdict(row["output"]),
-            }
-            for row in rows
-        ],
+        "images": rows,
     }
-    checkpoint.write_json(folder / "scores.json", result)
+    distributed.from_primary(lambda: checkpoint.write_json(folder / "scores.json", result))
     logging.info(
         "%d pictures: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
         "PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on RGB",
@@ -126,6 +128,13 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         mean["input"].rgb_ssim, mean["output"].rgb_ssim,
     )  # fmt: skip
     return result
+
+
+def _empty(folder: pathlib.Path) -> None:
+    """Makes a folder for pictures, or removes those of a run before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.png"):
+        stale.unlink()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

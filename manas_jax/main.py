@@ -1,21 +1,27 @@
 """Runs the stages of the method: search, train, evaluate, or all in turn.
 
 python -m manas_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+On several machines every process gets the same command and finds the others, either by itself
+(--distributed) or by --coordinator, --processes and --process; see launch/README.md. The exit
+status is 0 when done, 1 after a mistake, 75 when SIGTERM came or another process was lost: started
+again, the run goes on.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax import compilation, console, provenance, report
+from manas_jax import compilation, console, distributed, interruption, provenance, report
+from manas_jax.checkpoint import disk, is_full
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
@@ -24,6 +30,14 @@ from manas_jax.train import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several processes, found by JAX: Cloud TPU, GKE, Slurm, Open MPI."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Several processes: host:port that the first one listens on."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many.")
+_PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.")
 
 _RUN: dict[str, Callable] = {"search": search, "train": train, "evaluate": evaluate}
 _FINISHED = {
@@ -41,16 +55,26 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
 
     Raises:
       UserError: what the user can mend; the message says how.
+      Stopped: a signal came; what was done is saved.
     """
     validate(config)
-    workdir = claim_workdir(config, workdir)
-    provenance.note(workdir / "provenance.json", config.stage)
-    for stage in STAGES if config.stage == "all" else (config.stage,):
-        if config.stage == "all" and (workdir / _FINISHED[stage]).exists():
+    workdir = pathlib.Path(workdir)
+
+    def begin():
+        claim_workdir(config, workdir)
+        provenance.note(workdir / "provenance.json", config.stage)
+        if config.stage != "all":
+            return [config.stage]
+        return [stage for stage in STAGES if not (workdir / _FINISHED[stage]).exists()]
+
+    stages = distributed.from_primary(begin)
+    for stage in STAGES if config.stage == "all" else ():
+        if stage not in stages:
             logging.info("%s: done before, skipped", stage)
-            continue
-        _RUN[stage](config, workdir)
-    return report.write(workdir)
+    with jax.default_matmul_precision(config.network.precision):
+        for stage in stages:
+            _RUN[stage](config, workdir)
+    return pathlib.Path(distributed.from_primary(lambda: str(report.write(workdir))))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -72,13 +96,27 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
+        distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
         path = run(_CONFIG.value, _WORKDIR.value)
+    except interruption.Stopped as stopped:
+        distributed.leave(stopped.status)
+    except KeyboardInterrupt:
+        distributed.leave(interruption.CANCELLED)
     except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(f"error: {error}: free some space and start again; what was saved is kept")
+        distributed.leave(f"error: {error}")
+    except Exception as error:
+        if is_full(error):
+            distributed.leave(
+                f"error: {disk(_WORKDIR.value)} is full ({error}): free some space and start "
+                "again; what was saved is kept"
+            )
+        if not distributed.is_loss(error):
+            if jax.process_count() == 1:
+                raise
+            traceback.print_exc()
+            distributed.leave(1)
+        logging.error("another process is gone: start all of them again to go on (%s)", error)
+        distributed.leave(interruption.PREEMPTED)
     logging.info("report: %s", path)
 
 
@@ -87,4 +125,5 @@ if __name__ == "__main__":
     console.show_progress()
     compilation.use_cache()
     jax.config.config_with_absl()
+    interruption.listen()
     app.run(main, flags_parser=parse_flags)

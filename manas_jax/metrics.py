@@ -13,7 +13,7 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from manas_jax.data import images
-from manas_jax.errors import UserError
+from manas_jax.errors import Diverged, UserError
 
 # The PSNR of identical pictures is infinite, which neither a mean nor JSON can carry. Every PSNR is
 # therefore capped; 100 dB is one grey level of error in one of 150,000 samples.
@@ -47,11 +47,11 @@ def to_uint8(image) -> np.ndarray:
       uint8 array of the same shape.
 
     Raises:
-      UserError: if a value is not a number, which would otherwise turn into an arbitrary grey.
+      Diverged: if a value is not a number, which would otherwise turn into an arbitrary grey.
     """
     image = np.asarray(image, np.float32)
     if np.isnan(image).any():
-        raise UserError(
+        raise Diverged(
             "the restored picture holds NaN: the weights have diverged; "
             "take an earlier checkpoint or train with a smaller learning rate"
         )

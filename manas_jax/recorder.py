@@ -1,4 +1,4 @@
-"""What a loop writes down while it runs: averages, progress with the time left, a diverged loss."""
+"""What a loop writes down while it runs: averages, progress with the time left, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from absl import logging
 from clu import metric_writers, parameter_overview, periodic_actions
 from ml_collections import ConfigDict
 
+from manas_jax import distributed
 from manas_jax.checkpoint import Checkpoints
 from manas_jax.compilation import Compilation
-from manas_jax.errors import UserError
+from manas_jax.errors import Diverged
 from manas_jax.metrics import Scores
 
 
@@ -25,6 +26,9 @@ class Recorder:
 
     Goes to TensorBoard and to the log, with images a second and the time left. Also knows when a
     checkpoint is due, and what there is to say of a stage in the end.
+
+    Attributes:
+      rollbacks: how often the run went back to a checkpoint because it had diverged.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class Recorder:
         self._checkpoint_every, self._checkpoints = options.checkpoint_every, checkpoints
         self._images = options.scenes * config.data.versions
         self._schedule = schedule
-        self._start, self._begin = start, time.monotonic() - checkpoints.seconds
+        before = checkpoints.facts
+        self._start, self._begin = start, time.monotonic() - before.get("seconds", 0.0)
+        self.rollbacks = before.get("rollbacks", 0)
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._since = time.monotonic()
         self._images_done, self._seconds = 0, 0.0
@@ -66,7 +72,7 @@ class Recorder:
         """Notes the terms of the step that was just done; the first one counts as step 1.
 
         Raises:
-          UserError: a loss is not finite (found when an entry is due).
+          Diverged: a loss is not finite (found when an entry is due).
         """
         self._pending.append((step, terms))
         if self.entry_due(step):
@@ -77,7 +83,7 @@ class Recorder:
         """Writes the averages since the last entry.
 
         Raises:
-          UserError: a loss is not finite; names the step.
+          Diverged: a loss is not finite; names the step.
         """
         if not self._pending:
             return
@@ -86,10 +92,7 @@ class Recorder:
         for step, values in zip(steps, terms, strict=True):
             for name, value in values.items():
                 if not np.all(np.isfinite(value)):
-                    raise UserError(
-                        f"the loss diverged: {name} is {value} at step {step}; the checkpoints "
-                        "before it are kept; lower the learning rate or set clip, and start anew"
-                    )
+                    raise Diverged(f"{name} is {value} at step {step}")
         seconds = time.monotonic() - self._since
         images = self._images * len(steps)
         self._images_done, self._seconds = self._images_done + images, self._seconds + seconds
@@ -121,22 +124,43 @@ class Recorder:
           score: makes the validation scores; their time counts in no rate.
 
         Raises:
-          UserError: a loss is not finite; nothing is saved then.
+          Diverged: a loss or the state is not finite; nothing is saved then.
+          UserError: the disk is full.
         """
+        self._checkpoints.check()
         if step % self._checkpoint_every and step != self._total:
             return
         self.flush()
         scores = score()
         self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
-        self._checkpoints.save(step, state, scores.y_psnr, time.monotonic() - self._begin)
+        self._checkpoints.save(step, state, scores.y_psnr, **self._facts())
         self._since = time.monotonic()
+
+    def stop(self, step: int, state: Any) -> None:
+        """Saves the state of this step, unless it is saved already, without taking time to score.
+
+        Raises:
+          Diverged, UserError: as `checkpoint`.
+        """
+        self.flush()
+        if self._checkpoints.latest_step != step:
+            self._checkpoints.save(step, state, **self._facts())
+
+    def roll_back(self, step: int) -> None:
+        """Goes on from this step, with nothing of what was noted since."""
+        self._pending, self._since = [], time.monotonic()
+        self.rollbacks += 1
+        self.scalars(step, {"rollbacks": self.rollbacks})
+
+    def _facts(self) -> dict[str, float]:
+        return {"seconds": time.monotonic() - self._begin, "rollbacks": self.rollbacks}
 
     def summary(self, compilation: Compilation, scores: Scores) -> dict[str, Any]:
         """What a stage took and what it came to, ready for JSON."""
         return {
             "steps": self._total,
             "started_from_step": self._start,
-            "seconds": time.monotonic() - self._begin,
+            **self._facts(),
             "images_per_second": self._images_done / self._seconds if self._seconds else None,
             "compile_seconds": compilation.seconds,
             "flops_per_step": compilation.flops,
@@ -157,7 +181,11 @@ class Recorder:
 
 def log_parameters(stage: str, weights: Any, file: pathlib.Path) -> None:
     """Logs the number of parameters and writes the table of all of them into a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(parameter_overview.get_parameter_overview(weights) + "\n")
+
+    def write():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(parameter_overview.get_parameter_overview(weights) + "\n")
+
+    distributed.from_primary(write)
     count = parameter_overview.count_parameters(weights)
     logging.info("%s: %s parameters, listed in %s", stage, f"{count:,}", file)

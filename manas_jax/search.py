@@ -17,7 +17,8 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import bilevel, build, objectives, sharding
+from manas_jax import bilevel, build, distributed, interruption, loop, objectives, sharding
+from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead, Compilation
 from manas_jax.data import scenes
@@ -88,6 +89,7 @@ def make_step(
     internal_from: int = 0,
     xi: float = 1.0,
     epsilon: float = 0.01,
+    accumulate: int = 1,
     fuse: bool = False,
 ) -> SearchStep:
     """Makes the search step.
@@ -112,6 +114,7 @@ def make_step(
       internal_from: step from which on the internal loss counts.
       xi: length of the virtual step in units of the real one.
       epsilon: see `bilevel.finite_difference`.
+      accumulate: parts that each batch is worked on in, see `accumulation.in_parts`.
       fuse: whether a whole step is compiled as one program. Right for accelerators; on CPU the
         compiler takes many times as long for it, and the pieces run as fast.
     """
@@ -162,13 +165,28 @@ def make_step(
         "update_weights": Ahead(jax.jit(update_weights, donate_argnums=(0, 2))),
     }
 
+    def evaluate_in_parts(w, a, batch_stats, step, batch):
+        """`Gradients` of a batch."""
+
+        def on(part, before):
+            stats = before.batch_stats if before else batch_stats
+            return pieces["gradients"](w, a, stats, step, part)
+
+        return in_parts(on, batch, accumulate, carried="batch_stats")
+
+    def mixed_in_parts(w, a, batch_stats, step, batch, v):
+        def on(part, _):
+            return pieces["mixed"](w, a, batch_stats, step, part, v)
+
+        return in_parts(on, batch, accumulate)
+
     def move_architecture(state, weight_batch, architecture_batch):
         surroundings = state.batch_stats, state.step
         terms = {}
 
         def gradients_on(batch):
             def evaluate(w, a):
-                result = pieces["gradients"](w, a, *surroundings, batch)
+                result = evaluate_in_parts(w, a, *surroundings, batch)
                 terms.update({f"architecture_{k}": v for k, v in result.terms.items()})
                 return result.weights, result.architecture
 
@@ -177,7 +195,7 @@ def make_step(
         search_pieces = bilevel.Pieces(
             train=gradients_on(weight_batch),
             validation=gradients_on(architecture_batch),
-            mixed=lambda w, a, v: pieces["mixed"](w, a, *surroundings, weight_batch, v),
+            mixed=lambda w, a, v: mixed_in_parts(w, a, *surroundings, weight_batch, v),
             virtual=functools.partial(pieces["virtual"], state.weight_optimizer),
             pullback=functools.partial(pieces["pullback"], state.weight_optimizer),
         )
@@ -192,7 +210,7 @@ def make_step(
         return state, {**terms, **more}
 
     def move_weights(state, batch):
-        result = pieces["gradients"](
+        result = evaluate_in_parts(
             state.weights, state.architecture, state.batch_stats, state.step, batch
         )
         return pieces["update_weights"](state, result.weights, result.batch_stats), result.terms
@@ -209,8 +227,9 @@ def make_step(
         return SearchStep(*whole, compile_whole)
 
     def compile_pieces(state, batch):
-        where = state.weights, state.architecture, state.batch_stats, state.step, batch
-        total = pieces["gradients"].compile(*where).times(CALLS[hypergradient])
+        part = part_shapes(batch, accumulate)
+        where = state.weights, state.architecture, state.batch_stats, state.step, part
+        total = pieces["gradients"].compile(*where).times(CALLS[hypergradient] * accumulate)
         return total + pieces["mixed"].compile(*where, state.weights) if exact else total
 
     return SearchStep(move_architecture, move_weights, compile_pieces)
@@ -224,18 +243,37 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
 
     Raises:
       UserError: no data, a diverged loss, a folder that cannot be written.
+      Stopped: a signal came; the state is saved.
     """
     options = config.search
     workdir = pathlib.Path(workdir)
     folder = workdir / "search"
-    mesh = sharding.make_mesh(config.devices)
+    mesh = sharding.make_mesh(config.devices, config.height_shards)
     network = build.network(config)
     space = network.space
     warmup = round(options.architecture_warmup * options.steps)
 
     splits = scenes.load(config.data, options.crop)
-    on_weights = build.batches(config, splits.weights, "search", WEIGHTS_ROLE, mesh)
-    on_architecture = build.batches(config, splits.architecture, "search", ARCHITECTURE_ROLE, mesh)
+
+    @functools.cache
+    def sources(rollbacks):
+        return [
+            build.batches(config, part, "search", role, mesh, rollbacks)
+            for part, role in (
+                (splits.weights, WEIGHTS_ROLE),
+                (splits.architecture, ARCHITECTURE_ROLE),
+            )
+        ]
+
+    def batches(start, rollbacks):
+        on_weights, on_architecture = sources(rollbacks)
+        return zip(
+            on_weights.iterate(start, options.steps),
+            _from(warmup, on_architecture, start, options.steps),
+            strict=True,
+        )
+
+    sources(0)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
     step = make_step(
         network,
@@ -247,49 +285,60 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         internal_from=round(options.internal_warmup * options.steps),
         xi=options.xi,
         epsilon=options.epsilon,
+        accumulate=options.accumulate,
         fuse=options.fuse,
     )
 
+    def advance(state, batch):
+        weight_batch, architecture_batch = batch
+        return step(
+            state,
+            sharding.put_batch(weight_batch, mesh),
+            architecture_batch and sharding.put_batch(architecture_batch, mesh),
+        )
+
+    def score(state):
+        return validation(state.variables, state.architecture)
+
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        fresh = sharding.replicate(_fresh(config, network), mesh)
-        state = checkpoints.restore(fresh) or fresh
+
+        def newest():
+            fresh = sharding.replicate(_fresh(config, network), mesh)
+            return checkpoints.restore(fresh) or fresh
+
+        state = newest()
         start = int(state.step)
         if start == options.steps and (folder / "summary.json").exists():
             logging.info("search: all %d steps are done", start)
             return Genotype.load(workdir / "genotype.json")
         log_parameters("search", state.weights, folder / "parameters.txt")
-        compilation = step.compile(state, build.batch_shapes(config, options, mesh))
+        with interruption.at_once():
+            compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("search: compiled a step; %s", compilation)
-
-        def score():
-            return validation(state.variables, state.architecture)
-
         schedule = build.weight_schedule(options)
-        recorder = Recorder(folder, config, options, checkpoints, start, schedule)
-        batches = zip(
-            range(start + 1, options.steps + 1),
-            on_weights.iterate(start, options.steps),
-            _from(warmup, on_architecture, start, options.steps),
-            strict=True,
-        )
-        with recorder:
-            for number, weight_batch, architecture_batch in batches:
-                state, terms = step(
-                    state,
-                    sharding.put_batch(weight_batch, mesh),
-                    architecture_batch and sharding.put_batch(architecture_batch, mesh),
-                )
-                recorder(number, terms)
-                if recorder.entry_due(number):
-                    _record_architecture(recorder, number, state, space)
-                recorder.checkpoint(number, state, score)
+        with Recorder(folder, config, options, checkpoints, start, schedule) as recorder:
+            state = loop.run(
+                state,
+                newest=newest,
+                batches=batches,
+                advance=advance,
+                recorder=recorder,
+                score=score,
+                max_rollbacks=config.max_rollbacks,
+                entry=lambda number, state: _record_architecture(recorder, number, state, space),
+            )
 
         probabilities = _probabilities(state)
         genotype = derive(space, probabilities["columns"], probabilities["attention"])
-        genotype.save(workdir / "genotype.json")
         parameters = space.supernet_cost(1, 1).parameters
         facts = {"devices": mesh.devices.size, "parameters": parameters}
-        write_json(folder / "summary.json", recorder.summary(compilation, score()) | facts)
+        summary = recorder.summary(compilation, score(state)) | facts
+
+        def keep():
+            genotype.save(workdir / "genotype.json")
+            write_json(folder / "summary.json", summary)
+
+        distributed.from_primary(keep)
     return genotype
 
 
@@ -302,7 +351,7 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
     folder = pathlib.Path(workdir) / "search" / "checkpoints"
     if not folder.exists():
         raise UserError(f"{folder} is missing: run the search first (stage=search)")
-    fresh = sharding.replicate(_fresh(config, build.network(config)), sharding.make_mesh(1))
+    fresh = sharding.replicate(_fresh(config, build.network(config)), sharding.make_mesh())
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(fresh)
     if state is None:

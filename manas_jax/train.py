@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +15,19 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import build, objectives, provenance, search, sharding
+from manas_jax import (
+    build,
+    distributed,
+    interruption,
+    loop,
+    objectives,
+    provenance,
+    search,
+    sharding,
+)
+from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
-from manas_jax.compilation import Ahead
+from manas_jax.compilation import Ahead, Compilation
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.inference.weights import load_derived, save_weights
@@ -35,6 +48,24 @@ ROLE = 2  # of the batches' seed
 WEIGHTS = "weights.safetensors"  # in the workdir: what `manas_jax.derain` and others take
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """One step of the training, (state, batch) -> (state, terms); make it with `make_step`.
+
+    Attributes:
+      advance: what it does.
+      compile: (state, batch) -> Compilation, ahead of the first step, for arguments like these,
+        whose shapes will do.
+    """
+
+    advance: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
+    compile: Callable[[TrainState, PyTree], Compilation]
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Moves the weights."""
+        return self.advance(state, batch)
+
+
 def make_step(
     network: Network,
     optimizer: optax.GradientTransformation,
@@ -42,8 +73,9 @@ def make_step(
     weights: objectives.Weights,
     internal_from: int = 0,
     ema: float = 0.0,
-) -> Ahead:
-    """The training step: (state, batch) -> (state, terms).
+    accumulate: int = 1,
+) -> TrainStep:
+    """The training step.
 
     Args:
       network: the derived network.
@@ -51,13 +83,17 @@ def make_step(
       weights: what each term of the objectives counts.
       internal_from: step from which on the internal loss counts.
       ema: decay of the moving average of weights and statistics; 0 for none.
+      accumulate: parts that each batch is worked on in, see `accumulation.in_parts`.
     """
     objective = objectives.scene_objective(network, weights, internal_from)
 
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+    def gradients(parameters, batch_stats, step, batch):
         gradient, (batch_stats, terms) = jax.grad(objective, has_aux=True)(
-            state.weights, None, state.batch_stats, state.step, batch
+            parameters, None, batch_stats, step, batch
         )
+        return {"gradient": gradient, "batch_stats": batch_stats, "terms": terms}
+
+    def update(state, gradient, batch_stats):
         updates, moved = optimizer.update(gradient, state.optimizer, state.weights)
         new = optax.apply_updates(state.weights, updates)
         state = TrainState(state.step + 1, new, batch_stats, moved, state.average)
@@ -68,9 +104,33 @@ def make_step(
             state = state.replace(
                 average=optax.incremental_update(latest, state.average, 1 - decay)
             )
-        return state, terms
+        return state
 
-    return Ahead(jax.jit(step, donate_argnums=0))
+    def step(state, batch):
+        made = gradients(state.weights, state.batch_stats, state.step, batch)
+        return update(state, made["gradient"], made["batch_stats"]), made["terms"]
+
+    if accumulate == 1:
+        whole = Ahead(jax.jit(step, donate_argnums=0))
+        return TrainStep(whole, whole.compile)
+
+    part_gradients = Ahead(jax.jit(gradients))
+    compiled_update = jax.jit(update, donate_argnums=(0, 2))
+
+    def step_in_parts(state, batch):
+        def on(part, before):
+            batch_stats = before["batch_stats"] if before else state.batch_stats
+            return part_gradients(state.weights, batch_stats, state.step, part)
+
+        made = in_parts(on, batch, accumulate, carried="batch_stats")
+        return compiled_update(state, made["gradient"], made["batch_stats"]), made["terms"]
+
+    def compile_part(state, batch):
+        part = part_shapes(batch, accumulate)
+        where = state.weights, state.batch_stats, state.step, part
+        return part_gradients.compile(*where).times(accumulate)
+
+    return TrainStep(step_in_parts, compile_part)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -81,25 +141,52 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
     Raises:
       UserError: no genotype, no data, a diverged loss, a folder that cannot be written.
+      Stopped: a signal came; the state is saved.
     """
     options = config.train
     folder = pathlib.Path(workdir) / "train"
-    mesh = sharding.make_mesh(config.devices)
+    mesh = sharding.make_mesh(config.devices, config.height_shards)
     genotype = find_genotype(config, workdir)
     network = build.network(config, genotype)
     optimizer = build.train_optimizer(options)
 
     splits = scenes.load(config.data, options.crop)
-    batches = build.batches(config, splits.weights + splits.architecture, "train", ROLE, mesh)
+    training = splits.weights + splits.architecture
+
+    @functools.cache
+    def source(rollbacks):
+        return build.batches(config, training, "train", ROLE, mesh, rollbacks)
+
+    def batches(start, rollbacks):
+        return source(rollbacks).iterate(start, options.steps)
+
+    source(0)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
 
+    step = make_step(
+        network,
+        optimizer,
+        weights=build.loss_weights(config),
+        internal_from=round(options.internal_warmup * options.steps),
+        ema=options.ema,
+        accumulate=options.accumulate,
+    )
+
+    def score(state):
+        return validation(state.variables)
+
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        state = _restore(checkpoints, network, optimizer, bool(options.ema), mesh)
-        if state is None:
+
+        def newest():
+            state = _restore(checkpoints, network, optimizer, bool(options.ema), mesh)
+            if state is not None:
+                return state
             variables = _first_variables(config, workdir, network)
-            state = sharding.replicate(
+            return sharding.replicate(
                 init_train(variables, optimizer, average=bool(options.ema)), mesh
             )
+
+        state = newest()
         start = int(state.step)
         if start == options.steps and (folder / "summary.json").exists():
             logging.info("train: all %d steps are done", start)
@@ -107,34 +194,28 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
                 keep_weights(config, workdir)
             return
         log_parameters("train", state.weights, folder / "parameters.txt")
-
-        step = make_step(
-            network,
-            optimizer,
-            weights=build.loss_weights(config),
-            internal_from=round(options.internal_warmup * options.steps),
-            ema=options.ema,
-        )
-        compilation = step.compile(state, build.batch_shapes(config, options, mesh))
+        with interruption.at_once():
+            compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("train: compiled a step; %s", compilation)
-
-        def score():
-            return validation(state.variables)
-
         schedule = build.weight_schedule(options)
-        recorder = Recorder(folder, config, options, checkpoints, start, schedule)
-        with recorder:
-            for number, batch in enumerate(batches.iterate(start, options.steps), start + 1):
-                state, terms = step(state, sharding.put_batch(batch, mesh))
-                recorder(number, terms)
-                recorder.checkpoint(number, state, score)
+        with Recorder(folder, config, options, checkpoints, start, schedule) as recorder:
+            state = loop.run(
+                state,
+                newest=newest,
+                batches=batches,
+                advance=lambda state, batch: step(state, sharding.put_batch(batch, mesh)),
+                recorder=recorder,
+                score=score,
+                max_rollbacks=config.max_rollbacks,
+            )
 
         facts = {
             "devices": mesh.devices.size,
             "parameters": genotype.cost(1, 1).parameters,
             "best_step": checkpoints.best_step,
         }
-        write_json(folder / "summary.json", recorder.summary(compilation, score()) | facts)
+        summary = recorder.summary(compilation, score(state)) | facts
+        distributed.from_primary(lambda: write_json(folder / "summary.json", summary))
     keep_weights(config, workdir)
 
 
@@ -145,7 +226,7 @@ def keep_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
     origin = {key: made[key] for key in ("command", "commit", "date")}
     origin |= {"step": str(step), "seed": str(config.seed), "source": config.data.source}
     file = pathlib.Path(workdir) / WEIGHTS
-    save_weights(file, variables, network.genotype, origin)
+    distributed.from_primary(lambda: save_weights(file, variables, network.genotype, origin))
     logging.info("train: weights of step %d: %s", step, file)
 
 
@@ -160,11 +241,15 @@ def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
     if config.train.weights:
         return load_derived(config.train.weights)[1]
     file = pathlib.Path(workdir) / "genotype.json"
-    if not file.exists():
-        raise UserError(
-            f"{file} is missing: run the search first (stage=search) or set train.genotype=FILE"
-        )
-    return Genotype.load(file)
+
+    def found():
+        if not file.exists():
+            raise UserError(
+                f"{file} is missing: run the search first (stage=search) or set train.genotype=FILE"
+            )
+        return Genotype.load(file).to_json()
+
+    return Genotype.from_json(distributed.from_primary(found))
 
 
 def load(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Network, PyTree, int]:
@@ -179,7 +264,7 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Network, PyTre
     folder = pathlib.Path(workdir) / "train" / "checkpoints"
     network = build.network(config, find_genotype(config, workdir))
     optimizer = build.train_optimizer(config.train)
-    mesh = sharding.make_mesh(1)
+    mesh = sharding.make_mesh()
     if not folder.exists():
         raise UserError(f"{folder} is missing: train first (stage=train)")
     with Checkpoints(folder) as checkpoints:

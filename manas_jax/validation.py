@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from manas_jax import metrics, sharding
+from manas_jax import distributed, metrics, sharding
 from manas_jax.data import pipeline
 from manas_jax.data.scenes import Scene
 from manas_jax.models.network import Architecture, Network
@@ -21,7 +22,10 @@ BATCH = 8  # pictures a call, rounded up to the number of devices
 
 
 class Validation:
-    """Scores the centres of the validation pictures, all of one size: one compiled program."""
+    """Scores the centres of the validation pictures, all of one size: one compiled program.
+
+    Several processes score a part of the pictures each, on their own devices.
+    """
 
     def __init__(
         self, network: Network, scenes: Sequence[Scene], data: ConfigDict, crop: int, mesh: Mesh
@@ -35,41 +39,47 @@ class Validation:
           crop: side of the centre that is scored, or that of the smallest picture.
           mesh: the pictures are split over its devices.
         """
-        pairs = [(rainy, clean) for _, rainy, clean in pipeline.evaluation_pairs(scenes, data)]
-        side = min([crop, *(min(clean.shape[:2]) for _, clean in pairs)])
-        self._rainy, self._clean = (
-            np.stack([_centre(pair[i], side) for pair in pairs]) for i in range(2)
-        )
-        self._mesh = mesh
-        self._batch = -(-BATCH // mesh.devices.size) * mesh.devices.size
+        self._mesh = sharding.local(mesh)
+        data_axis, height_axis = self._mesh.devices.shape
+        side = min([crop, *(min(scene.size) for scene in scenes)]) // height_axis * height_axis
+        part = {"first": jax.process_index(), "every": jax.process_count()}
+        self._pairs = [
+            (_centre(rainy, side), _centre(clean, side))
+            for _, rainy, clean in pipeline.evaluation_pairs(scenes, data, **part)
+        ]
+        self._batch = -(-BATCH // data_axis) * data_axis
 
         @jax.jit
         def apply(variables, architecture, rainy):
             outputs = network.apply(variables, rainy.astype(jnp.float32) / 255, architecture)
-            return jax.lax.with_sharding_constraint(outputs, sharding.replicated(mesh))
+            return jax.lax.with_sharding_constraint(outputs, sharding.replicated(self._mesh))
 
         self._apply = apply
 
     def __call__(self, variables: PyTree, architecture: Architecture | None = None):
         """Mean `metrics.Scores` of the restored pictures; each counts once."""
+        variables, architecture = sharding.localized((variables, architecture), self._mesh)
         scores = []
-        for first in range(0, len(self._rainy), self._batch):
-            rainy = self._rainy[first : first + self._batch]
+        for first in range(0, len(self._pairs), self._batch):
+            pairs = self._pairs[first : first + self._batch]
+            rainy, clean = map(np.stack, zip(*pairs, strict=True))
             missing = self._batch - len(rainy)
             padded = np.concatenate([rainy, np.repeat(rainy[:1], missing, axis=0)])
-            padded = jax.device_put(padded, sharding.split(self._mesh))
+            padded = jax.device_put(padded, sharding.split(self._mesh, padded.ndim))
             outputs = np.asarray(self._apply(variables, architecture, padded))[: len(rainy)]
-            clean = self._clean[first : first + self._batch]
-            scores += [
-                metrics.score(metrics.to_uint8(o), c) for o, c in zip(outputs, clean, strict=True)
-            ]
-        return metrics.mean(scores)
+            scores += map(metrics.score, map(metrics.to_uint8, outputs), clean)
+        return _mean(scores)
 
     @property
     def inputs(self):
         """Mean `metrics.Scores` of the rainy pictures as they are."""
-        pairs = zip(self._rainy, self._clean, strict=True)
-        return metrics.mean([metrics.score(rainy, clean) for rainy, clean in pairs])
+        return _mean([metrics.score(rainy, clean) for rainy, clean in self._pairs])
+
+
+def _mean(scores: Sequence[metrics.Scores]) -> metrics.Scores:
+    """Over the pictures of all processes, in the pictures' order: the same bits in any number."""
+    rows = distributed.gather([dataclasses.astuple(score) for score in scores])
+    return metrics.mean([metrics.Scores(*row) for row in rows])
 
 
 def _centre(picture: np.ndarray, side: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 
 from manas_jax import sharding
 from manas_jax.checkpoint import Checkpoints, write_json
-from manas_jax.errors import UserError
+from manas_jax.errors import Diverged, UserError
 from manas_jax.state import init_train
 
 
@@ -56,47 +56,122 @@ def test_two_newest_and_the_best_are_kept(tmp_path):
     assert kept == ["2", "4", "5"]
 
 
-def _empty_files(folder):
-    for file in (folder / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
+def _cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def _cut_data(folder):
-    (data,) = [d for d in folder.rglob("d") if d.is_dir() and "ocdbt" not in d.parent.name][:1]
-    for file in data.iterdir():
-        file.write_bytes(file.read_bytes()[:10])
+def _empty(file):
+    file.write_bytes(b"")
 
 
-def _lose_state(folder):
-    shutil.rmtree(folder / "state")
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    if content:
+        content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [_empty_files, _cut_data, _lose_state])
-def test_damage_is_named_and_the_one_before_survives(tmp_path, damage):
-    with Checkpoints(tmp_path) as checkpoints:
+def _lose(file):
+    file.unlink()
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, _state(step), 20.0)
-    damage(tmp_path / "2")
+            checkpoints.save(step, _state(step), 20.0, seconds=step)
+    return folder
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _flip, _lose])
+def test_any_file_of_the_newest_damaged(tmp_path, two_checkpoints, damage):
+    """Each file in turn: what comes back is the newest whole checkpoint, to the bit."""
+    files = [f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*")]
+    files = sorted(f for f in files if (two_checkpoints / f).is_file())
+    assert len(files) > 10
+    came_back = set()
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(two_checkpoints, folder)
+        damage(folder / file)
+        with Checkpoints(folder) as checkpoints:
+            restored = checkpoints.restore(_state())
+            step = int(restored.step)
+            _assert_same(restored, _state(step))
+            assert checkpoints.latest_step == step, file
+            assert checkpoints.facts["seconds"] == step
+            checkpoints.save(2 if step == 1 else 3, _state(4), 21.0)  # nothing is in the way
+        with Checkpoints(folder) as checkpoints:
+            _assert_same(checkpoints.restore(_state()), _state(4))
+        came_back.add(step)
+    assert came_back == {1, 2}
+
+
+def _first_array(folder):
+    """The largest file of a checkpoint holds its arrays."""
+    return max((folder / "state").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
+
+
+def test_damaged_checkpoint_is_moved_aside(tmp_path, two_checkpoints, caplog):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    _cut(_first_array(folder / "2"))
+    with Checkpoints(folder) as checkpoints:
+        _assert_same(checkpoints.restore(_state()), _state(1))
+    assert (tmp_path / "damaged" / "2" / "state").exists()
+    assert not (folder / "2").exists()
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any(f"{folder / '2'}: cannot read this checkpoint" in line for line in warned)
+    assert any("goes on from step 1 instead" in line for line in warned)
+
+
+def test_damaged_best_gives_way_to_the_newest(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step, score in enumerate([25.0, 20.0, 21.0], start=1):
+            checkpoints.save(step, _state(step), score)
+    _lose(_first_array(folder / "1"))
+    with Checkpoints(folder) as checkpoints:
+        _assert_same(checkpoints.restore_best(_state()), _state(3))
+        assert (folder / "1").exists()  # looked at only
+
+
+def test_none_whole_is_not_a_fresh_start(tmp_path, two_checkpoints):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    for step in "12":
+        shutil.rmtree(folder / step / "state")
     with (
-        Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match="cannot read this checkpoint") as error,
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(UserError, match="cannot read this checkpoint, nor any of") as error,
     ):
         checkpoints.restore(_state())
-    assert str(tmp_path / "2") in str(error.value)
+    assert str(folder / "2") in str(error.value)
     assert "\n" not in str(error.value)
-    shutil.rmtree(tmp_path / "2")  # as the message says
-    with Checkpoints(tmp_path) as checkpoints:
-        _assert_same(checkpoints.restore(_state()), _state(1))
+    assert sorted(f.name for f in folder.iterdir()) == ["1", "2"]
 
 
-def test_damaged_scores(tmp_path):
+def test_saved_without_a_score_is_newest_and_never_best(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1), 20.0)
-    (tmp_path / "1" / "metrics" / "metrics").write_bytes(b"")
-    with pytest.raises(UserError, match="a checkpoint here is damaged") as error:
-        Checkpoints(tmp_path)
-    assert str(tmp_path) in str(error.value)
+        for step in (2, 3, 4):
+            checkpoints.save(step, _state(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (4, 1)
+        _assert_same(checkpoints.restore_best(_state()), _state(1))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_state_that_is_not_finite_is_not_saved(tmp_path, value):
+    broken = _state(2)
+    broken.weights["layer"]["kernel"] = broken.weights["layer"]["kernel"].at[0, 0].set(value)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), 20.0)
+        with pytest.raises(Diverged, match="kernel"):
+            checkpoints.save(2, broken, 20.0)
+        assert checkpoints.latest_step == 1
 
 
 def test_unfinished_checkpoint_is_no_checkpoint(tmp_path):

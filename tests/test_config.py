@@ -131,12 +131,18 @@ def test_workdir_of_another_configuration_names_what_differs(tmp_path, make_conf
 def test_keys_that_change_no_result_may_differ(tmp_path, make_config):
     claim_workdir(make_config(), tmp_path)
     other = make_config(
-        stage="train", log_every=1, evaluate__pictures=1, data__cache_gib=0.5, search__fuse=True
+        stage="train",
+        log_every=1,
+        evaluate__pictures=1,
+        data__cache_gib=0.5,
+        search__fuse=True,
+        devices=0,
+        height_shards=2,
+        max_rollbacks=3,
     )
     claim_workdir(other, tmp_path)
-    assert {"stage", "log_every", "evaluate.pictures", "data.cache_gib", "search.fuse"} == set(
-        FREE_KEYS
-    )
+    free = {"stage", "log_every", "evaluate.pictures", "data.cache_gib", "search.fuse"}
+    assert free | {"devices", "height_shards", "max_rollbacks"} == set(FREE_KEYS)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2]", b"\xff\x00"])

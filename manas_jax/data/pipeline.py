@@ -7,6 +7,7 @@ from `index_shuffle`, all else from the seed folded with the element's number.
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -201,9 +202,11 @@ class Batches:
 
 
 def evaluation_pairs(
-    scenes: Sequence[Scene], config
+    scenes: Sequence[Scene], config, *, first: int = 0, every: int = 1
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Whole pictures: (name, rainy, clean), both uint8 (height, width, 3), every real version once.
+
+    Only each `every`-th picture is made and read, from number `first` on.
 
     A scene without rainy versions gets one synthetic rain of `config.evaluation_level` and
     `config.veil`, fixed by the scene's name.
@@ -211,17 +214,17 @@ def evaluation_pairs(
     Raises:
       UserError: a picture cannot be decoded, or the pictures of a pair differ in size.
     """
-    for scene in scenes:
+    pictures = ((scene, i) for scene in scenes for i in range(max(1, len(scene.rainy))))
+    for scene, version in itertools.islice(pictures, first, None, every):
         clean = read(scene.clean)
-        for version, picture in enumerate(scene.rainy):
-            rainy = read(picture)
-            name = _version_name(scene, version)
+        if scene.rainy:
+            name, rainy = _version_name(scene, version), read(scene.rainy[version])
             if rainy.shape != clean.shape:
                 raise UserError(
                     f"{name}: rainy {rainy.shape} and clean {clean.shape} differ in size"
                 )
             yield name, rainy, clean
-        if not scene.rainy:
+        else:
             rainy = rain.synthesize(
                 tf.constant(clean, tf.float32) / 255,
                 tf.constant([0, zlib.crc32(scene.name.encode())], tf.int64),

@@ -1,0 +1,269 @@
+"""One run is the same run on any number of devices and processes: steps in each layout, compared.
+
+python -m benchmarks.agreement [--steps 20] [--out results/agreement.json]
+
+Every layout searches and trains for a few steps from the same start, with the batches that the
+data pipeline makes for it, in processes of its own on simulated host devices. What is compared with
+the first layout, one process on one device: the losses of every step, the parameters (and all else
+that a state holds) at the end, and the pictures that the processes read, which together have to be
+those of one process, each once. In float64 only the order of sums differs; in float32 the rounding
+shows, which a finite difference and Adam's first steps amplify. On CPU; no accelerator is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import runpy
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+WORKER = "MANAS_AGREEMENT_WORKER"  # environment variable: what a process is to do
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How many processes of how many devices each, and how many of those share a picture."""
+
+    processes: int = 1
+    devices: int = 1
+    height_shards: int = 1
+
+    def __str__(self) -> str:
+        height = f", height over {self.height_shards}" if self.height_shards > 1 else ""
+        return f"{self.processes} x {self.devices}{height}"
+
+
+LAYOUTS = tuple(
+    Layout(*numbers)
+    for numbers in [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (2, 4), (1, 8, 2), (2, 4, 4)]
+)
+SCENES = 8  # of a batch, for up to eight devices
+
+
+def compare(
+    layouts: Sequence[Layout], steps: int, dtype: str, changes: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Runs every layout and compares it with the first one.
+
+    Args:
+      layouts: what to run.
+      steps: of the search, and of the training.
+      dtype: 'float32' or 'float64'.
+      changes: of configs/tiny.py, keys with dots.
+
+    Returns:
+      For each layout its numbers, and for 'search' and 'train' the largest relative difference of a
+      loss ('losses') and of a part of the final state ('state'); 'same_pictures' says whether every
+      batch held the same scenes, once each.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        records = []
+        for number, layout in enumerate(layouts):
+            here = pathlib.Path(folder) / str(number)
+            here.mkdir()
+            _run(layout, {"steps": steps, "dtype": dtype, "changes": dict(changes or {})}, here)
+            records.append((layout, here))
+        first = records[0][1]
+        return [
+            {"layout": dataclasses.asdict(layout), **_differences(first, here, layout.processes)}
+            for layout, here in records
+        ]
+
+
+def _run(layout: Layout, task: Mapping[str, Any], folder: pathlib.Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_X64": str(task["dtype"] == "float64"),
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={layout.devices}",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.agreement"],
+            cwd=ROOT,
+            env=environment
+            | {
+                WORKER: json.dumps(
+                    {
+                        **task,
+                        "height_shards": layout.height_shards,
+                        "folder": str(folder),
+                        "start": [f"localhost:{port}", layout.processes, number]
+                        if layout.processes > 1
+                        else [None, None, None],
+                    }
+                )
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(layout.processes)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    for process, error in zip(processes, errors, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{layout}: status {process.returncode}: {error}")
+
+
+def _work(task: Mapping[str, Any]) -> None:
+    """What a process of a layout does."""
+    from manas_jax import distributed
+
+    distributed.start(*task["start"])
+
+    import jax
+
+    from manas_jax import build, objectives, search, sharding, state, train
+    from manas_jax.data import scenes
+    from manas_jax.models.network import init_variables
+    from manas_jax.space import random_genotype
+
+    config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
+    steps, dtype, folder = task["steps"], np.dtype(task["dtype"]), pathlib.Path(task["folder"])
+    config.search.steps = config.train.steps = steps
+    config.search.scenes = config.train.scenes = SCENES
+    config.train.ema = 0.9
+    if dtype == np.float64:
+        config.search.hypergradient = "finite_difference"
+    config.update_from_flattened_dict(task["changes"])
+    mesh = sharding.make_mesh(0, task["height_shards"])
+    splits = scenes.load(config.data, config.search.crop)
+    supernet = build.network(config)
+    weights = build.loss_weights(config)
+    optimizers = (
+        build.search_weight_optimizer(config.search),
+        build.architecture_optimizer(config.search),
+    )
+    network = build.network(config, random_genotype(supernet.space, 0))
+    train_optimizer = build.train_optimizer(config.train)
+    process = jax.process_index()
+
+    def cast(tree):
+        return jax.tree.map(
+            lambda x: np.asarray(x, dtype if np.issubdtype(x.dtype, np.floating) else x.dtype), tree
+        )
+
+    def loop(name, advance, fresh, *roles):
+        """Takes the steps; keeps the losses, and digests of the pictures that were read."""
+        carried = sharding.replicate(cast(fresh), mesh)
+        sources = [
+            build.batches(config, part, name, role, mesh).iterate(0, steps) for part, role in roles
+        ]
+        losses, read = [], []
+        for batches in zip(*sources, strict=True):
+            read.append([_digests(batch) for batch in batches])
+            placed = [sharding.put_batch(cast(batch), mesh) for batch in batches]
+            carried, terms = advance(carried, *placed)
+            losses.append({key: float(value) for key, value in terms.items()})
+        (folder / f"{name}{process}.json").write_text(json.dumps({"losses": losses, "read": read}))
+        if process == 0:
+            leaves = jax.tree_util.tree_leaves_with_path(carried)
+            arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+            np.savez(folder / f"{name}.npz", **arrays)
+
+    loop(
+        "search",
+        search.make_step(
+            supernet,
+            *optimizers,
+            hypergradient=config.search.hypergradient,
+            weights=weights,
+            complexity_model=objectives.ComplexityModel(supernet.space, 64, 64),
+        ),
+        state.init_search(supernet, *optimizers, seed=0),
+        (splits.weights, search.WEIGHTS_ROLE),
+        (splits.architecture, search.ARCHITECTURE_ROLE),
+    )
+    loop(
+        "train",
+        train.make_step(network, train_optimizer, weights=weights, ema=config.train.ema),
+        state.init_train(init_variables(network, 0), train_optimizer, average=True),
+        (splits.weights + splits.architecture, train.ROLE),
+    )
+
+
+def _digests(batch: Mapping[str, np.ndarray]) -> list[str]:
+    """One a scene."""
+    pairs = zip(batch["rainy"], batch["clean"], strict=True)
+    return [hashlib.md5(rainy.tobytes() + clean.tobytes()).hexdigest() for rainy, clean in pairs]
+
+
+def _differences(first: pathlib.Path, other: pathlib.Path, processes: int) -> dict[str, Any]:
+    made = {}
+    for name in ("search", "train"):
+        expected = json.loads((first / f"{name}0.json").read_text())
+        found = [json.loads((other / f"{name}{i}.json").read_text()) for i in range(processes)]
+        losses = max(
+            abs(a[key] - b[key]) / max(abs(a[key]), 1e-3)
+            for part in found
+            for a, b in zip(expected["losses"], part["losses"], strict=True)
+            for key in a
+        )
+        # Step by step and source by source: the parts of all processes, one behind the other.
+        joined = [
+            [list(itertools.chain(*parts)) for parts in zip(*step, strict=True)]
+            for step in zip(*(part["read"] for part in found), strict=True)
+        ]
+        with np.load(first / f"{name}.npz") as a, np.load(other / f"{name}.npz") as b:
+            state = max(_difference(a[key], b[key]) for key in a.files)
+        made[name] = {
+            "losses": losses,
+            "state": state,
+            "same_pictures": joined == expected["read"],
+        }
+    return made
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference over the largest number."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.max(np.abs(a - b), initial=0.0) / max(np.max(np.abs(a), initial=0.0), 1e-3))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    if task := os.environ.get(WORKER):
+        _work(json.loads(task))
+        return 0
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "agreement.json")
+    options = parser.parse_args(arguments)
+
+    from manas_jax import provenance
+    from manas_jax.checkpoint import write_json
+
+    kinds = ("float64", "float32")
+    rows = {dtype: compare(LAYOUTS, options.steps, dtype) for dtype in kinds}
+    write_json(options.out, {"provenance": provenance.describe(), "steps": options.steps, **rows})
+    for dtype in kinds:
+        for layout, row in zip(LAYOUTS, rows[dtype], strict=True):
+            differences = ", ".join(
+                f"{stage} {row[stage]['losses']:.1e} {row[stage]['state']:.1e}"
+                for stage in ("search", "train")
+            )
+            print(f"{dtype}  {layout}: {differences}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
