@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 PREEMPTED = 75  # as manas_jax.interruption has it: saved, and the same command goes on from there
+CANCELLED = 130  # Ctrl-C
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _SECRET = re.compile(r"-[^=]*(token|secret|passw|credential|api[-_]?key)[^=]*", re.IGNORECASE)
@@ -79,6 +80,11 @@ def count(least: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def restartable(status: int) -> bool:
+    """Whether the same command, started again, goes on: after a save, or death by a signal."""
+    return status == PREEMPTED or (128 < status < 192 and status != CANCELLED)
 
 
 def fail(message: str) -> NoReturn:

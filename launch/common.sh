@@ -7,6 +7,7 @@ if ((BASH_VERSINFO[0] < 5)); then
 fi
 
 PREEMPTED=75 # as manas_jax.interruption has it: saved, and the same command goes on from there
+CANCELLED=130 # Ctrl-C
 dry_run=false
 
 die() {
@@ -75,5 +76,5 @@ check_run_flags() {
 
 # restartable STATUS: whether the same command, started again, goes on.
 restartable() {
-  (($1 == PREEMPTED || $1 > 128))
+  (($1 == PREEMPTED || ($1 > 128 && $1 != CANCELLED)))
 }

@@ -23,7 +23,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from common import PREEMPTED, ROOT, Parser, check_run_flags, count, hidden, shown, split_flags
+from common import (
+    ROOT,
+    Parser,
+    check_run_flags,
+    count,
+    hidden,
+    restartable,
+    shown,
+    split_flags,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,11 +107,6 @@ def additions(environment: Mapping[str, str], devices: int | None) -> dict[str, 
         added["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flag}".strip()
         added["JAX_PLATFORMS"] = "cpu"
     return added
-
-
-def restartable(status: int) -> bool:
-    """Whether the same command, started again, goes on: after a save, or death by a signal."""
-    return status == PREEMPTED or 128 < status < 192
 
 
 def free_port() -> int:

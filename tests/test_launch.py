@@ -19,6 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from manas_jax import interruption
+
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 RUN = ["--", "--config=configs/tiny.py", "--workdir=runs/x"]
@@ -140,7 +142,7 @@ def test_local_starts_the_whole_group_again(local, tmp_path, failure):
     assert gone(tmp_path)
 
 
-@pytest.mark.parametrize("failure", [1, 2, 3])
+@pytest.mark.parametrize("failure", [1, 2, 130])
 def test_local_does_not_repeat_a_mistake(local, tmp_path, failure):
     plan = {"0": ["wait"], "1": [failure]}
     running = local(plan, "--processes=2", "--restarts=5")
@@ -819,7 +821,16 @@ def test_slurm_refuses_before_anything_is_queued(tools, arguments, message):
 
 @pytest.mark.parametrize(
     ("status", "before", "queued"),
-    [(0, 0, 0), (1, 0, 0), (2, 0, 0), (75, 0, 1), (137, 2, 1), (143, 2, 1), (75, 3, 0)],
+    [
+        (0, 0, 0),
+        (1, 0, 0),
+        (2, 0, 0),
+        (75, 0, 1),
+        (137, 2, 1),
+        (143, 2, 1),
+        (130, 0, 0),
+        (75, 3, 0),
+    ],
 )
 def test_slurm_queues_again(tools, status, before, queued):
     tools.environment |= {
@@ -866,13 +877,12 @@ def test_missing_tool_is_one_line(tmp_path, script, arguments, tool):
     assert dry.stdout.startswith(tool)
 
 
-def test_one_status_for_interrupted():
-    """The package, the Python and the shell launchers mean the same by it."""
-    interruption = pytest.importorskip("manas_jax.interruption")
+@pytest.mark.parametrize("name", ["PREEMPTED", "CANCELLED"])
+def test_statuses_are_those_of_the_package(name):
     for file in ("common.py", "common.sh"):
         text = (LAUNCH / file).read_text()
-        (value,) = re.findall(r"^PREEMPTED *= *(\d+)", text, re.MULTILINE)
-        assert int(value) == interruption.PREEMPTED
+        (value,) = re.findall(rf"^{name} *= *(\d+)", text, re.MULTILINE)
+        assert int(value) == getattr(interruption, name)
 
 
 def checker(name):
