@@ -172,9 +172,8 @@ def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
         "limits": limits,
     }
     template = string.Template((ROOT / "launch" / "gke" / "jobset.yaml").read_text())
-    return template.substitute(
-        {k: json.dumps(value) for k, value in values.items()}
-    )  # JSON is YAML
+    # What is valid JSON is valid YAML.
+    return template.substitute({name: json.dumps(value) for name, value in values.items()})
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(own)
     if options.worker is None:
         check_run_flags(flags, pathlib.Path.cwd())
-    base = shlex.split(options.worker or shlex.join([sys.executable, "-m", "manas_jax.main"]))
+    default = [sys.executable, "-m", "manas_jax.main"]
+    base = default if options.worker is None else shlex.split(options.worker)
     environment = additions(os.environ, options.devices_per_process)
     if options.dry_run:
         address = f"127.0.0.1:{options.port or free_port()}"

@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 
+import conftest
 import jsonschema
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 
@@ -239,6 +241,68 @@ def test_local_dry_run():
 )
 def test_local_refuses(arguments, message):
     assert refused(launch("local.py", *arguments), message)
+
+
+SMALL_RUN = """
+import runpy
+
+def get_config():
+    config = runpy.run_path({tiny!r})["get_config"]()
+    config.space.update({space!r})
+    config.search.update(steps=2, checkpoint_every=2)
+    config.train.update(steps=160, checkpoint_every=10)
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_local_really_trains_and_resumes(tmp_path):
+    """Two processes; one dies by kill -9 and both start again; told to end; started again by hand.
+
+    In the end the weights are, to the bit, those of a run that nothing interrupted.
+    """
+    tiny = str(ROOT / "configs" / "tiny.py")
+    (tmp_path / "config.py").write_text(SMALL_RUN.format(tiny=tiny, space=conftest.NARROW))
+
+    def start(name):
+        run = [f"--config={tmp_path}/config.py", f"--workdir={tmp_path / name}"]
+        return subprocess.Popen(
+            [sys.executable, LAUNCH / "local.py", "--processes=2", "--restarts=1", "--", *run],
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            },
+            stdout=(tmp_path / f"{name}.log").open("a"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def until_saved(running, step):
+        folder = tmp_path / "interrupted" / "train" / "checkpoints"
+        while not any(int(path.name) >= step for path in folder.glob("[0-9]*[0-9]")):
+            assert running.poll() is None, (tmp_path / "interrupted.log").read_text()
+            time.sleep(0.02)
+
+    assert start("whole").wait() == 0, (tmp_path / "whole.log").read_text()
+
+    running = start("interrupted")
+    until_saved(running, 20)
+    workers = psutil.Process(running.pid).children()
+    (second,) = [worker for worker in workers if worker.cmdline()[-1] == "--process=1"]
+    second.kill()
+    until_saved(running, 60)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait() == 75
+    log = (tmp_path / "interrupted.log").read_text()
+    assert "launch: process 1 ended with status 137" in log
+    assert "launch: status 137: starting again" in log
+    assert start("interrupted").wait() == 0, (tmp_path / "interrupted.log").read_text()
+
+    whole, interrupted = (
+        (tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "interrupted")
+    )
+    assert whole == interrupted
 
 
 # What goes elsewhere: gcloud, kubectl, sbatch, and what runs on the machines that they reach.
