@@ -22,7 +22,7 @@ from manas_jax.errors import Diverged, UserError
 
 PyTree = Any
 SCORE = "psnr"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Checkpoints:
@@ -67,7 +67,7 @@ class Checkpoints:
 
         Raises:
           Diverged: the state holds NaN or infinity; it is not saved.
-          UserError: the disk is full, now or since the last save began.
+          UserError: the disk takes no more, now or since the last save began.
         """
         state = jax.block_until_ready(state)
         facts |= {"digest": _digest(state)}
@@ -86,7 +86,7 @@ class Checkpoints:
         """Tells early of a save in the background that failed.
 
         Raises:
-          UserError: the disk is full.
+          UserError: the disk takes no more.
         """
         try:
             self._manager.check_for_errors()
@@ -97,7 +97,7 @@ class Checkpoints:
         """Waits until everything is on disk.
 
         Raises:
-          UserError: the disk is full.
+          UserError: the disk takes no more.
         """
         try:
             self._manager.wait_until_finished()
@@ -214,19 +214,20 @@ class Checkpoints:
         logging.warning("%s: moved to %s", self.directory / str(step), aside)
 
     def _explained(self, error: Exception) -> Exception:
-        """An error that speaks to users where the disk is full, else the same one."""
-        if not is_full(error):
+        """An error that speaks to users where the disk takes no more, else the same one."""
+        trouble = disk_trouble(error, self.directory)
+        if trouble is None:
             return error
         return UserError(
-            f"{disk(self.directory)} is full: the newest checkpoint could not be saved; those "
-            f"before it in {self.directory} are whole; free some space and start again"
+            f"{trouble}: the newest checkpoint could not be saved; those before it in "
+            f"{self.directory} are whole; free some space and start again"
         )
 
     def close(self) -> None:
         """Waits until everything is on disk.
 
         Raises:
-          UserError: the disk is full.
+          UserError: the disk takes no more.
         """
         self.wait()
         self._manager.close()
@@ -243,17 +244,21 @@ class Checkpoints:
             logging.debug("while closing: %s", error)  # what came first says more
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or a user's part of it, is full."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    return any(os.strerror(number) in str(error) for number in _FULL)
+def disk_trouble(error: BaseException, path: str | os.PathLike) -> str | None:
+    """Names the disk of a file and what is wrong, if an error says that it takes no more; or None.
 
-
-def disk(path: str | os.PathLike) -> str:
-    """What a file lies on, to be named to people: the mount point."""
+    The error may be one of a library that has only the text of the system's own.
+    """
+    reasons = [
+        os.strerror(number)
+        for number in _DISK
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error)
+    ]
+    if not reasons:
+        return None
     path = pathlib.Path(path).absolute()
-    return f"the disk at {next(p for p in (path, *path.parents) if os.path.ismount(p))}"
+    mount = next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
+    return f"the disk at {mount}: {reasons[0]}"
 
 
 def _digest(state: PyTree) -> str:

@@ -19,8 +19,8 @@ from jax.experimental import multihost_utils
 
 from manas_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 60
-"""So long after its last sign of life a process counts as dead, and the others end."""
+HEARTBEAT = 60
+"""Seconds after its last sign of life when a process counts as dead, and the others end."""
 
 # What errors say where another process is gone: those of gloo, NCCL and JAX's own service.
 _LOST = (
@@ -35,7 +35,12 @@ _LOST = (
 
 
 def start(
-    coordinator: str | None, processes: int | None, process: int | None, found: bool = False
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    *,
+    found: bool = False,
+    heartbeat: int = HEARTBEAT,
 ) -> None:
     """Joins the other processes; comes before any other use of JAX.
 
@@ -44,6 +49,7 @@ def start(
       processes: how many there are.
       process: which one this is, from 0.
       found: whether JAX is to find the above in its surroundings (Cloud TPU, GKE, Slurm, Open MPI).
+      heartbeat: see `HEARTBEAT`.
 
     Raises:
       UserError: the arguments do not go together, or the others cannot be reached.
@@ -58,7 +64,7 @@ def start(
         raise UserError(f"--process={process}: give 0 to {processes - 1}, for --processes")
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
         )
     except (ValueError, RuntimeError) as error:
         said = str(error).strip().splitlines()[0]

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from manas_jax import compilation, console, distributed, interruption, provenance, report
-from manas_jax.checkpoint import disk, is_full
+from manas_jax.checkpoint import disk_trouble
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
@@ -37,6 +37,12 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Several processes: host:port that the first one listens on."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat",
+    distributed.HEARTBEAT,
+    "Several processes: seconds of silence after which one counts as dead and the others end.",
+    lower_bound=1,
+)
 _PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.")
 
 _RUN: dict[str, Callable] = {"search": search, "train": train, "evaluate": evaluate}
@@ -96,7 +102,13 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
-        distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
+        distributed.start(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _PROCESS.value,
+            found=_DISTRIBUTED.value,
+            heartbeat=_HEARTBEAT.value,
+        )
         path = run(_CONFIG.value, _WORKDIR.value)
     except interruption.Stopped as stopped:
         distributed.leave(stopped.status)
@@ -105,10 +117,10 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         distributed.leave(f"error: {error}")
     except Exception as error:
-        if is_full(error):
+        if trouble := disk_trouble(error, _WORKDIR.value):
             distributed.leave(
-                f"error: {disk(_WORKDIR.value)} is full ({error}): free some space and start "
-                "again; what was saved is kept"
+                f"error: {trouble} ({error}): free some space and start again; what was saved is "
+                "kept"
             )
         if not distributed.is_loss(error):
             if jax.process_count() == 1:

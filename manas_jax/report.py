@@ -548,6 +548,7 @@ def _timings(run: Run) -> str:
         "flops_per_step": ("Floating-point operations per step", drawing.number),
         "images_per_second": ("Images per second", drawing.number),
         "devices": ("Devices", str),
+        "rollbacks": ("Rollbacks of a diverged loss", str),
         "parameters": ("Parameters in training", lambda v: f"{v:,}"),
     }
     flat = {title: _flatten(summary) for title, summary in stages.items()}

@@ -311,6 +311,8 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         if start == options.steps and (folder / "summary.json").exists():
             logging.info("search: all %d steps are done", start)
             return Genotype.load(workdir / "genotype.json")
+        if start:
+            logging.info("search: goes on from step %d of %d", start, options.steps)
         log_parameters("search", state.weights, folder / "parameters.txt")
         with interruption.at_once():
             compilation = step.compile(state, build.batch_shapes(config, options, mesh))

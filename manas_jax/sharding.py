@@ -8,7 +8,7 @@ exchanged where that is fastest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,15 +53,16 @@ def make_mesh(devices: int = 0, height_shards: int = 1) -> Mesh:
         for process in range(processes)
         for device in [d for d in jax.devices() if d.process_index == process][:share]
     ]
-    return _mesh(chosen, height_shards)
+    return mesh_of(chosen, height_shards)
 
 
 def local(mesh: Mesh) -> Mesh:
     """The devices of this process alone."""
-    return _mesh(mesh.local_devices, mesh.shape[HEIGHT])
+    return mesh_of(mesh.local_devices, mesh.shape[HEIGHT])
 
 
-def _mesh(devices: list[jax.Device], height_shards: int) -> Mesh:
+def mesh_of(devices: Sequence[jax.Device], height_shards: int) -> Mesh:
+    """A mesh of these devices, as many neighbours as `height_shards` sharing a picture."""
     return Mesh(
         np.reshape(devices, (-1, height_shards)), (DATA, HEIGHT), axis_types=(AxisType.Auto,) * 2
     )

@@ -193,6 +193,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
             if not (pathlib.Path(workdir) / WEIGHTS).exists():
                 keep_weights(config, workdir)
             return
+        if start:
+            logging.info("train: goes on from step %d of %d", start, options.steps)
         log_parameters("train", state.weights, folder / "parameters.txt")
         with interruption.at_once():
             compilation = step.compile(state, build.batch_shapes(config, options, mesh))

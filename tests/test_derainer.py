@@ -1,5 +1,10 @@
 """The derainer: any size and type, tiles like the whole, windows of the channel gates."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,3 +185,49 @@ def test_tiles_fit_into_memory(small, monkeypatch):
     assert tile(2**40) == 1024
     assert tile(100e6) == 768
     assert tile(1) == 512
+
+
+DEVICES = """
+import json, sys
+import numpy as np
+from manas_jax.inference import derainer
+derainer._OVERLAP = 64
+derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_cell=8)
+programs, inner = [], derain._apply
+def apply(variables, pictures):
+    shard = pictures.sharding.shard_shape(pictures.shape)
+    programs.append([pictures.shape[1], shard[1], len(pictures.sharding.device_set)])
+    return inner(variables, pictures)
+derain._apply = apply
+with np.load(sys.argv[2]) as pictures:
+    restored = {name: derain(pictures[name]) for name in pictures.files}
+np.savez(sys.argv[3], **restored)
+print(json.dumps(programs))
+"""
+
+
+def test_height_is_split_over_devices(tmp_path, weights, derain):
+    """Rows of each tile, rows a device, and devices, for pictures of several heights."""
+    tiles = {
+        "320": [[320, 80, 4]],  # comes out even
+        "168": [[160, 40, 4]] * 2,  # does not: two tiles that do
+        "600": [[544, 136, 4]] * 2,  # more than four devices can hold
+        "90": [[96, 24, 4]],  # no more than a tile
+        "70": [[72, 72, 4]],  # as small and uneven: everywhere the same
+    }
+    pixels = {height: picture(int(height), 40) for height in tiles}
+    np.savez(tmp_path / "in.npz", **pixels)
+    flags = os.environ.get("XLA_FLAGS", "")
+    files = [str(weights), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, *files],
+        env={**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [tile for made in tiles.values() for tile in made]
+    with np.load(tmp_path / "out.npz") as restored:
+        for height, whole in pixels.items():
+            assert np.abs(derain(whole).astype(int) - restored[height]).max() <= 1

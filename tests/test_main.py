@@ -280,7 +280,10 @@ def test_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(main, "run", full)
     monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=None))
     monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(tmp_path)))
-    for flag in ("_COORDINATOR", "_PROCESSES", "_PROCESS", "_DISTRIBUTED"):
+    for flag in ("_COORDINATOR", "_PROCESSES", "_PROCESS", "_DISTRIBUTED", "_HEARTBEAT"):
         monkeypatch.setattr(main, flag, types.SimpleNamespace(value=None))
-    with pytest.raises(SystemExit, match=r"^error: the disk at /.* is full .*'scores\.json'"):
+    monkeypatch.setattr(main.distributed, "start", lambda *_, **__: None)
+    with pytest.raises(
+        SystemExit, match=r"^error: the disk at /.*: No space left on device .*'scores\.json'"
+    ):
         main.main(["main"])

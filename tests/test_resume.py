@@ -1,5 +1,7 @@
 """A search and a training, stopped at a step and started again, end with the same bits."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -13,7 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from manas_jax import recorder, search, train
+from manas_jax import build, interruption, recorder, search, train
+from manas_jax.checkpoint import Checkpoints
+from manas_jax.errors import UserError
 
 STEPS = 6  # of both stages in configs/tiny.py, with a checkpoint every 2
 
@@ -82,6 +86,110 @@ def test_stopped_at_a_step(tmp_path, monkeypatch, finished, run_stages, stage, m
 def _copy_search(finished, workdir):
     shutil.copytree(finished / "search", workdir / "search")
     shutil.copy(finished / "genotype.json", workdir)
+
+
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_signal_saves_the_step_that_it_came_in(tmp_path, monkeypatch, finished, run_stages, stage):
+    """SIGTERM between two checkpoints: status 75, no step repeated, the same bits in the end."""
+    if stage == "train":
+        _copy_search(finished, tmp_path)
+    stopping = _stopping_at(3, lambda: signal.raise_signal(signal.SIGTERM))
+    with monkeypatch.context() as patch, _listening():
+        patch.setattr({"search": search, "train": train}[stage], "Recorder", stopping)
+        with pytest.raises(interruption.Stopped) as stopped:
+            run_stages(tmp_path, stage=stage)
+    assert stopped.value.status == interruption.PREEMPTED == 75
+    folder = tmp_path / stage / "checkpoints"
+    assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == [2, 3]
+    assert not (tmp_path / stage / "summary.json").exists()
+    assert _run_stage(run_stages, tmp_path, stage)
+    summary = json.loads((tmp_path / stage / "summary.json").read_text())
+    assert summary["started_from_step"] == 3
+    assert _same_bits(_final_state(tmp_path, stage), _final_state(finished, stage))
+    if stage == "train":  # a checkpoint without a score changes nothing in what is chosen
+        best = [
+            json.loads((w / "train" / "summary.json").read_text()) for w in (tmp_path, finished)
+        ]
+        assert best[0]["best_step"] == best[1]["best_step"]
+
+
+def test_signal_while_there_is_nothing_to_save():
+    with _listening():
+        with pytest.raises(interruption.Stopped), interruption.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        assert interruption.requested() == interruption.PREEMPTED  # remembered
+        with pytest.raises(interruption.Stopped), interruption.at_once():
+            pytest.fail("work was begun after the signal")
+
+
+def test_second_ctrl_c_is_meant():
+    with _listening():
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.requested() == interruption.CANCELLED == 130
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _listening():
+    """Signals are taken as the command takes them; afterwards as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interruption, "_signals", interruption._Signals())
+        interruption.listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _diverging_at(step, times, changes):
+    """A training whose loss is NaN at a step, as often as said; notes the batches' seeds."""
+    make_batches, count = build.batches, itertools.count(1)
+
+    class Diverging(recorder.Recorder):
+        def __call__(self, number, terms):
+            if number == step and next(count) <= times:
+                terms = {**terms, "mse": np.float32("nan")}
+            super().__call__(number, terms)
+
+    def noted(*args, **kwargs):
+        made = make_batches(*args, **kwargs)
+        changes.append(made._seed)
+        return made
+
+    return Diverging, noted
+
+
+@pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint, and after the second
+def test_rolls_back_and_goes_on_with_other_batches(
+    tmp_path, monkeypatch, finished, run_stages, step
+):
+    _copy_search(finished, tmp_path)
+    seeds = []
+    diverging, noted = _diverging_at(step, 1, seeds)
+    monkeypatch.setattr(train, "Recorder", diverging)
+    monkeypatch.setattr(train.build, "batches", noted)
+    run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
+    summary = json.loads((tmp_path / "train" / "summary.json").read_text())
+    assert summary["rollbacks"] == 1
+    assert len(set(seeds)) == 2
+    state, other = (_final_state(w, "train") for w in (tmp_path, finished))
+    assert all(np.isfinite(v).all() for v in state.values())
+    assert not _same_bits(state, other)
+    # The number of rollbacks is saved with the state: resumed, the order stays the new one.
+    with Checkpoints(tmp_path / "train" / "checkpoints") as checkpoints:
+        assert checkpoints.facts["rollbacks"] == 1
+
+
+def test_rolls_back_no_more_than_allowed(tmp_path, monkeypatch, finished, run_stages):
+    _copy_search(finished, tmp_path)
+    diverging, _ = _diverging_at(5, 99, [])
+    monkeypatch.setattr(train, "Recorder", diverging)
+    with pytest.raises(UserError, match=r"diverged after 2 rollbacks: mse is nan at step 5"):
+        run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
+    assert not (tmp_path / "train" / "summary.json").exists()
 
 
 KILLED = """

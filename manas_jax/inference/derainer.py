@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from manas_jax import sharding
 from manas_jax.errors import UserError
 from manas_jax.inference.tiling import Axis
 from manas_jax.inference.weights import load_derived
@@ -67,7 +68,8 @@ class Derainer:
       network: the derived network; its channel gates look at windows, see `Network.pool_cell`.
       variables: its 'params' and 'batch_stats'.
       provenance: where the weights come from.
-      tile: side in pixels of the tiles that larger pictures are cut into.
+      tile: side in pixels of the tiles that larger pictures are cut into. Where there are several
+        devices, a tile is as many times as high, and its height is split over them.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Derainer:
           UserError: `tile` is too small.
         """
         self.network = network
-        self.variables = jax.device_put(dict(variables))
+        devices = jax.local_devices()
+        self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
+        self.variables = jax.device_put(dict(variables), sharding.replicated(self._mesh))
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
         tile = fitting_tile(network) if tile is None else tile
@@ -177,10 +181,9 @@ class Derainer:
         Only a row of tiles is held in floats, so that large pictures fit into memory.
         """
         height, width = stack.shape[1:3]
-        across, down = (
-            Axis.cut(-(-n // self._cell) * self._cell, self.tile, self._overlap, self._cell)
-            for n in (width, height)
-        )
+        rows, columns = (-(-n // self._cell) * self._cell for n in (height, width))
+        down = Axis.cut(rows, self._tile_height(rows), self._overlap, self._cell)
+        across = Axis.cut(columns, self.tile, self._overlap, self._cell)
         run = self._ensemble if self_ensemble else self._run
         scale = 1 if stack.dtype.kind == "f" else np.iinfo(stack.dtype).max
         pending = np.zeros((len(stack), 0, width, 3), np.float32)
@@ -198,8 +201,23 @@ class Derainer:
             yield slice(top, done), _quantized(strip[:, : done - top], stack.dtype)
 
     def _run(self, pictures: np.ndarray) -> np.ndarray:
-        """(N, h, w, 3) float32, sides multiples of the cell, to the same."""
-        return np.asarray(self._apply(self.variables, pictures))
+        """(N, h, w, 3) float32, sides multiples of the cell, to the same; height split if even."""
+        even = pictures.shape[1] % self._unit == 0
+        split = sharding.split(self._mesh, pictures.ndim)
+        where = split if even else sharding.replicated(self._mesh)
+        return np.asarray(self._apply(self.variables, jax.device_put(pictures, where)))
+
+    @property
+    def _unit(self) -> int:
+        """Rows that can be split over the devices are a multiple of this."""
+        return self._cell * self._mesh.devices.size
+
+    def _tile_height(self, rows: int) -> int:
+        """As high as all devices together can hold, and such that it can be split over them."""
+        if rows <= self.tile:
+            return self.tile
+        height = min(self.tile * self._mesh.devices.size, rows // self._unit * self._unit)
+        return height if height > 2 * self._overlap else self.tile
 
     def _ensemble(self, pictures: np.ndarray) -> np.ndarray:
         """The mean over the eight symmetries of the square."""
