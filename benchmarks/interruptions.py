@@ -33,7 +33,7 @@ from manas_jax import interruption, provenance
 from manas_jax.checkpoint import write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS = 150  # of the search and of the training
+STEPS = 60  # of the search and of the training
 LIMIT = 600  # seconds that a process may take
 
 
@@ -46,6 +46,11 @@ def _command(workdir: pathlib.Path) -> list[str]:
         "train.ema": 0.9,
         "log_every": 10,
         "evaluate.pictures": 0,
+        "data.validation_scenes": 1,
+        # As narrow as can be: starting and compiling should not take most of the time.
+        "space.branches": (2,),
+        "space.columns": (1,),
+        "space.candidates": ("none", "SE", "dil_conv_3x3_spatial"),
     }
     return [
         *(sys.executable, "-m", "manas_jax.main", "--config=configs/tiny.py"),
@@ -133,7 +138,7 @@ def interrupt(
             # Most of them among the steps, some while the process starts and compiles.
             if number == signal.SIGTERM or draw.random() < 0.8:
                 _wait_for_steps(process, workdir)
-                time.sleep(draw.uniform(0, 3))
+                time.sleep(draw.uniform(0, 2))
             else:
                 time.sleep(draw.uniform(0, 10))
             process.send_signal(number)
