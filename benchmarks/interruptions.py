@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.agreement import NARROW
 from manas_jax import interruption, provenance
 from manas_jax.checkpoint import write_json
 
@@ -47,10 +48,7 @@ def _command(workdir: pathlib.Path) -> list[str]:
         "log_every": 10,
         "evaluate.pictures": 0,
         "data.validation_scenes": 1,
-        # As narrow as can be: starting and compiling should not take most of the time.
-        "space.branches": (2,),
-        "space.columns": (1,),
-        "space.candidates": ("none", "SE", "dil_conv_3x3_spatial"),
+        **NARROW,
     }
     return [
         *(sys.executable, "-m", "manas_jax.main", "--config=configs/tiny.py"),
