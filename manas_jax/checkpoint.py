@@ -69,7 +69,6 @@ class Checkpoints:
           Diverged: the state holds NaN or infinity; it is not saved.
           UserError: the disk takes no more, now or since the last save began.
         """
-        state = jax.block_until_ready(state)
         facts |= {"digest": _digest(state)}
         try:
             self._manager.save(
@@ -272,8 +271,8 @@ def _digest(state: PyTree) -> str:
       Diverged: an array holds NaN or infinity.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        value = np.ascontiguousarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        value = np.asarray(leaf)
         name = jax.tree_util.keystr(path)
         if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
             raise Diverged(f"{name} is not finite")
