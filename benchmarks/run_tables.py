@@ -25,7 +25,13 @@ def interruptions() -> str:
             for row in resumed
             if all(step == row["newest_before"][k] for k, step in row["went_on_from"].items())
         ]
-        again = "0" if all(row["stopped_at"] for row in working) else "those since, at most 2"
+        # Without a step that it was saved at, a process had nothing to lose at the end of a stage.
+        lost = [
+            row
+            for row in working
+            if row["stopped_at"] is None and record["steps"] not in row["newest"].values()
+        ]
+        again = "those since it, at most 2" if lost else "0"
         rows.append(
             [
                 name,
