@@ -29,11 +29,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.agreement import NARROW
 from manas_jax import interruption, provenance
 from manas_jax.checkpoint import write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
-STEPS = 150  # of the search and of the training
+STEPS = 60  # of the search and of the training
 LIMIT = 600  # seconds that a process may take
 
 
@@ -46,6 +47,8 @@ def _command(workdir: pathlib.Path) -> list[str]:
         "train.ema": 0.9,
         "log_every": 10,
         "evaluate.pictures": 0,
+        "data.validation_scenes": 1,
+        **NARROW,
     }
     return [
         *(sys.executable, "-m", "manas_jax.main", "--config=configs/tiny.py"),
@@ -133,7 +136,7 @@ def interrupt(
             # Most of them among the steps, some while the process starts and compiles.
             if number == signal.SIGTERM or draw.random() < 0.8:
                 _wait_for_steps(process, workdir)
-                time.sleep(draw.uniform(0, 3))
+                time.sleep(draw.uniform(0, 2))
             else:
                 time.sleep(draw.uniform(0, 10))
             process.send_signal(number)

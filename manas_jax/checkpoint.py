@@ -69,7 +69,6 @@ class Checkpoints:
           Diverged: the state holds NaN or infinity; it is not saved.
           UserError: the disk takes no more, now or since the last save began.
         """
-        state = jax.block_until_ready(state)
         facts |= {"digest": _digest(state)}
         try:
             self._manager.save(
@@ -247,12 +246,16 @@ class Checkpoints:
 def disk_trouble(error: BaseException, path: str | os.PathLike) -> str | None:
     """Names the disk of a file and what is wrong, if an error says that it takes no more; or None.
 
-    The error may be one of a library that has only the text of the system's own.
+    The error may be one of a library that has only the text of the system's own, or came of it.
     """
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
     reasons = [
         os.strerror(number)
         for number in _DISK
-        if getattr(error, "errno", None) == number or os.strerror(number) in str(error)
+        for link in chain
+        if getattr(link, "errno", None) == number or os.strerror(number) in str(link)
     ]
     if not reasons:
         return None
@@ -268,8 +271,8 @@ def _digest(state: PyTree) -> str:
       Diverged: an array holds NaN or infinity.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        value = np.ascontiguousarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        value = np.asarray(leaf)
         name = jax.tree_util.keystr(path)
         if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
             raise Diverged(f"{name} is not finite")

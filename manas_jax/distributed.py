@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from manas_jax import interruption
 from manas_jax.errors import UserError
 
 HEARTBEAT = 60
@@ -52,7 +53,8 @@ def start(
       heartbeat: see `HEARTBEAT`.
 
     Raises:
-      UserError: the arguments do not go together, or the others cannot be reached.
+      UserError: the arguments do not go together, or nothing was found.
+      Stopped: the others cannot be reached (yet), or a signal came meanwhile.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -66,12 +68,16 @@ def start(
         jax.distributed.initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
         )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         said = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot join the other processes ({said}): check --coordinator, or with --distributed "
             "that this is a Cloud TPU, GKE, Slurm or Open MPI job"
         ) from None
+    except RuntimeError as error:  # started again, the others may be there
+        logging.error("cannot join the other processes: %s", error)
+        raise interruption.Stopped(interruption.PREEMPTED) from None
+    interruption.check()
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 

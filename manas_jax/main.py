@@ -77,10 +77,19 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     for stage in STAGES if config.stage == "all" else ():
         if stage not in stages:
             logging.info("%s: done before, skipped", stage)
-    with jax.default_matmul_precision(config.network.precision):
-        for stage in stages:
-            _RUN[stage](config, workdir)
-    return pathlib.Path(distributed.from_primary(lambda: str(report.write(workdir))))
+    try:
+        with jax.default_matmul_precision(config.network.precision):
+            for stage in stages:
+                _RUN[stage](config, workdir)
+        return pathlib.Path(distributed.from_primary(lambda: str(report.write(workdir))))
+    except (UserError, interruption.Stopped):
+        raise
+    except Exception as error:  # each library has another for a full disk
+        if (trouble := disk_trouble(error, workdir)) is None:
+            raise
+        raise UserError(
+            f"{trouble}: free some space and start again; the checkpoints in {workdir} are whole"
+        ) from error
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -117,11 +126,6 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         distributed.leave(f"error: {error}")
     except Exception as error:
-        if trouble := disk_trouble(error, _WORKDIR.value):
-            distributed.leave(
-                f"error: {trouble} ({error}): free some space and start again; what was saved is "
-                "kept"
-            )
         if not distributed.is_loss(error):
             if jax.process_count() == 1:
                 raise

@@ -174,9 +174,14 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._writer.flush()
-        self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            self._writer.flush()
+            self._writer.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            logging.debug("while closing: %s", error)  # what came first says more
 
 
 def log_parameters(stage: str, weights: Any, file: pathlib.Path) -> None:

