@@ -50,7 +50,7 @@ def overview() -> str:
             f"{source['psnr']['n']}, {len(source['seeds'])}",
             _mean(source["psnr"]),
             f"{source['macs']['mean'] / 1e6:.0f}",
-            _range(source.get("at_equal_macs")),
+            _range(source.get("at_equal_macs", source.get("at_equal_macs_long"))),
         ]
         for name, source in _ordered(summary)
     ]

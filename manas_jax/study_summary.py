@@ -57,11 +57,15 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
     """
     by_source = _by_source(cells)
     line = equal_cost_line(by_source.get("random", []))
+    long_line = equal_cost_line(by_source.get("random_long", []))
     sources = {}
     for name, members in by_source.items():
         sources[name] = _source(members)
-        if line and not members[0]["source"]["changes"]:  # trained as the random ones were
+        # Against random ones that were trained alike.
+        if line and not members[0]["source"]["changes"]:
             sources[name]["at_equal_macs"] = _above(line, members)
+        elif long_line and name in LONGER.values():
+            sources[name]["at_equal_macs_long"] = _above(long_line, members)
     comparisons = [
         {"of": a, "against": b, **paired(by_source[a], by_source[b])}
         for a, b in COMPARISONS
@@ -79,6 +83,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "sources": sources,
         "comparisons": comparisons,
         "equal_cost_line": line,
+        "equal_cost_line_long": long_line,
         "ranking": ranking(by_source.get("first_order", []), by_source.get("random", [])),
         "ranking_long": ranking(by_source.get("first_order", []), by_source.get("random_long", [])),
         "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
@@ -86,7 +91,9 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "agreement": {
             name: agreed
             for name, members in by_source.items()
-            if members[0].get("relaxed") and (agreed := agreement(members))
+            if members[0].get("relaxed")
+            and not members[0]["source"]["changes"]  # not the same searches a second time
+            and (agreed := agreement(members))
         },
     }
 
