@@ -50,7 +50,9 @@ def overview() -> str:
             f"{source['psnr']['n']}, {len(source['seeds'])}",
             _mean(source["psnr"]),
             f"{source['macs']['mean'] / 1e6:.0f}",
-            _range(source.get("at_equal_macs", source.get("at_equal_macs_long"))),
+            "0, by definition"
+            if name == "random"
+            else _range(source.get("at_equal_macs", source.get("at_equal_macs_long"))),
         ]
         for name, source in _ordered(summary)
     ]
@@ -120,10 +122,11 @@ def agreements() -> str:
     """How far searches of different seeds agree."""
     if (summary := load()) is None:
         return ""
-    head = ["search", "columns (chance)", "attention edges (chance)"]
+    head = ["search", "seeds", "columns (chance)", "attention edges (chance)"]
     rows = [
         [
             TITLES.get(name, name),
+            str(len(summary["sources"][name]["seeds"])),
             *(f"{a[k]['share']:.0%} ({a[k]['chance']:.0%})" for k in ("columns", "attention")),
         ]
         for name in TITLES

@@ -7,7 +7,7 @@ python -m manas_jax.study --config=configs/study_rain100l.py --workdir=runs/stud
 DIR holds train/{rain,norain}; the test pairs are not looked at. The space is small enough that one
 core trains and scores a network of it in about 40 s, half of that the compiler's, which the flags
 above make quicker: one cell of two scales, three columns and two attention modules, 2 million
-architectures. All cells take about 90 minutes there. The architecture's learning rate is high, so
+architectures. All cells take about two hours there. The architecture's learning rate is high, so
 that so few steps suffice to decide; and its weight decay, the paper's 1e-3, is off but for the
 source "decay": inside of Adam it is stronger than the gradients of the attention's logits here and
 takes them back to where they came from.

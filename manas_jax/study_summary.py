@@ -43,6 +43,7 @@ COMPARISONS = (
 )
 
 ONE_GENOTYPE = ("all_parallel", "all_fusion", "all_skip", "hand_made")
+ENOUGH_TO_RANK = 16  # genotypes, below which tau of the longer training says nothing
 LONGER = {"first_order": "first_order_long", "matched": "matched_long", "random": "random_long"}
 
 Cells = Mapping[str, Mapping[str, Any]]
