@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,13 +84,14 @@ def gaps() -> str:
         return ""
     head = [
         "search", "relaxed supernet", "derived, inherited weights", "with its own statistics",
-        "trained alone", "gap", "entropy of columns, attention",
+        "trained alone", "gap", "gap minus first order's", "entropy of columns, attention",
     ]  # fmt: skip
     rows = [
         [
             TITLES.get(name, name),
             *(_mean(s[k]) for k in ("relaxed", "inherited", "inherited_own_statistics", "psnr")),
             _mean(s["gap"]),
+            "–" if name == "first_order" else _range(s.get("gap_difference")),
             ", ".join(f"{s['entropy'][k]['mean']:.0%}" for k in ("columns", "attention")),
         ]
         for name, s in _ordered(summary)
@@ -122,12 +124,16 @@ def agreements() -> str:
     """How far searches of different seeds agree."""
     if (summary := load()) is None:
         return ""
-    head = ["search", "seeds", "columns (chance)", "attention edges (chance)"]
+    head = ["search", "seeds", "columns (chance)", "attention edges (chance)",
+            "first order's edges, same seeds"]  # fmt: skip
     rows = [
         [
             TITLES.get(name, name),
             str(len(summary["sources"][name]["seeds"])),
-            *(f"{a[k]['share']:.0%} ({a[k]['chance']:.0%})" for k in ("columns", "attention")),
+            *(f"{a[k]['share']:.0%} ({a[k]['chance']:.1%})" for k in ("columns", "attention")),
+            "–"
+            if not (same := a["first_order_same_seeds"])
+            else f"{same['attention']['share']:.0%}",
         ]
         for name in TITLES
         if (a := summary["agreement"].get(name))
@@ -246,15 +252,16 @@ def _facts(summary: dict[str, Any]) -> str:
     cells = f"{summary['cells']} cells"
     if summary["planned"] and summary["planned"] != summary["cells"]:
         cells = f"{summary['cells']} of {summary['planned']} planned cells"
-    return (
+    text = (
         f"{cells}, {summary['hours']:.1f} hours of searching and training on "
         f"one core ({'; '.join(summary['machines'])}): "
         f"{search['steps']} steps a search, {train['steps']} steps a training, {patches} patches "
         f"of {train['crop']}x{train['crop']} a step; scored on the middle "
         f"{train['validation_crop']}x{train['validation_crop']} of "
         f"{data['validation_scenes']} training pairs that nothing else sees. "
-        "In brackets 95% intervals.\n"
+        "In brackets 95% intervals."
     )
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
 
 
 def _ordered(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,8 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
     sources = {}
     for name, members in by_source.items():
         sources[name] = _source(members)
+        if "gap" in sources[name] and "first_order" in by_source:
+            sources[name]["gap_difference"] = paired(members, by_source["first_order"], _gap)
         # Against random ones that were trained alike.
         if line and not members[0]["source"]["changes"]:
             sources[name]["at_equal_macs"] = _above(line, members)
@@ -89,13 +91,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "ranking_long": ranking(by_source.get("first_order", []), by_source.get("random_long", [])),
         "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
         "longer": longer(by_source),
-        "agreement": {
-            name: agreed
-            for name, members in by_source.items()
-            if members[0].get("relaxed")
-            and not members[0]["source"]["changes"]  # not the same searches a second time
-            and (agreed := agreement(members))
-        },
+        "agreement": _agreements(by_source),
     }
 
 
@@ -116,9 +112,13 @@ def interval(values: Sequence[float]) -> dict[str, float | int | None]:
     }
 
 
-def paired(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, Any]:
-    """PSNR of one source minus that of another in dB, over the seeds that both have."""
-    a, b = (_by_seed(cells, lambda c: c["trained"]["psnr"]) for cells in (ours, theirs))
+def paired(
+    ours: Sequence[Mapping],
+    theirs: Sequence[Mapping],
+    value: Callable[[Mapping], float] = lambda cell: cell["trained"]["psnr"],
+) -> dict[str, Any]:
+    """PSNR (or another value) of one source minus that of another, over the seeds of both."""
+    a, b = (_by_seed(cells, value) for cells in (ours, theirs))
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     if not differences:
         return {"n": 0}
@@ -259,6 +259,20 @@ def agreement(cells: Sequence[Mapping]) -> dict[str, Any] | None:
     }
 
 
+def _agreements(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any]:
+    """Of every source with searches of its own; and of the first order's with the same seeds."""
+    found = {}
+    for name, members in by_source.items():
+        # A source with changes has the same searches a second time.
+        if "relaxed" not in members[0] or members[0]["source"]["changes"]:
+            continue
+        if agreed := agreement(members):
+            seeds = {c["seed"] for c in members}
+            same = [c for c in by_source.get("first_order", []) if c["seed"] in seeds]
+            found[name] = {**agreed, "first_order_same_seeds": agreement(same)}
+    return found
+
+
 def _source(members: Sequence[Mapping]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "psnr": interval([c["trained"]["psnr"] for c in members]),
@@ -274,7 +288,7 @@ def _source(members: Sequence[Mapping]) -> dict[str, Any]:
         if all(key in c for c in members):
             facts[key] = interval([c[key]["psnr"] for c in members])
     if all("inherited" in c for c in members):
-        facts["gap"] = interval([c["relaxed"]["psnr"] - c["inherited"]["psnr"] for c in members])
+        facts["gap"] = interval([_gap(c) for c in members])
         facts["seconds_of_search"] = float(np.mean([c["seconds_of_search"] for c in members]))
         facts["entropy"] = {
             kind: interval([_entropy(c["probabilities"][kind]) for c in members])
@@ -292,6 +306,11 @@ def _above(line: Mapping[str, Any], members: Sequence[Mapping]) -> dict[str, Any
 
     known = [c for c in members if str(c["seed"]) in line["levels"]]
     return interval(list(_by_seed(known, residual).values())) if known else {"n": 0}
+
+
+def _gap(cell: Mapping[str, Any]) -> float:
+    """What discretisation costs, in dB."""
+    return cell["relaxed"]["psnr"] - cell["inherited"]["psnr"]
 
 
 def _tau(a: Sequence[float], b: Sequence[float]) -> dict[str, float | None]:
