@@ -74,6 +74,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         for a, b in COMPARISONS
         if a in by_source and b in by_source
     ]
+    long = by_source.get("random_long", [])
     origins = [cell["provenance"] for cell in cells.values() if "provenance" in cell]
     return {
         "cells": len(cells),
@@ -88,7 +89,9 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "equal_cost_line": line,
         "equal_cost_line_long": long_line,
         "ranking": ranking(by_source.get("first_order", []), by_source.get("random", [])),
-        "ranking_long": ranking(by_source.get("first_order", []), by_source.get("random_long", [])),
+        "ranking_long": ranking(by_source.get("first_order", []), long)
+        if len(long) >= ENOUGH_TO_RANK
+        else None,
         "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
         "longer": longer(by_source),
         "agreement": _agreements(by_source),
