@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+from manas_jax.space import COLUMNS, Genotype, SearchSpace
 
 WEIGHTS, PICTURES = "weights.safetensors", "pictures"  # what is prepared, in a case's folder
 BATCHES = 250  # of the input pipeline in a run: 1,000 after the first of five
@@ -61,7 +61,7 @@ class Case:
 def alternating(space: SearchSpace) -> Genotype:
     """Columns parallel and fusion in turn, attention candidates in turn, none excepted."""
     columns = itertools.cycle(COLUMNS)
-    names = itertools.cycle([name for name in CANDIDATES if name != "none"])
+    names = itertools.cycle([name for name in space.candidates if name != "none"])
     return Genotype(
         space,
         [[next(columns) for _ in range(n)] for n in space.columns],

@@ -34,7 +34,7 @@ from manas_jax.errors import UserError
 # JAX is imported where it is used: the number of simulated devices is an option of this command.
 
 ROOT = pathlib.Path(__file__).parent.parent
-SIZES = {"paper": cases.PAPER, "small": cases.SMALL, "narrow": cases.NARROW}  # narrow: for tests
+SIZES = {"paper": cases.PAPER, "small": cases.SMALL, "narrow": cases.NARROW}  # the last: for tests
 STAGES = {"search": ("search_architecture", "search_weights"), "train": ("train",)}
 # Quick to compile; passes that partition, fuse and combine come before and stay as they are.
 XLA_FLAGS = "--xla_backend_optimization_level=0"
@@ -188,14 +188,14 @@ class Program:
     reduced: Mapping[str, int] | None
 
 
-def programs(size: str) -> tuple[Any, dict[str, Program]]:
-    """The configuration of a size, and its programs by name; compiles nothing."""
+def programs(space: Mapping[str, Any]) -> tuple[Any, dict[str, Program]]:
+    """The paper's configuration on a search space, and its programs by name; compiles nothing."""
     import jax
 
     from manas_jax.models.network import variable_shapes
     from manas_jax.state import init_search, init_train
 
-    config = cases.configure(SIZES[size])
+    config = cases.configure(space)
     network, optimizers, step = cases.make_search_step(config)
     state = jax.eval_shape(functools.partial(init_search, network, *optimizers, config.seed))
     search = {
@@ -241,6 +241,9 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
       'scenes' of the global batch; 'flops' of all devices together, as XLA counts them before it
       partitions and optimises; of one device 'device_flops', 'device_bytes_accessed' and
       'argument_bytes', 'temporary_bytes'; 'collectives'; 'seconds' to lower and compile.
+
+    Raises:
+      UserError: there are fewer devices, or they do not divide the batch.
     """
     import jax
 
@@ -248,6 +251,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
 
     start = time.monotonic()
     mesh = sharding.make_mesh(devices)
+    sharding.check_batch(f"{name}: scenes", program.options.scenes, mesh)
     everywhere = sharding.replicated(mesh)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), program.state
@@ -328,10 +332,15 @@ def compute_seconds(system: System, needed: Cost) -> float:
     )
 
 
+def latency_seconds(system: System, needed: Cost) -> float:
+    """All-reduces one after the other, of nothing."""
+    return needed.reductions * system.latency
+
+
 def reduce_seconds(system: System, needed: Cost) -> float:
     """All-reduces one after the other, hidden behind nothing: latencies and a ring's transfers."""
     crossing = 2 * (system.devices - 1) / system.devices * needed.reduced
-    return needed.reductions * system.latency + crossing / system.link_bandwidth
+    return latency_seconds(system, needed) + crossing / system.link_bandwidth
 
 
 def batch_size(scenes: int, devices: int) -> int:
@@ -343,8 +352,8 @@ def predict(
     system: System,
     measured: Mapping[str, Mapping[str, Mapping[str, Any]]],
     stage: str,
-    versions: int,
-    crop: int,
+    schedule: Mapping[str, int],
+    scene: Mapping[str, int],
     pipeline: Mapping[str, float],
 ) -> dict[str, Any]:
     """What a step of a stage should take on a system.
@@ -353,37 +362,45 @@ def predict(
       system: the machine.
       measured: program -> devices -> what `measure` gave.
       stage: one of `STAGES`.
-      versions: rainy patches of a scene.
-      crop: pixels of a patch's side.
+      schedule: program -> steps of the stage in which it runs.
+      scene: 'images', rainy patches of one, and 'bytes', of these and the clean one.
       pipeline: case -> images a second that one core was measured to deliver.
 
     Returns:
-      'scenes' of the global batch; seconds of 'compute', of 'reduce' and of their sum 'step';
-      'bound', what limits the computing; 'efficiency', the time of one such device for the whole
-      batch over `devices` times the step; 'device_bytes' in memory at a time; images a second of
-      one host ('host_images', of rainy patches), what these and their clean ones weigh
-      ('host_bytes' a second), and 'cores' a host by case of the pipeline.
+      'scenes' of the global batch; seconds of 'compute', of 'reduce' (of which 'latency') and of
+      their sum 'step'; 'bound', what limits the computing; 'efficiency', the time of one such
+      device for the whole batch over `devices` times the step; 'device_bytes' in memory at a time;
+      'stage_seconds' of all steps; images a second of one host ('host_images', of rainy patches),
+      what these and their clean ones weigh ('host_bytes' a second), and 'cores' a host by case of
+      the pipeline.
     """
-    parts = [measured[name] for name in STAGES[stage]]
-    scenes = batch_size(next(iter(parts[0].values()))["scenes"], system.devices)
-    shared = [cost(part, scenes / system.devices) for part in parts]
-    alone = sum(compute_seconds(system, cost(part, scenes)) for part in parts)
-    compute = sum(compute_seconds(system, needed) for needed in shared)
-    reduce = sum(reduce_seconds(system, needed) for needed in shared)
+    parts = {name: measured[name] for name in STAGES[stage]}
+    paper = next(iter(measured[STAGES[stage][0]].values()))["scenes"]
+    scenes = batch_size(paper, system.devices)
+    shared = {name: cost(part, scenes / system.devices) for name, part in parts.items()}
+    alone = sum(compute_seconds(system, cost(part, scenes)) for part in parts.values())
+    seconds = {
+        name: compute_seconds(system, needed) + reduce_seconds(system, needed)
+        for name, needed in shared.items()
+    }
+    compute = sum(compute_seconds(system, needed) for needed in shared.values())
+    reduce = sum(reduce_seconds(system, needed) for needed in shared.values())
+    arithmetic = sum(n.flops for n in shared.values()) / (SHARES["flops"] * system.flops)
     step = compute + reduce
-    arithmetic = sum(needed.flops for needed in shared) / (SHARES["flops"] * system.flops)
-    batches = len(parts)  # the search takes one for the architecture, one for the weights
-    images = batches * scenes * versions / step / system.hosts
+    scene_rate = len(parts) * scenes / step / system.hosts  # each program takes a batch
+    images = scene_rate * scene["images"]
     return {
         "scenes": scenes,
         "compute": compute,
         "reduce": reduce,
+        "latency": sum(latency_seconds(system, needed) for needed in shared.values()),
         "step": step,
-        "bound": "arithmetic" if arithmetic >= compute else "memory traffic",
+        "bound": "arithmetic" if math.isclose(arithmetic, compute) else "memory traffic",
         "efficiency": alone / (system.devices * step),
-        "device_bytes": max(needed.memory for needed in shared),
+        "device_bytes": max(needed.memory for needed in shared.values()),
+        "stage_seconds": sum(schedule[name] * seconds[name] for name in parts),
         "host_images": images,
-        "host_bytes": images * (versions + 1) / versions * crop**2 * 3 * FLOAT,
+        "host_bytes": scene_rate * scene["bytes"],
         "cores": {case: images / rate for case, rate in pipeline.items()},
     }
 
@@ -391,13 +408,15 @@ def predict(
 def predictions(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """System -> stage -> `predict`, by what was measured of the paper's size; empty before."""
     paper = record["sizes"].get("paper", {})
-    batch = paper.get("batch", {})
     done = paper.get("programs", {})
     if not all(len(done.get(name, ())) > 1 for names in STAGES.values() for name in names):
         return {}
     rates = {case: measured["images_a_second"] for case, measured in record["pipeline"].items()}
     return {
-        name: {stage: predict(system, done, stage, **batch, pipeline=rates) for stage in STAGES}
+        name: {
+            stage: predict(system, done, stage, paper["runs"], paper["scene"], rates)
+            for stage in STAGES
+        }
         for name, system in SYSTEMS.items()
     }
 
@@ -427,14 +446,14 @@ def run(
     """Measures and predicts, rewriting the file after each program; tells of each in a line.
 
     Raises:
-      UserError: a number of devices does not divide the batches, or the file cannot be kept.
+      UserError: as `measure`; the input pipeline fails; the file to resume is none of this command.
     """
     from manas_jax import provenance
     from manas_jax.checkpoint import write_json
 
     record: dict[str, Any] = _kept(out) if resume else {"sizes": {}, "pipeline": {}}
     record |= {
-        "provenance": provenance.describe(),
+        "provenance": [*record.get("provenance", []), provenance.describe()],
         "xla_flags": XLA_FLAGS,
         "systems": {name: dataclasses.asdict(system) for name, system in SYSTEMS.items()},
         "shares": SHARES,
@@ -447,11 +466,11 @@ def run(
     total = len(sizes) * len(devices) * sum(map(len, STAGES.values()))
     done, spent, begin = 0, 0, time.monotonic()
     for size in sizes:
-        config, found = programs(size)
-        part = record["sizes"].setdefault(size, {"programs": {}})
-        part["batch"] = {"versions": config.data.versions, "crop": config.search.crop}
-        part["steps"] = {stage: config[stage].steps for stage in STAGES}
-        part["architecture_warmup"] = config.search.architecture_warmup
+        config, found = programs(SIZES[size])
+        part = {"programs": record["sizes"].get(size, {}).get("programs", {})}
+        record["sizes"][size] = part
+        part["scene"] = _scene(config)
+        part["runs"] = _runs(config)
         part["state_bytes"] = {name: dict(p.state_bytes) for name, p in found.items()}
         part["reduced_bytes"] = {n: dict(p.reduced) for n, p in found.items() if p.reduced}
         for count in devices:
@@ -466,6 +485,25 @@ def run(
                     yield f"{size} {name} on {count}: {_told(measured)}; about {left:.0f} min left"
                 record["predictions"] = predictions(record)
                 write_json(out, record)
+
+
+def _scene(config: Any) -> dict[str, int]:
+    """Rainy patches of a scene, and bytes of these and the clean one; both stages crop alike."""
+    versions = config.data.versions
+    return {
+        "images": versions,
+        "bytes": (versions + 1) * config.search.crop**2 * 3 * FLOAT,
+    }
+
+
+def _runs(config: Any) -> dict[str, int]:
+    """Steps in which each program runs."""
+    warmup = round(config.search.architecture_warmup * config.search.steps)
+    return {
+        "search_architecture": config.search.steps - warmup,
+        "search_weights": config.search.steps,
+        "train": config.train.steps,
+    }
 
 
 def _kept(out: pathlib.Path) -> dict[str, Any]:

@@ -133,7 +133,10 @@ def run_notebook(monkeypatch, tmp_path):
         client = NotebookClient(
             notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
         )
-        client.execute()
+        try:
+            client.execute()
+        finally:
+            nbformat.write(notebook, tmp_path / f"{name}.ipynb")  # to be looked at
         return notebook
 
     return run
@@ -164,7 +167,7 @@ import types
 google, files = types.ModuleType("google.colab"), types.SimpleNamespace()
 files.upload = lambda: {"mine.png": %r}
 files.download = lambda path: print("downloaded", pathlib.Path(path).name)
-google.files = files
+google.files, google.output = files, None  # JAX imports the latter
 sys.modules["google.colab"] = google
 WEIGHTS, OUT = %r, "clean"
 """
