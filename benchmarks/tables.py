@@ -193,7 +193,7 @@ def scaling_systems() -> str:
                 f"{system['memory'] / 1e9:.0f}",
                 f"{system['memory_bandwidth'] / 1e9:,.0f}",
                 f"{system['link_bandwidth'] / 1e9:.0f}",
-                f"{system['latency'] * 1e6:.0f}",
+                f"{system['latency'] * 1e6:.1f}",
                 sources,
             ]
         )
@@ -271,10 +271,14 @@ def _scaling() -> dict[str, Any]:
 
 
 def _programs() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Size, program, its measurements by devices, and all that was measured of the size."""
+    """Size, program, its measurements by devices, and all that was measured of the size.
+
+    Those for one device have to be there, and others to compare with them.
+    """
     for size, part in _scaling().get("sizes", {}).items():
         for name, programs in part["programs"].items():
-            yield size, name, programs, part
+            if {"1"} < programs.keys():
+                yield size, name, programs, part
 
 
 TABLES = {
