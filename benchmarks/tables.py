@@ -123,10 +123,10 @@ def scaling_costs() -> str:
                 PROGRAMS[name],
                 str(one["scenes"]),
                 f"{one['flops'] / 1e9:,.0f}",
-                f"{state['weights'] / 1e6:.1f}",
-                f"{state['optimizer'] / 1e6:.1f}",
-                f"{one['temporary_bytes'] / 1e9:.1f}",
-                f"{one['device_bytes_accessed'] / 1e9:.1f}",
+                f"{state['weights'] / 1e6:.3g}",
+                f"{state['optimizer'] / 1e6:.3g}",
+                f"{one['temporary_bytes'] / 1e9:.3g}",
+                f"{one['device_bytes_accessed'] / 1e9:.3g}",
             ]
         )
     return _table(head, rows)
