@@ -92,6 +92,7 @@ print(json.dumps({f"{name} {devices}": {k: float(v) for k, v in terms.items()}
 """
 
 
+@pytest.mark.slow
 def test_steps_in_parts_on_several_devices():
     """Compiled ahead, they take the parts as they come, and give what one device gives."""
     flags = os.environ.get("XLA_FLAGS", "")
