@@ -11,7 +11,7 @@ def interruptions() -> str:
         return ""
     head = [
         "signal", "times", "in the search", "in the training", "before the first step",
-        "beside a half-written checkpoint", "went on from the newest checkpoint", "steps done again",
+        "beside a half-written checkpoint", "went on from the newest", "steps done again",
         "runs with the same bits at the end",
     ]  # fmt: skip
     rows = []
