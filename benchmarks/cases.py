@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+from manas_jax.space import COLUMNS, Genotype, SearchSpace
 
 WEIGHTS, PICTURES = "weights.safetensors", "pictures"  # what is prepared, in a case's folder
 BATCHES = 250  # of the input pipeline in a run: 1,000 after the first of five
@@ -61,12 +61,55 @@ class Case:
 def alternating(space: SearchSpace) -> Genotype:
     """Columns parallel and fusion in turn, attention candidates in turn, none excepted."""
     columns = itertools.cycle(COLUMNS)
-    names = itertools.cycle([name for name in CANDIDATES if name != "none"])
+    names = itertools.cycle([name for name in space.candidates if name != "none"])
     return Genotype(
         space,
         [[next(columns) for _ in range(n)] for n in space.columns],
         [[[next(names) for _ in range(space.edges)] for _ in range(n)] for n in space.branches],
     )
+
+
+def configure(space: Mapping[str, Any]):
+    """The paper's configuration on another search space."""
+    from manas_jax.config import default
+
+    config = default()
+    config.space.update(space)
+    return config
+
+
+def make_search_step(config, hypergradient: str = "first_order", fuse: bool = True):
+    """The supernet of a configuration, its two optimizers and its search step."""
+    from manas_jax import build, objectives, search
+
+    options = config.search
+    network = build.network(config)
+    optimizers = build.search_weight_optimizer(options), build.architecture_optimizer(options)
+    step = search.make_step(
+        network,
+        *optimizers,
+        hypergradient=hypergradient,
+        weights=build.loss_weights(config),
+        complexity_model=objectives.ComplexityModel(
+            network.space, *config.objectives.complexity_size
+        ),
+        xi=options.xi,
+        epsilon=options.epsilon,
+        fuse=fuse,
+    )
+    return network, optimizers, step
+
+
+def make_train_step(config):
+    """The alternating network of a configuration's space, its optimizer and its training step."""
+    from manas_jax import build, train
+
+    network = build.network(config, alternating(SearchSpace(**config.space)))
+    optimizer = build.train_optimizer(config.train)
+    step = train.make_step(
+        network, optimizer, weights=build.loss_weights(config), ema=config.train.ema
+    )
+    return network, optimizer, step
 
 
 def search_step(
@@ -82,27 +125,16 @@ def search_step(
     import jax
 
     import manas_jax.main  # noqa: F401  # what the command imports
-    from manas_jax import build, objectives, search, sharding
+    from manas_jax import sharding
     from manas_jax.state import init_search
 
-    config = _config(space)
-    options = config.search
-    network = build.network(config)
-    optimizers = build.search_weight_optimizer(options), build.architecture_optimizer(options)
-    step = search.make_step(
-        network,
-        *optimizers,
+    network, optimizers, step = make_search_step(
+        configure(space),
         hypergradient=hypergradient,
-        weights=build.loss_weights(config),
-        complexity_model=objectives.ComplexityModel(
-            network.space, *config.objectives.complexity_size
-        ),
-        xi=options.xi,
-        epsilon=options.epsilon,
         fuse=jax.default_backend() != "cpu",  # as configs/manas.py has it for accelerators
     )
     mesh = sharding.make_mesh(1)
-    state = sharding.replicate(init_search(network, *optimizers, config.seed), mesh)
+    state = sharding.replicate(init_search(network, *optimizers, seed=0), mesh)
     batches = [_batch(scenes, versions, height, width, seed) for seed in range(2)]
     compilation = step.compile(state, sharding.put_batch(batches[0], mesh))
 
@@ -124,16 +156,12 @@ def train_step(
 ) -> Work:
     """A step of the final training of the alternating network, on patches of noise."""
     import manas_jax.main  # noqa: F401
-    from manas_jax import build, sharding, train
+    from manas_jax import sharding
     from manas_jax.models.network import init_variables
     from manas_jax.state import init_train
 
-    config = _config(space)
-    network = build.network(config, alternating(SearchSpace(**space)))
-    optimizer = build.train_optimizer(config.train)
-    step = train.make_step(
-        network, optimizer, weights=build.loss_weights(config), ema=config.train.ema
-    )
+    config = configure(space)
+    network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)
     variables = init_variables(network, config.seed)
     state = init_train(variables, optimizer, average=bool(config.train.ema))
@@ -199,7 +227,7 @@ def input_pipeline(
     from manas_jax import build, sharding, train
     from manas_jax.data.scenes import load
 
-    config = _config(SMALL)
+    config = configure(SMALL)
     config.data.update(root=str(folder / PICTURES), validation_scenes=0, cache_gib=cache_gib)
     config.train.scenes = scenes
     splits = load(config.data, config.train.crop)
@@ -217,7 +245,7 @@ def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int =
     from manas_jax.models.network import init_architecture
 
     space = SearchSpace(**SMALL)
-    model = objectives.ComplexityModel(space, *_config(SMALL).objectives.complexity_size)
+    model = objectives.ComplexityModel(space, *configure(SMALL).objectives.complexity_size)
     weights = objectives.Weights()
 
     def total(outputs, logits, clean):
@@ -304,14 +332,6 @@ CASES |= {
     for what, change in DOUBLED.items()
 }
 TINY = {"tiny": _inference(NARROW, 16, 24)}  # for tests
-
-
-def _config(space: Mapping[str, Any]):
-    from manas_jax.config import default
-
-    config = default()
-    config.space.update(space)
-    return config
 
 
 def _network_flops(network, variables, height: int, width: int) -> float:

@@ -11,7 +11,7 @@ def interruptions() -> str:
         return ""
     head = [
         "signal", "times", "in the search", "in the training", "before the first step",
-        "with a half-written checkpoint", "went on from the newest checkpoint", "steps done again",
+        "beside a half-written checkpoint", "went on from the newest", "steps done again",
         "runs with the same bits at the end",
     ]  # fmt: skip
     rows = []
@@ -31,7 +31,7 @@ def interruptions() -> str:
             for row in working
             if row["stopped_at"] is None and record["steps"] not in row["newest"].values()
         ]
-        again = "those since it, at most 2" if lost else "0"
+        again = "those since it" if lost else "0"
         rows.append(
             [
                 name,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
-FOLDER = pathlib.Path(__file__).parent.parent / "results" / "study"
+from benchmarks.markdown import ROOT, table
+
+FOLDER = ROOT / "results" / "study"
 
 # In the order of the tables; what a reader who has not seen the code understands.
 TITLES = {
@@ -237,12 +237,6 @@ def load() -> dict[str, Any] | None:
     """The summary that is kept, if any."""
     file = FOLDER / "summary.json"
     return json.loads(file.read_text()) if file.exists() else None
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _facts(summary: dict[str, Any]) -> str:

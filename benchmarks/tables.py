@@ -1,22 +1,20 @@
 """Builds the documents' tables from results/: each stands between two comments that name it.
 
-python -m benchmarks.tables           writes them into README.md and docs/study.md
-python -m benchmarks.tables --check   says which are out of date, and fails
+python -m benchmarks.tables           writes them into README.md and docs/
+python -m benchmarks.tables --check   says which documents are out of date, and fails
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import re
 import sys
 from typing import Any
 
-from benchmarks import study_tables
+from benchmarks import run_tables, scaling_tables, study_tables
+from benchmarks.markdown import ROOT, load, table
 
-ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "study.md")
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RUNS = {
     "quickstart": "quickstart: embedded photographs, synthetic rain, 3 held out",
     "rain100l": "rain100l: Rain100L, 100 test pairs",
@@ -32,7 +30,7 @@ def scores() -> str:
     ]  # fmt: skip
     rows = []
     for name, title in RUNS.items():
-        if (run := _load(name)) is None:
+        if (run := load(name)) is None:
             continue
         result = run["evaluate"]
         before, after = (result["mean"][side] for side in ("input", "output"))
@@ -47,7 +45,7 @@ def scores() -> str:
                 *_costs(result),
             ]
         )
-    return study_tables.table(head, rows)
+    return table(head, rows)
 
 
 def budgets() -> str:
@@ -55,7 +53,7 @@ def budgets() -> str:
     head = ["run", "search", "training", "seed", "machine", "commits, date"]
     rows = []
     for name in RUNS:
-        if (run := _load(name)) is None:
+        if (run := load(name)) is None:
             continue
         origin = run["provenance"][-1]
         rows.append(
@@ -69,7 +67,7 @@ def budgets() -> str:
                 + f", {origin['date'][:10]}",
             ]
         )
-    return study_tables.table(head, rows)
+    return table(head, rows)
 
 
 def pretrained() -> str:
@@ -80,7 +78,7 @@ def pretrained() -> str:
     ]  # fmt: skip
     rows = []
     for name in PRETRAINED:
-        if (record := _load(f"pretrained_{name}")) is None:
+        if (record := load(f"pretrained_{name}")) is None:
             continue
         result, train = record["evaluate"], record["training"]["train"]
         before, after, ensemble = (
@@ -96,13 +94,15 @@ def pretrained() -> str:
                 f"{_budget(train)}, {train['validation']['psnr']:.2f} dB",
             ]
         )
-    return study_tables.table(head, rows)
+    return table(head, rows)
 
 
 TABLES = {
     "scores": scores,
     "budgets": budgets,
     "pretrained": pretrained,
+    **scaling_tables.TABLES,
+    **run_tables.TABLES,
     **study_tables.TABLES,
 }
 
@@ -128,11 +128,6 @@ def _costs(result: dict[str, Any]) -> list[str]:
 def _budget(summary: dict[str, Any]) -> str:
     minutes = (summary["seconds"] + summary["compile_seconds"]) / 60
     return f"{summary['steps']:,} steps, {minutes:.0f} min"
-
-
-def _load(name: str) -> dict[str, Any] | None:
-    file = ROOT / "results" / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class _Short(logging.Formatter):
 def show_progress() -> None:
     """Makes absl's log, which clu writes to as well, fit for reading along."""
     absl_logging.set_verbosity(absl_logging.INFO)
+    absl_logging.use_absl_handler()  # commands do by themselves, notebooks not
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(_Short("%(asctime)s  %(message)s", "%H:%M:%S"))
     handler.addFilter(_Quiet())

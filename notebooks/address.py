@@ -1,0 +1,42 @@
+"""Writes the repository's address of pyproject.toml into the notebooks and README.
+
+python -m notebooks.address
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import tomllib
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md")
+_HOST = "https://github.com/"
+# Where an address stands: behind Colab's own in the badges, behind `git clone` in the notebooks.
+_PLACES = (
+    re.compile(r"(?<=colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+(?=/blob/)"),
+    re.compile(rf"(?<=git clone --quiet --depth 1 {re.escape(_HOST)})[\w.-]+/[\w.-]+"),
+)
+
+
+def repository() -> str:
+    """OWNER/NAME."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["urls"]["Repository"].removeprefix(_HOST)
+
+
+def fill(text: str, name: str) -> str:
+    """The text with OWNER/NAME in all places."""
+    for place in _PLACES:
+        text = place.sub(name, text)
+    return text
+
+
+def found(text: str) -> list[str]:
+    """What stands in the places."""
+    return [name for place in _PLACES for name in place.findall(text)]
+
+
+if __name__ == "__main__":
+    for file in FILES:
+        file.write_text(fill(file.read_text(), repository()))

@@ -1,0 +1,219 @@
+"""The notebooks: clean as committed, and in the long tests run from top to bottom.
+
+Settings are overridden by a cell put after the one tagged 'parameters', as papermill does it.
+"""
+
+import io
+import pathlib
+import shutil
+import sys
+import zipfile
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import ROOT
+from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
+
+from manas_jax import metrics
+from manas_jax.data import images, scenes
+from notebooks import address
+
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [file.stem for file in FILES]
+
+
+def _read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+
+
+def _code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _parameters(notebook):
+    (index,) = (
+        i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ())
+    )
+    return index
+
+
+def test_there_are_two():
+    assert NAMES == ["derain", "search"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_is_valid_and_as_never_run(name):
+    notebook = _read(name)
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    for cell in _code(notebook):
+        assert cell.outputs == [] and cell.execution_count is None
+    assert notebook.cells[_parameters(notebook)] is _code(notebook)[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_badges_open_the_notebook_of_the_repository(name):
+    url = f"https://colab.research.google.com/github/{address.repository()}/blob/main/notebooks"
+    for text in (_read(name).cells[0].source, (ROOT / "README.md").read_text()):
+        assert f"]({url}/{name}.ipynb)" in text
+
+
+def test_address_stands_in_one_place():
+    """All files say what pyproject.toml says, and another address reaches all of them."""
+    texts = [file.read_text() for file in address.FILES]
+    assert [set(address.found(text)) for text in texts] == [{address.repository()}] * 3
+    changed = [address.fill(text, "somebody/else") for text in texts]
+    assert not any(address.repository() in text for text in changed)
+    assert [set(address.found(text)) for text in changed] == [{"somebody/else"}] * 3
+    assert [address.fill(text, address.repository()) for text in changed] == texts
+
+
+class _Shell:
+    """Stands for IPython: notes what would be run; a repository is fetched by making its folder."""
+
+    def __init__(self):
+        self.ran = []
+
+    def system(self, command):
+        self.ran.append(command)
+        pathlib.Path("manas_jax", "configs").mkdir(parents=True)
+        pathlib.Path("manas_jax", "configs", "quickstart.py").touch()
+
+    def run_line_magic(self, name, line):
+        self.ran.append(f"%{name} {line}")
+
+
+def _install(name, monkeypatch, folder, path, gpu=False):
+    """Runs the cell that installs; gives the commands that it ran and Python's path after it."""
+    shell = _Shell()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(path))
+    monkeypatch.setattr(shutil, "which", lambda program: program if gpu else None)
+    cell = TransformerManager().transform_cell(_code(_read(name))[0].source)
+    exec(cell, {"get_ipython": lambda: shell})
+    return shell.ran, sys.path
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks"], ids=["root", "notebooks"])
+def test_nothing_is_installed_in_a_checkout(name, folder, monkeypatch):
+    ran, path = _install(name, monkeypatch, folder, [])
+    assert ran == [] and path == [str(ROOT)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_elsewhere_the_repository_is_fetched_once(name, monkeypatch, tmp_path):
+    ran, path = _install(name, monkeypatch, tmp_path, ["/nowhere"])
+    assert [command.split()[0] for command in ran] == ["git", "%pip"]
+    assert address.repository() in ran[0] and "manas_jax/requirements.txt" in ran[1]
+    assert path[0] == str(tmp_path / "manas_jax")
+    again, path = _install(name, monkeypatch, tmp_path, ["/nowhere"])
+    assert again == [] and path[0] == str(tmp_path / "manas_jax")
+
+
+def test_gpus_get_their_requirements(monkeypatch, tmp_path):
+    ran, _ = _install("derain", monkeypatch, tmp_path, [], gpu=True)
+    assert "requirements-gpu.txt" in ran[-1]
+    assert (ROOT / "requirements-gpu.txt").exists()
+
+
+@pytest.fixture
+def run_notebook(monkeypatch, tmp_path):
+    """A function (name, cell that overrides settings) -> the notebook, run in `tmp_path`."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / ".cache"))
+
+    def run(name, settings):
+        from nbclient import NotebookClient
+
+        notebook = _read(name)
+        notebook.cells.insert(_parameters(notebook) + 1, nbformat.v4.new_code_cell(settings))
+        client = NotebookClient(
+            notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}
+        )
+        try:
+            client.execute()
+        finally:
+            nbformat.write(notebook, tmp_path / f"{name}.ipynb")  # to be looked at
+        return notebook
+
+    return run
+
+
+def _shown(notebook, kind):
+    """All outputs of a type, in order."""
+    outputs = (output for cell in _code(notebook) for output in cell.outputs)
+    return [output.data[kind] for output in outputs if kind in output.get("data", {})]
+
+
+@pytest.mark.slow
+def test_derain_takes_rain_out_of_its_own_photograph(run_notebook, tmp_path):
+    notebook = run_notebook("derain", "")
+    (name,) = (path.name for path in (tmp_path / "pictures").iterdir())
+    clean = scenes.read(scenes.find_photographs(crop=64)[1][0].clean)
+    rainy, restored = (images.read(tmp_path / folder / name) for folder in ("pictures", "derained"))
+    assert metrics.score(restored, clean).y_psnr > metrics.score(rainy, clean).y_psnr + 3
+    (shown,) = _shown(notebook, "image/png")
+    assert shown  # before and after
+    with zipfile.ZipFile(tmp_path / "derained.zip") as archive:
+        assert set(archive.namelist()) == {name, f"{name}.compare.png"}
+
+
+COLAB = """
+import types
+
+google, files = types.ModuleType("google.colab"), types.SimpleNamespace()
+files.upload = lambda: {"mine.png": %r}
+files.download = lambda path: print("downloaded", pathlib.Path(path).name)
+google.files, google.output = files, None  # JAX imports the latter
+sys.modules["google.colab"] = google
+WEIGHTS, OUT = %r, "clean"
+"""
+
+
+@pytest.mark.slow
+def test_derain_in_colab_asks_for_pictures_and_offers_the_result(run_notebook, tmp_path, weights):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    notebook = run_notebook("derain", COLAB % (file.getvalue(), str(weights)))
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine.png"]
+    restored = images.read(tmp_path / "clean" / "mine.png")
+    assert restored.shape == pixels.shape and np.any(restored != pixels)
+    assert len(_shown(notebook, "image/png")) == 1
+    printed = "".join(o.get("text", "") for c in _code(notebook) for o in c.outputs)
+    assert "1 of 1 de-rained" in printed and "downloaded clean.zip" in printed
+
+
+@pytest.mark.slow
+def test_search_finds_trains_and_shows_a_network(run_notebook, tmp_path):
+    notebook = run_notebook(
+        "search",
+        """
+SEARCH_STEPS, TRAIN_STEPS, WORKDIR = 6, 6, "run"
+MORE = {
+    "space.channels": (4, 8),
+    "space.branches": (1, 2),
+    "space.columns": (1, 1),
+    "search.crop": 32,
+    "search.validation_crop": 32,
+    "train.crop": 32,
+    "train.validation_crop": 32,
+    "data.limit": 8,
+    "data.validation_scenes": 2,
+    "evaluate.pictures": 2,
+}
+""",
+    )
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"genotype.json", "weights.safetensors", "report.html"} <= left
+    (network,) = _shown(notebook, "image/svg+xml")
+    assert "cell 1" in network.lower()
+    charts = _shown(notebook, "image/png")
+    assert len(charts) == 2 + 2  # of search and training, and pictures
+    (page,) = [x for x in _shown(notebook, "text/html") if "srcdoc" in x]
+    assert "The found network" in page
+    printed = "".join(o.get("text", "") for c in _code(notebook) for o in c.outputs)
+    assert "progress: " in printed and "Entropy is" in printed
