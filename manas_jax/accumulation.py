@@ -46,8 +46,13 @@ def in_parts(
     return mean._replace(**{carried: getattr(made, carried)})
 
 
-def part_shapes(batch: Mapping[str, Any], parts: int) -> dict[str, Any]:
-    """Shape, type and place of a part of a batch, which is given by shapes or arrays."""
+def part_shapes(batch: Mapping[str, Any], parts: int) -> Mapping[str, Any]:
+    """Shape, type and place of a part of a batch, which is given by shapes or arrays.
+
+    With one part it is the batch itself.
+    """
+    if parts == 1:
+        return batch
     return {
         key: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype, sharding=x.sharding)
         for key, x in batch.items()
