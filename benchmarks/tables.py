@@ -11,7 +11,7 @@ import re
 import sys
 from typing import Any
 
-from benchmarks import run_tables, scaling_tables
+from benchmarks import run_tables, scaling_tables, study_tables
 from benchmarks.markdown import ROOT, load, table
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -103,6 +103,7 @@ TABLES = {
     "pretrained": pretrained,
     **scaling_tables.TABLES,
     **run_tables.TABLES,
+    **study_tables.TABLES,
 }
 
 

@@ -81,6 +81,8 @@ def default() -> ml_collections.ConfigDict:
     search.architecture_learning_rate = 3e-4
     search.architecture_betas = (0.5, 0.999)
     search.architecture_weight_decay = 1e-3
+    search.choice = "likeliest"  # or "perturbation": what the supernet misses most
+    search.choice_batches = 8  # of architecture scenes, for the latter
     search.xi = 1.0  # length of the virtual step in units of the real one
     search.epsilon = 0.01  # of the finite difference
     search.accumulate = 1  # parts of a batch, one after the other: less memory
@@ -124,6 +126,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "network.precision": ("default", "high", "highest"),
         "data.source": ("folder", "photographs", "tfds", *datasets.BENCHMARKS),
         "search.hypergradient": bilevel.HYPERGRADIENTS,
+        "search.choice": ("likeliest", "perturbation"),
         "evaluate.split": ("test", "validation"),
     }
     for key, allowed in choices.items():
@@ -133,6 +136,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "search.steps": 1,
         "search.scenes": 1,
         "search.crop": 8,
+        "search.choice_batches": 1,
         "search.checkpoint_every": 1,
         "search.validation_crop": 16,
         "train.steps": 1,

@@ -25,12 +25,12 @@ from PIL import Image
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
 
-from manas_jax import drawing
+from manas_jax import collapse, drawing
 from manas_jax.drawing import draw_genotype
 from manas_jax.errors import UserError
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype
 
-__all__ = ["draw_genotype", "main", "read", "read_events", "trust", "write"]
+__all__ = ["draw_genotype", "main", "read", "read_events", "trust", "verdict", "write"]
 
 STAGES = {"search": "Search", "train": "Training"}
 MACS_SIZE = (256, 256)  # height and width for which the page states multiply-accumulates
@@ -171,11 +171,7 @@ def trust(run: Run) -> list[str]:
     if search is None:
         return []
     sentences = []
-    last = {
-        what: search.events[f"architecture/{what}"][1][-1].astype(np.float64)
-        for what in _SEARCHED
-        if f"architecture/{what}" in search.events
-    }
+    last = _last_probabilities(search)
     for what, probabilities in last.items():
         rows = probabilities.reshape(-1, probabilities.shape[-1])
         if len(rows) and rows.shape[1] > 1:
@@ -203,6 +199,34 @@ def trust(run: Run) -> list[str]:
     return sentences
 
 
+def verdict(run: Run) -> str:
+    """One plain sentence on whether the found network looks like the search's own doing."""
+    search = run.stages.get("search")
+    if search is None or not (last := _last_probabilities(search)):
+        return ""
+    space = run.genotype.space if run.genotype else None
+    candidates = space.candidates if space else _get(run.config, "space", "candidates")
+    relaxed, derived = (_get(search.summary, k, "psnr") for k in ("validation", "derived"))
+    measured = _is_number(relaxed) and _is_number(derived)
+    gap = relaxed - derived if measured else None
+    if found := collapse.signs(last, candidates or CANDIDATES, gap):
+        return f"The result does not look trustworthy: {'; '.join(found)}."
+    told = f", and discretisation cost {gap:.2f} dB" if measured else ""
+    return (
+        "The result looks trustworthy as far as one run can tell: no collapse to empty choices, "
+        f"the probabilities have left their even start{told}. Whether it beats chance, only a "
+        "study of several seeds shows (python -m manas_jax.study)."
+    )
+
+
+def _last_probabilities(search: Stage) -> dict[str, np.ndarray]:
+    return {
+        what: search.events[f"architecture/{what}"][1][-1].astype(np.float64)
+        for what in _SEARCHED
+        if f"architecture/{what}" in search.events
+    }
+
+
 def _decidedness(what: str, rows: np.ndarray, indices: Sequence[int]) -> str:
     """How clearly probabilities (rows, choices) favour the derived choices, in a sentence or two.
 
@@ -211,11 +235,10 @@ def _decidedness(what: str, rows: np.ndarray, indices: Sequence[int]) -> str:
     choices = rows.shape[1]
     which = indices if len(indices) else np.argmax(rows, axis=1)
     kept = float(np.mean(rows[np.arange(len(rows)), which]))
-    logs = np.log(np.where(rows > 0, rows, 1))  # 0 log 0 = 0
-    entropy = float(np.mean(-np.sum(rows * logs, axis=1)) / np.log(choices))
+    entropy = collapse.entropy(rows)
     verdict = (
         "the search has hardly decided, and a random pick might do as well"
-        if entropy > 0.95
+        if entropy > collapse.UNDECIDED
         else "the search leans without having settled"
         if entropy > 0.5
         else "the search has settled"
@@ -314,7 +337,11 @@ def _summary(run: Run) -> str:
     return (
         (f'<dl class="tiles">{boxes}</dl>' if tiles else "")
         + "".join(f"<p>{escape(s)}</p>" for s in sentences if s)
-        + (f"<h3>Can the search be trusted?</h3><ul>{items}</ul>" if judged else "")
+        + (
+            f"<h3>Can the search be trusted?</h3><p>{escape(verdict(run))}</p><ul>{items}</ul>"
+            if judged
+            else ""
+        )
     )
 
 

@@ -17,13 +17,23 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import bilevel, build, distributed, interruption, loop, objectives, sharding
+from manas_jax import (
+    bilevel,
+    build,
+    collapse,
+    distributed,
+    interruption,
+    loop,
+    objectives,
+    selection,
+    sharding,
+)
 from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead, Compilation
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
-from manas_jax.models.network import Network
+from manas_jax.models.network import Network, genotype_logits
 from manas_jax.recorder import Recorder, log_parameters
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.state import SearchState, init_search
@@ -332,9 +342,22 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
 
         probabilities = _probabilities(state)
         genotype = derive(space, probabilities["columns"], probabilities["attention"])
+        if options.choice == "perturbation":
+            held_out = sources(0)[1].iterate(0, options.choice_batches)
+            judge = selection.Judge(config, state, [sharding.put_batch(b, mesh) for b in held_out])
+            genotype = selection.perturbation(space, state.architecture, judge, config.seed)
         parameters = space.supernet_cost(1, 1).parameters
-        facts = {"devices": mesh.devices.size, "parameters": parameters}
-        summary = recorder.summary(compilation, score(state)) | facts
+        relaxed, derived = score(state), validation(state.variables, genotype_logits(genotype))
+        gap = relaxed.y_psnr - derived.y_psnr
+        facts = {
+            "devices": mesh.devices.size,
+            "parameters": parameters,
+            "derived": {"psnr": derived.y_psnr, "ssim": derived.y_ssim},
+            "warnings": collapse.signs(probabilities, space.candidates, gap),
+        }
+        for sign in facts["warnings"]:
+            logging.warning("search: %s; see the report before trusting this architecture", sign)
+        summary = recorder.summary(compilation, relaxed) | facts
 
         def keep():
             genotype.save(workdir / "genotype.json")
@@ -359,6 +382,28 @@ def load(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
     if state is None:
         raise UserError(f"{folder} holds no checkpoint: run the search first (stage=search)")
     return jax.device_get(state)
+
+
+def judge(config: ConfigDict, workdir: str | os.PathLike, batches: int) -> selection.Judge:
+    """A judge of architectures by what the search of a workdir came to; see `load` for errors.
+
+    Args:
+      config: what the search was run with.
+      workdir: where it was run.
+      batches: how many batches of architecture scenes to judge by, and of weight scenes to take
+        statistics from.
+    """
+    state = load(config, workdir)
+    splits = scenes.load(config.data, config.search.crop)
+    mesh = sharding.make_mesh(1)
+    held_out, seen = (
+        build.batches(config, part, "search", role, mesh).iterate(0, batches)
+        for part, role in (
+            (splits.architecture, ARCHITECTURE_ROLE),
+            (splits.weights, WEIGHTS_ROLE),
+        )
+    )
+    return selection.Judge(config, state, list(held_out), list(seen))
 
 
 def _fresh(config: ConfigDict, network: Network) -> SearchState:
@@ -386,6 +431,8 @@ def _record_architecture(
     """Writes the probabilities and what tells a collapse: entropies and shares of choices."""
     probabilities = _probabilities(state)
     recorder.tensors(step, {f"architecture/{k}": v for k, v in probabilities.items()})
+    for sign in collapse.collapsed(probabilities, space.candidates):
+        logging.warning("search: step %d: %s", step, sign)
     kinds = {"columns": COLUMNS, "attention": space.candidates}
     shares = {
         f"share/{name}": probabilities[kind][..., i].mean() if probabilities[kind].size else 0.0

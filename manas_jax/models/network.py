@@ -20,6 +20,8 @@ Architecture = Mapping[str, jax.Array]
 """Logits of the relaxed architecture: 'columns' (columns, 2), 'attention' (modules, edges,
 candidates); columns cell by cell, modules as in `SearchSpace.modules`."""
 
+OFF = -1e4  # a logit so low that its choice has probability 0 to the bit
+
 
 def init_architecture(space: SearchSpace, seed: int, scale: float = 1e-3) -> dict[str, jax.Array]:
     """Logits near zero: every choice about equally likely, ties broken by the seed."""
@@ -29,6 +31,24 @@ def init_architecture(space: SearchSpace, seed: int, scale: float = 1e-3) -> dic
         "attention": (len(space.modules), space.edges, len(space.candidates)),
     }
     return {k: jnp.asarray(scale * draw.standard_normal(shapes[k], np.float32)) for k in shapes}
+
+
+def genotype_logits(genotype: Genotype) -> dict[str, np.ndarray]:
+    """Logits that leave the supernet nothing but the genotype's choices: its derived network."""
+    names = genotype.space.candidates
+    chosen = {
+        "columns": [COLUMNS.index(choice) for cell in genotype.columns for choice in cell],
+        "attention": [
+            [names.index(name) for name in edges] for cell in genotype.attention for edges in cell
+        ],
+    }
+    widths = {"columns": len(COLUMNS), "attention": len(names)}
+    return {
+        kind: np.where(np.array(rows, int)[..., None] == np.arange(widths[kind]), 0, OFF).astype(
+            np.float32
+        )
+        for kind, rows in chosen.items()
+    }
 
 
 class Network(nn.Module):

@@ -1,0 +1,171 @@
+"""Keeps the result of a study: its cells, summary, genotypes, drawings and plots.
+
+python -m benchmarks.study WORKDIR      gathers what `manas_jax.study` left in WORKDIR
+python -m benchmarks.study              draws and summarises again what is kept
+
+Everything goes to results/study/. `genotypes/` holds what the searches found and, as
+`pretrained_NAME.json`, the genotypes inside the weights that ship with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from manas_jax.checkpoint import write_json
+from manas_jax.drawing import draw_genotype
+from manas_jax.errors import UserError
+from manas_jax.inference.derainer import PRETRAINED
+from manas_jax.inference.weights import load_derived
+from manas_jax.space import Genotype
+from manas_jax.study import NEED_A_SEARCH, read_cells
+from manas_jax.study_summary import ranking, summarize
+
+FOLDER = pathlib.Path(__file__).parent.parent / "results" / "study"
+
+
+def gather(workdir: pathlib.Path) -> None:
+    """Copies the cells and the configuration of a study.
+
+    Raises:
+      UserError: no study there, or a damaged cell.
+    """
+    files = sorted((workdir / "cells").glob("*.json"))
+    if not files or not (workdir / "config.json").exists():
+        raise UserError(f"{workdir}: no cells here; run `python -m manas_jax.study` first")
+    read_cells(workdir / "cells")  # none is damaged
+    kept = FOLDER / "cells"
+    kept.mkdir(parents=True, exist_ok=True)
+    for stale in kept.glob("*.json"):
+        stale.unlink()
+    for file in files:
+        shutil.copy(file, kept)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
+    write_json(FOLDER / "config.json", config)
+    if (workdir / "summary.json").exists():  # says how many cells there are to be
+        shutil.copy(workdir / "summary.json", FOLDER)
+
+
+def draw() -> None:
+    """Summary, genotypes, drawing and plots of the cells that are kept."""
+    cells = read_cells(FOLDER / "cells")
+    before = FOLDER / "summary.json"
+    planned = json.loads(before.read_text())["planned"] if before.exists() else None
+    summary = summarize(cells, planned)
+    genotypes = FOLDER / "genotypes"
+    genotypes.mkdir(exist_ok=True)
+    for stale in genotypes.glob("*.json"):
+        stale.unlink()
+    for name, cell in cells.items():
+        if cell["source"]["choice"] in NEED_A_SEARCH:
+            _genotype(cell).save(genotypes / f"{name}.json")
+    for file in sorted(PRETRAINED.glob("*.safetensors")):
+        load_derived(file)[1].save(genotypes / f"pretrained_{file.stem}.json")
+    searched = [c for c in cells.values() if c["source"]["name"] == "first_order"]
+    if searched:
+        middle = statistics.median_low([c["trained"]["psnr"] for c in searched])
+        chosen = next(c for c in searched if c["trained"]["psnr"] == middle)
+        (FOLDER / "network.svg").write_text(draw_genotype(_genotype(chosen)))
+        summary["drawn"] = f"{chosen['source']['name']}-{chosen['index']:02d}"
+    write_json(FOLDER / "summary.json", summary)
+    pyplot.rcParams.update({"svg.hashsalt": "study", "font.size": 9})
+    _plot_costs(cells, summary)
+    _plot_ranking(cells)
+
+
+def _genotype(cell: Mapping[str, Any]) -> Genotype:
+    return Genotype.from_json(json.dumps(cell["genotype"]))
+
+
+def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+    """PSNR above its seed's random genotypes against MACs, every cell a point."""
+    if (line := summary["equal_cost_line"]) is None:
+        return
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.5))
+    markers = "os^vD<>phX*P"
+    alike = [name for name, source in summary["sources"].items() if "at_equal_macs" in source]
+    for i, name in enumerate(alike):
+        members = [c for c in cells.values() if c["source"]["name"] == name]
+        known = [c for c in members if str(c["seed"]) in line["levels"]]
+        axes.scatter(
+            [c["macs"] / 1e6 for c in known],
+            [c["trained"]["psnr"] - line["levels"][str(c["seed"])] for c in known],
+            s=26, marker=markers[i % len(markers)], color=f"C{i % 10}", alpha=0.8, label=name,
+        )  # fmt: skip
+    low, high = (edge / 1e6 for edge in (min(c["macs"] for c in cells.values()),
+                                         max(c["macs"] for c in cells.values())))  # fmt: skip
+    steps = [low * (high / low) ** (i / 50) for i in range(51)]
+    heights = [line["slope"] * (math.log2(m * 1e6) - line["center"]) for m in steps]
+    axes.plot(steps, heights, color="0.4", linewidth=1, label="line of the random ones")
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = (low, (low * high) ** 0.5, high)
+    axes.set_xticks(ticks, [f"{x:.0f}" for x in ticks])
+    axes.set_xlabel("million multiply-accumulates at 320x480")
+    axes.set_ylabel("validation PSNR above its seed's level, dB")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, "costs.svg")
+
+
+def _plot_ranking(cells: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the supernets made of the random genotypes against what these reached alone."""
+    by_name = {
+        name: [c for c in cells.values() if c["source"]["name"] == name]
+        for name in ("first_order", "random")
+    }
+    searched, random = by_name["first_order"], sorted(by_name["random"], key=lambda c: c["index"])
+    found = ranking(searched, random)
+    if not found or "supernets" not in found:
+        return
+    levels = {
+        seed: statistics.mean(c["trained"]["psnr"] for c in random if c["seed"] == seed)
+        for seed in {c["seed"] for c in random}
+    }
+    truth = [c["trained"]["psnr"] - levels[c["seed"]] for c in random]
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for cell in searched:
+        axes.scatter(
+            _centred([cell["ranking"][c["index"]] for c in random]),
+            truth,
+            s=14, alpha=0.7, label=f"supernet of seed {cell['seed']}",
+        )  # fmt: skip
+    axes.set_xlabel("in the supernet, dB from its mean, on architecture scenes")
+    axes.set_ylabel("trained alone, dB from its seed's mean")
+    axes.set_title(f"Kendall's tau {found['interval']['mean']:.2f}", fontsize=9)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, "ranking.svg")
+
+
+def _centred(values: list[float]) -> list[float]:
+    return [value - statistics.mean(values) for value in values]
+
+
+def _save(figure: Any, name: str) -> None:
+    figure.tight_layout()
+    figure.savefig(FOLDER / name, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=pathlib.Path, nargs="?")
+    options = parser.parse_args()
+    try:
+        if options.workdir:
+            gather(options.workdir)
+        draw()
+    except UserError as error:
+        sys.exit(f"error: {error}")

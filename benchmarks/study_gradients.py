@@ -1,0 +1,76 @@
+"""How much of an architecture's gradient is signal, at the end of a study's searches.
+
+python -m benchmarks.study_gradients WORKDIR --root DIR [--searches first_order decay]
+
+For every search that was run, the gradient of the restoration loss with respect to the logits on
+single batches of architecture scenes: at the logits that were found, and at even ones. Beside it
+the pull of a weight decay of 1e-3, the paper's, at the logits. Writes results/study/gradients.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from manas_jax import compilation, provenance, search, selection
+from manas_jax.checkpoint import write_json
+from manas_jax.config import default
+from manas_jax.errors import UserError
+
+RESULT = pathlib.Path(__file__).parent.parent / "results" / "study" / "gradients.json"
+DECAY = 1e-3
+
+
+def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
+    """Signal and noise of one search's supernet, by kind of logits.
+
+    Raises:
+      UserError: nothing was searched there.
+    """
+    judge = search.judge(config, folder, batches)
+    found = {kind: np.asarray(rows) for kind, rows in judge.state.architecture.items()}
+    result = {}
+    for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):
+        gradients = judge.gradients(logits)
+        result[name] = {kind: selection.signal(gradients[kind]) for kind in logits}
+    result["decay"] = {k: float(DECAY * np.linalg.norm(rows)) for k, rows in found.items()}
+    return result
+
+
+def main() -> None:
+    """Measures all searches and writes what they gave."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("--root", required=True, help="folder of the study's data")
+    parser.add_argument("--searches", nargs="+", default=["first_order", "decay"])
+    parser.add_argument("--batches", type=int, default=16)
+    options = parser.parse_args()
+    compilation.use_cache()
+    config = default()  # for keys that are newer than the study
+    config.update(json.loads((options.workdir / "config.json").read_text()))
+    config.data.root = options.root
+    rows = []
+    for name in options.searches:
+        for folder in sorted((options.workdir / "searches").glob(f"{name}-[0-9]*")):
+            seed = int(folder.name.rpartition("-")[2])
+            config.seed = seed
+            rows.append({"search": name, "seed": seed, **measure(config, folder, options.batches)})
+            print(rows[-1])
+    if not rows:
+        raise UserError(f"{options.workdir}: no such searches")
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        RESULT, {"batches": options.batches, "rows": rows, "provenance": provenance.describe()}
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,73 @@
+"""Signs that a search has gone wrong: for the log while it runs, and for the report.
+
+Differentiable searches are known to slide towards choices without parameters (Zela et al.,
+"Understanding and Robustifying Differentiable Architecture Search", ICLR 2020; Chu et al.,
+"DARTS-: Robustly Stepping out of Performance Collapse Without Indicators", ICLR 2021), to end
+undecided, and to derive networks far from the mixture that was searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+EMPTY = ("none", "skip_connect")  # candidates that do nothing to their input or drop it
+MOST_EMPTY = 0.5  # share of the edges whose likeliest candidate is such a one; by chance 2 in 9
+UNDECIDED = 0.95  # of the highest possible entropy
+WIDEST_GAP = 1.0  # dB that discretisation may cost
+
+
+def entropy(probabilities: np.ndarray) -> float:
+    """Mean Shannon entropy of rows (..., choices), relative to that of an even choice."""
+    rows = np.asarray(probabilities, np.float64)
+    rows = rows.reshape(-1, rows.shape[-1])
+    if not len(rows) or rows.shape[1] < 2:
+        return 0.0  # nothing to choose
+    logs = np.log(np.where(rows > 0, rows, 1))  # 0 log 0 = 0
+    return float(np.mean(-np.sum(rows * logs, axis=1)) / np.log(rows.shape[1]))
+
+
+def empty_share(attention: np.ndarray, candidates: Sequence[str]) -> float:
+    """Share of the edges (..., candidates) that `none` or `skip_connect` leads."""
+    if not attention.size:
+        return 0.0
+    leading = np.argmax(attention, axis=-1)
+    return float(np.mean([candidates[i] in EMPTY for i in leading.reshape(-1)]))
+
+
+def signs(
+    probabilities: Mapping[str, np.ndarray],
+    candidates: Sequence[str],
+    gap: float | None = None,
+) -> list[str]:
+    """What speaks against trusting a finished search, in sentences without a full stop.
+
+    Args:
+      probabilities: 'columns' (columns, 2) and 'attention' (modules, edges, candidates).
+      candidates: names of the latter's last axis.
+      gap: validation PSNR in dB of the relaxed supernet minus that of the derived network with
+        inherited weights; None if it was not measured.
+    """
+    found = collapsed(probabilities, candidates)
+    for kind, what in (("columns", "columns"), ("attention", "attention edges")):
+        rows = probabilities.get(kind, np.zeros((0, 2)))
+        if (share := entropy(rows)) > UNDECIDED:
+            found.append(
+                f"undecided: the entropy of the {what} is {share:.0%} of the highest possible"
+            )
+    if gap is not None and gap > WIDEST_GAP:
+        found.append(
+            f"gap: the derived network with the supernet's weights is {gap:.1f} dB below the "
+            "supernet"
+        )
+    return found
+
+
+def collapsed(probabilities: Mapping[str, np.ndarray], candidates: Sequence[str]) -> list[str]:
+    """The sign that can be told before a search has ended: most edges lead to nothing."""
+    attention = probabilities.get("attention", np.zeros((0, len(candidates))))
+    share = empty_share(attention, candidates)
+    if share <= MOST_EMPTY:
+        return []
+    return [f"collapse: {share:.0%} of the attention edges prefer {' or '.join(EMPTY)}"]
