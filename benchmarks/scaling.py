@@ -223,7 +223,7 @@ def programs(space: Mapping[str, Any]) -> tuple[Any, dict[str, Program]]:
         "optimizer": _size(state.optimizer),
     }
     reduced = reduced_bytes(state.weights, state.batch_stats)
-    found["train"] = Program(step.function, state, config.train, train, reduced)
+    found["train"] = Program(step.advance.function, state, config.train, train, reduced)
     return config, found
 
 

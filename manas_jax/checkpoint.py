@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ class Checkpoints:
           UserError: the disk takes no more, now or since the last save began.
         """
         facts |= {"digest": _digest(state)}
-        try:
+        with self._explaining():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -78,8 +79,6 @@ class Checkpoints:
                 ),
                 metrics=None if score is None else {SCORE: float(score)},
             )
-        except (ValueError, OSError) as error:
-            raise self._explained(error) from error
 
     def check(self) -> None:
         """Tells early of a save in the background that failed.
@@ -87,10 +86,8 @@ class Checkpoints:
         Raises:
           UserError: the disk takes no more.
         """
-        try:
+        with self._explaining():
             self._manager.check_for_errors()
-        except (ValueError, OSError) as error:
-            raise self._explained(error) from error
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -98,10 +95,8 @@ class Checkpoints:
         Raises:
           UserError: the disk takes no more.
         """
-        try:
+        with self._explaining():
             self._manager.wait_until_finished()
-        except (ValueError, OSError) as error:
-            raise self._explained(error) from error
 
     def restore(self, template: PyTree) -> PyTree | None:
         """The newest state, placed as the template's arrays are; None where there is none.
@@ -212,15 +207,18 @@ class Checkpoints:
         shutil.move(self.directory / str(step), aside / name)
         logging.warning("%s: moved to %s", self.directory / str(step), aside)
 
-    def _explained(self, error: Exception) -> Exception:
-        """An error that speaks to users where the disk takes no more, else the same one."""
-        trouble = disk_trouble(error, self.directory)
-        if trouble is None:
-            return error
-        return UserError(
-            f"{trouble}: the newest checkpoint could not be saved; those before it in "
-            f"{self.directory} are whole; free some space and start again"
-        )
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Makes of an error within one that speaks to users, where the disk takes no more."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if (trouble := disk_trouble(error, self.directory)) is None:
+                raise
+            raise UserError(
+                f"{trouble}: the newest checkpoint could not be saved; those before it in "
+                f"{self.directory} are whole; free some space and start again"
+            ) from error
 
     def close(self) -> None:
         """Waits until everything is on disk.

@@ -1,6 +1,6 @@
 """Scaling on paper: collectives counted as they are, their bytes foreseen, times by arithmetic.
 
-Devices are simulated in a process of its own (this file as a script), as in test_devices.py.
+Devices are simulated in a process of its own (this file as a script).
 """
 
 import dataclasses
@@ -190,7 +190,8 @@ def _script():
     from manas_jax.errors import UserError
 
     mesh = sharding.make_mesh(DEVICES)
-    rows = jax.ShapeDtypeStruct((DEVICES, 3), jnp.float32, sharding=sharding.split(mesh))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.DATA))
+    rows = jax.ShapeDtypeStruct((DEVICES, 3), jnp.float32, sharding=split)
 
     def counted(function, where):
         lowered = jax.jit(function, out_shardings=where).lower(rows)
