@@ -19,23 +19,29 @@ from manas_jax import space
 from manas_jax.models import layers
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def largest(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """`x.max(axis)`, the gradient shared by all maxima, as JAX has it, but never NaN.
 
     JAX divides by the number of entries that equal the maximum. A compiler that computes the
-    entries twice, in two fused loops that round apart, finds none: 0 / 0.
+    entries twice, in two fused loops that round apart, finds none: 0 / 0. It also keeps a map of
+    which entries those are, as large as `x`; here they are found again.
     """
     return x.max(axis)
 
 
-@largest.defjvp
-def _largest_jvp(axis, primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    top = x.max(axis, keepdims=True)
-    shares = (x == top).astype(x.dtype)
-    shares /= jnp.maximum(shares.sum(axis, keepdims=True), 1)
-    return top.squeeze(axis), jnp.sum(jax.lax.stop_gradient(shares) * tangent, axis)
+def _largest_forward(x, axis):
+    return x.max(axis), x
+
+
+def _largest_backward(axis, x, gradient):
+    # Not the maximum of the forward pass: `x` may be made again here, rounded otherwise.
+    maxima = x == x.max(axis, keepdims=True)
+    count = jnp.maximum(maxima.sum(axis, dtype=x.dtype), 1)
+    return (jnp.where(maxima, jnp.expand_dims(gradient / count, axis), 0),)
+
+
+largest.defvjp(_largest_forward, _largest_backward)
 
 
 class Pools:
@@ -143,15 +149,7 @@ class FactoredConv(nn.Module):
         pointwise = self.param("pointwise", layers.KERNEL_INIT, (1, 1, middle, self.features))
         if self.depthwise:
             spatial = spatial.swapaxes(2, 3)
-        kernel = (spatial * pointwise).astype(x.dtype)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1, 1),
-            padding=[(self.dilation, self.dilation)] * 2,
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return layers.same_convolution(x, (spatial * pointwise).astype(x.dtype), self.dilation)
 
 
 class SeparableGate(nn.Module):
@@ -197,10 +195,8 @@ class ChannelGate(nn.Module):
         """A number a channel."""
         hidden = space.squeezed(pools.x.shape[-1], self.reduction)
         mlp = layers.DenseGate(hidden, self.bias, self.dtype, name="mlp")
-        logits = mlp(pools.average)
-        if self.use_maximum:
-            logits += mlp(pools.maximum)
-        return pools.spread(nn.sigmoid(logits))
+        pooled = (pools.average, pools.maximum) if self.use_maximum else (pools.average,)
+        return pools.spread(nn.sigmoid(mlp(*pooled)))
 
 
 class CBAMGate(nn.Module):

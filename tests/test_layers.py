@@ -1,0 +1,118 @@
+"""The forms that layers take for speed, against the plain ones, in float64."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from manas_jax.models import layers
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _draw(*shapes, seed=0):
+    draw = np.random.default_rng(seed)
+    return [jnp.asarray(draw.normal(size=shape)) for shape in shapes]
+
+
+def _assert_same(ours, plain, *args):
+    """Values, gradients and derivatives of the gradients along the arguments."""
+
+    def judged(function):
+        def total(*args):
+            return jnp.sum(jnp.sin(function(*args)))
+
+        return jax.grad(total, argnums=tuple(range(len(args))))
+
+    np.testing.assert_allclose(ours(*args), plain(*args), atol=1e-12)
+    got, wanted = (jax.jvp(judged(f), args, args) for f in (ours, plain))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10 * max(1, np.abs(b).max()))
+
+
+CONVOLUTIONS = {
+    "few, 7x7": (7, 1, 2, 1),
+    "few, dilated": (3, 2, 2, 4),
+    "narrow": (3, 1, 5, 8),
+    "narrow, dilated": (3, 2, 8, 6),
+    "wide": (3, 1, 9, 10),
+    "wide, dilated": (3, 2, 12, 9),
+    "1x1": (1, 1, 3, 4),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("size", [(8, 8), (5, 7)], ids=str)
+def test_forms_of_a_convolution(kind, size):
+    side, dilation, inputs, outputs = CONVOLUTIONS[kind]
+    x, kernel = _draw((2, *size, inputs), (side, side, inputs, outputs))
+
+    def ours(x, kernel):
+        return layers.same_convolution(x, kernel, dilation)
+
+    def plain(x, kernel):
+        return layers._plain_convolution(x, kernel, dilation)
+
+    _assert_same(ours, plain, x, kernel)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3, 5), (1, 2, 2, 9, 4)], ids=str)
+def test_halving_convolution(shape):
+    *x_shape, outputs = shape
+    x, kernel = _draw(tuple(x_shape), (3, 3, x_shape[-1], outputs))
+
+    def plain(x, kernel):
+        return layers._plain_convolution(x, kernel, stride=2)
+
+    _assert_same(layers._halving_convolution, plain, x, kernel)
+
+
+def test_convolutions_are_plain_where_asked():
+    x, kernel = _draw((1, 8, 8, 2), (7, 7, 2, 1))
+
+    def made():
+        return str(jax.make_jaxpr(lambda *a: layers.same_convolution(*a))(x, kernel))
+
+    assert "dot_general" in made()
+    with layers.plain_convolutions():
+        assert "dot_general" not in made()
+    assert "dot_general" in made()
+
+
+def test_batch_norm_is_that_of_its_definition():
+    x, scale, bias = _draw((3, 4, 5, 6), (6,), (6,))
+
+    def plain(x, scale, bias):
+        mean = x.mean((0, 1, 2))
+        variance = jnp.square(x - mean).mean((0, 1, 2))
+        return (x - mean) / jnp.sqrt(variance + layers.BATCH_NORM_EPSILON) * scale + bias
+
+    _assert_same(lambda *args: layers.batch_norm(*args)[0], plain, x, scale, bias)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_keeps_what_flax_keeps(train, affine):
+    (x,) = _draw((3, 4, 5, 6))
+    x = 3 * x + 1
+    ours = layers.BatchNorm(affine=affine, momentum=0.8)
+    theirs = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.8,
+        epsilon=layers.BATCH_NORM_EPSILON,
+        use_bias=affine,
+        use_scale=affine,
+    )
+    variables = theirs.init(jax.random.key(0), x)
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        ours.init(jax.random.key(0), x, True)
+    )
+    got = ours.apply(variables, x, train, mutable=["batch_stats"])
+    wanted = theirs.apply(variables, x, mutable=["batch_stats"])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
