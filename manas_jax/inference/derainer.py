@@ -20,6 +20,7 @@ from PIL import Image
 
 from manas_jax import sharding
 from manas_jax.errors import UserError
+from manas_jax.inference import folding
 from manas_jax.inference.tiling import Axis
 from manas_jax.inference.weights import load_derived
 from manas_jax.models.network import Network
@@ -93,7 +94,9 @@ class Derainer:
         self.network = network
         devices = jax.local_devices()
         self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
-        self.variables = jax.device_put(dict(variables), sharding.replicated(self._mesh))
+        self.variables = dict(variables)
+        folded = folding.fold(jax.device_get(self.variables))
+        self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
         tile = fitting_tile(network) if tile is None else tile
@@ -102,11 +105,12 @@ class Derainer:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
         self.tile = -(-tile // self._cell) * self._cell
 
-        @jax.jit
-        def apply(variables, pictures):
-            return jnp.clip(network.apply(variables, pictures), 0, 1)
+        cpu = devices[0].platform == "cpu"
 
-        self._apply = apply
+        def apply(folded, pictures):
+            return jnp.clip(folding.apply(network, folded, pictures, cpu=cpu), 0, 1)
+
+        self._apply = jax.jit(apply, compiler_options=folding.CPU_OPTIONS if cpu else None)
 
     @classmethod
     def from_pretrained(
@@ -191,7 +195,7 @@ class Derainer:
             strip = np.zeros((len(stack), down.tile, across.length, 3), np.float32)
             for left, share in zip(across.starts, across.shares(), strict=True):
                 tile = _mirrored(stack, top, left, down.tile, across.tile)
-                tile = run(tile.astype(np.float32) / scale)
+                tile = run(np.divide(tile, np.float32(scale), dtype=np.float32))
                 strip[:, :, left : left + across.tile] += share[:, None] * tile
             strip = share_down[:, None, None] * strip[:, :, :width]
             strip[:, : pending.shape[1]] += pending
@@ -205,7 +209,7 @@ class Derainer:
         even = pictures.shape[1] % self._unit == 0
         split = sharding.split(self._mesh, pictures.ndim)
         where = split if even else sharding.replicated(self._mesh)
-        return np.asarray(self._apply(self.variables, jax.device_put(pictures, where)))
+        return np.asarray(self._apply(self._folded, jax.device_put(pictures, where)))
 
     @property
     def _unit(self) -> int:
@@ -231,18 +235,13 @@ class Derainer:
 
 
 def _mirrored(stack: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """A part of pictures (N, H, W, 3) that may reach beyond them, where they are mirrored."""
-    rows, columns = (
-        _mirror(np.arange(start, start + length), side)
-        for start, length, side in ((top, height, stack.shape[1]), (left, width, stack.shape[2]))
-    )
-    return stack[:, rows[:, None], columns]
+    """A part of pictures (N, H, W, 3) that may end beyond them, where they are mirrored.
 
-
-def _mirror(index: np.ndarray, length: int) -> np.ndarray:
-    """Indices beyond a length folded back into it, the outermost one repeated."""
-    index = index % (2 * length)
-    return np.minimum(index, 2 * length - 1 - index)
+    For a part that starts where they start, or reaches beyond them by less than it overlaps them.
+    """
+    part = stack[:, top : top + height, left : left + width]
+    beyond = ((0, 0), (0, height - part.shape[1]), (0, width - part.shape[2]), (0, 0))
+    return np.pad(part, beyond, mode="symmetric") if part.shape[1:3] != (height, width) else part
 
 
 def _quantized(restored: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -251,4 +250,7 @@ def _quantized(restored: np.ndarray, dtype: np.dtype) -> np.ndarray:
         raise UserError("the network makes NaN of this picture: its weights have diverged")
     if dtype.kind == "f":
         return restored.astype(dtype)
-    return np.floor(np.clip(restored, 0, 1) * np.iinfo(dtype).max + 0.5).astype(dtype)
+    levels = np.clip(restored, 0, 1)
+    levels *= np.iinfo(dtype).max
+    levels += 0.5
+    return levels.astype(dtype)  # cuts the fraction off

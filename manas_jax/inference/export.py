@@ -46,6 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.errors import UserError
+from manas_jax.inference import folding
 from manas_jax.inference.derainer import Derainer, multiple
 from manas_jax.inference.weights import Variables
 from manas_jax.models.network import Network
@@ -65,7 +66,8 @@ Restore = Callable[[jax.Array], jax.Array]
 
 def restoration(network: Network, variables: Variables) -> Restore:
     """What is exported, for images whose sides are multiples of `multiple(network)`."""
-    return lambda images: jnp.clip(network.apply(variables, images), 0, 1)
+    folded = folding.fold(variables)
+    return lambda images: jnp.clip(folding.apply(network, folded, images), 0, 1)
 
 
 def any_size(restore: Restore, multiple: int) -> Restore:
