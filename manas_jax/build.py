@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,15 @@ def loss_weights(config: ConfigDict) -> objectives.Weights:
     """What each term of the objectives counts."""
     names = [field.name for field in dataclasses.fields(objectives.Weights)]
     return objectives.Weights(**{name: config.objectives[name] for name in names})
+
+
+def identity(config: ConfigDict, stage: str, genotype: Genotype | None = None) -> str:
+    """All that makes a stage's programs what they are, as text; see `compilation.Ahead`.
+
+    What concerns data alone is left out, and so is the seed: neither is part of a program.
+    """
+    parts = [config[part].to_dict() for part in ("space", "network", "objectives", stage)]
+    return json.dumps([stage, *parts, genotype and genotype.to_json()], sort_keys=True)
 
 
 def batches(

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import gc
 import os
 import pathlib
 import platform
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+from absl import logging
+
+from manas_jax import kept
 
 
 def use_cache() -> None:
     """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already.
 
     They lie in the user's cache folder, one folder a host: programs for a CPU need not run on
-    another one that shares the home folder.
+    another one that shares the home folder. See `manas_jax.kept` for what is kept there besides
+    JAX's own files.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = pathlib.Path(root) / "manas_jax" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def work_in_turn() -> None:
+    """Lets programs on CPU run when they are called; to be called before JAX is used.
+
+    By default each is handed to a thread, and the memory of those behind it is taken at once: two
+    evaluations of a supernet's gradient hold twice the memory, and run no sooner.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,23 +76,182 @@ class Compilation:
         )
 
 
-class Ahead:
-    """A jitted function that can be compiled ahead of its first call."""
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Python's garbage collector rests within: tracing makes millions of objects that stay.
 
-    def __init__(self, function: Any):
+    To look through all of them, again and again, would take a tenth to a fifth of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Ahead:
+    """A jitted function that can be compiled ahead of its first call.
+
+    Args:
+      function: the jitted function.
+      identity: what tells it from all other functions that the package's source may make, such as
+        its name with the whole configuration: by it the program is kept between runs, see
+        `manas_jax.kept`. Empty for one that is not kept.
+      counted: whether XLA is to count operations, which takes a while.
+    """
+
+    def __init__(self, function: Any, identity: str = "", counted: bool = True):
         self.function = function
+        self.identity = identity
+        self.counted = counted
         self.executable = None
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the compiled program if there is one, else the jitted function."""
-        return (self.executable or self.function)(*args)
+        """Calls the compiled program if there is one and it takes these, else the function."""
+        if self.executable is not None:
+            try:
+                return self.executable(*args)
+            except (TypeError, ValueError) as error:  # raised before anything is run or given away
+                logging.warning("compiled again for other arguments than foreseen: %s", error)
+                self.executable = None
+        return self.function(*args)
 
     def compile(self, *args: Any) -> Compilation:
         """Compiles for arguments like these, which may be shapes with shardings."""
-        start = time.monotonic()
-        lowered = self.function.lower(*args)
-        self.executable = lowered.compile()
-        seconds = time.monotonic() - start
-        flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
-        memory = self.executable.memory_analysis()
-        return Compilation(seconds, flops, getattr(memory, "temp_size_in_bytes", 0))
+        return compile_all((self, args))[0]
+
+
+def compile_all(
+    *wanted: tuple[Ahead, tuple[Any, ...]], meanwhile: Callable[[], Any] = lambda: None
+) -> list[Compilation]:
+    """Compiles several functions ahead, each while the next ones are traced.
+
+    Args:
+      *wanted: functions, each with arguments as `Ahead.compile` has them; best the smallest first.
+      meanwhile: done before they are waited for; its time counts as that of the first.
+
+    Returns:
+      What each took; `seconds` count from the end of that before, so that they add up.
+    """
+    # One thread a program and one for what there is to count of it.
+    with collection_paused(), ThreadPoolExecutor(2 * len(wanted)) as pool:
+        begun = time.monotonic()
+        finishes = [_begin(pool, ahead, args) for ahead, args in wanted]
+        meanwhile()
+        made = []
+        while finishes:  # which are let go, as they hold traced programs
+            facts = finishes.pop(0)()
+            made.append(Compilation(time.monotonic() - begun, **facts))
+            begun = time.monotonic()
+    return made
+
+
+def _begin(
+    pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]
+) -> Callable[[], dict[str, Any]]:
+    """Starts to load or compile; the result waits for it and gives flops and temporary bytes."""
+
+    def compiling():
+        lowered = ahead.function.lower(*args)
+        program = pool.submit(_compile, lowered)
+        # It takes seconds, too; the compiler leaves cores idle.
+        cost = pool.submit(lowered.cost_analysis) if ahead.counted else None
+
+        def finish():
+            ahead.executable, afresh = program.result()
+            memory = ahead.executable.memory_analysis()
+            facts = {
+                "flops": ((cost and cost.result()) or {}).get("flops", 0.0),
+                "temporary_bytes": getattr(memory, "temp_size_in_bytes", 0),
+            }
+            if name and afresh:
+                kept.write(name, ahead.executable, facts)
+            return facts
+
+        return finish
+
+    def loading():
+        program = pool.submit(kept.read, name, args)
+
+        def finish():
+            if (found := program.result()) is None:
+                return compiling()()
+            ahead.executable, facts = found
+            return facts
+
+        return finish
+
+    name = kept.key(ahead.identity, args) if ahead.identity and kept.folder() else ""
+    return loading() if name and kept.has(name) else compiling()
+
+
+_noted = threading.local()
+
+
+def _note(event: str, **_: Any) -> None:
+    """Counts what the compiler made for want of a program in JAX's cache, by thread."""
+    if event == "/jax/compilation_cache/cache_misses":
+        _noted.misses = getattr(_noted, "misses", 0) + 1
+
+
+jax.monitoring.register_event_listener(_note)
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
+    """The program, and whether JAX says that its compiler has just made it.
+
+    One for CPU that came out of JAX's cache cannot be kept: serialized again it lacks functions,
+    and fails when it is run.
+    """
+    before = getattr(_noted, "misses", 0)
+    executable = lowered.compile()
+    return executable, getattr(_noted, "misses", 0) > before
+
+
+class Programs:
+    """Compiled programs of functions, one for every kind of arguments, made when first wanted.
+
+    A function is called with something static and with arrays. It must be defined in a module, so
+    that its name tells it from others. What is alike in function, static part and arguments shares
+    a program.
+    """
+
+    def __init__(self, identity: str = ""):
+        """`identity` is that of `Ahead`, of all the functions together."""
+        self._identity = identity
+        self._by_key: dict[Any, Ahead] = {}
+        self._by_kind: dict[Any, Ahead] = {}
+        self._unfinished: dict[Ahead, Callable] = {}  # let go at once, as they hold traced programs
+        self._pool = ThreadPoolExecutor(2)
+
+    def begin(self, key: Any, function: Callable, static: Any, *args: Any) -> None:
+        """Starts to compile, if there is no program yet; see `__call__`."""
+        if key in self._by_key:
+            return
+        leaves, structure = jax.tree.flatten(args)
+        kinds = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        kind = function, static, structure, kinds
+        if kind not in self._by_kind:
+            named = f"{function.__name__} {static!r} {self._identity}" if self._identity else ""
+            ahead = Ahead(jax.jit(functools.partial(function, static)), named, counted=False)
+            with collection_paused():
+                self._by_kind[kind] = ahead
+                self._unfinished[ahead] = _begin(self._pool, ahead, args)
+        self._by_key[key] = self._by_kind[kind]
+
+    def __call__(self, key: Any, function: Callable, static: Any, *args: Any) -> Any:
+        """function(static, *args), compiled.
+
+        Args:
+          key: short for what follows, which takes long to look at.
+          function: a function of a module.
+          static: what can be hashed, and tells all of itself by `repr`.
+          *args: trees of arrays.
+        """
+        self.begin(key, function, static, *args)
+        ahead = self._by_key[key]
+        if finish := self._unfinished.pop(ahead, None):
+            finish()
+        return ahead(*args)

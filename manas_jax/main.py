@@ -140,6 +140,7 @@ if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     console.show_progress()
     compilation.use_cache()
+    compilation.work_in_turn()
     jax.config.config_with_absl()
     interruption.listen()
     app.run(main, flags_parser=parse_flags)

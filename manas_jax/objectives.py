@@ -70,14 +70,21 @@ def scene_objective(network: Network, weights: Weights, internal_from: int) -> C
             train=True,
             mutable=["batch_stats"],
         )
-        outputs = outputs.reshape(rainy.shape)
-        internal_scale = (step >= internal_from).astype(outputs.dtype)
-        loss, terms = restoration(outputs, clean, weights, internal_scale)
-        error = mean_squared_error(jnp.clip(outputs, 0, 1), clean[:, None])
-        terms["psnr"] = jnp.mean(-10 * jnp.log10(jnp.maximum(error, 1e-10)))
-        return loss, (updates["batch_stats"], {"restoration": loss, **terms})
+        loss, terms = scene_loss(outputs.reshape(rainy.shape), clean, step, weights, internal_from)
+        return loss, (updates["batch_stats"], terms)
 
     return objective
+
+
+def scene_loss(
+    outputs: jax.Array, clean: jax.Array, step: jax.Array, weights: Weights, internal_from: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The restoration loss of outputs (S, K, H, W, 3) and its terms, see `scene_objective`."""
+    internal_scale = (step >= internal_from).astype(outputs.dtype)
+    loss, terms = restoration(outputs, clean, weights, internal_scale)
+    error = mean_squared_error(jnp.clip(outputs, 0, 1), clean[:, None])
+    terms["psnr"] = jnp.mean(-10 * jnp.log10(jnp.maximum(error, 1e-10)))
+    return loss, {"restoration": loss, **terms}
 
 
 def restoration(

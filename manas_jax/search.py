@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import (
+    backpropagation,
     bilevel,
     build,
     collapse,
@@ -30,7 +32,7 @@ from manas_jax import (
 )
 from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
-from manas_jax.compilation import Ahead, Compilation
+from manas_jax.compilation import Ahead, Compilation, compile_all
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network, genotype_logits
@@ -101,6 +103,7 @@ def make_step(
     epsilon: float = 0.01,
     accumulate: int = 1,
     fuse: bool = False,
+    identity: str = "",
 ) -> SearchStep:
     """Makes the search step.
 
@@ -127,17 +130,18 @@ def make_step(
       accumulate: parts that each batch is worked on in, see `accumulation.in_parts`.
       fuse: whether a whole step is compiled as one program. Right for accelerators; on CPU the
         compiler takes many times as long for it, and the pieces run as fast.
+      identity: tells this step from all others, see `compilation.Ahead`; empty keeps no programs.
     """
 
-    objective = objectives.scene_objective(network, weights, internal_from)
+    of_scenes = backpropagation.scene_gradients(network, weights, internal_from, identity)
 
     def gradients(*args) -> Gradients:
-        slopes, (batch_stats, terms) = jax.grad(objective, argnums=(0, 1), has_aux=True)(*args)
+        slopes, (batch_stats, terms) = of_scenes(*args)
         return Gradients(*slopes, batch_stats, terms)
 
     def mixed(weights_, architecture, batch_stats, step, batch, v):
         def slope(w, a):
-            return jax.grad(objective, argnums=1, has_aux=True)(w, a, batch_stats, step, batch)[0]
+            return gradients(w, a, batch_stats, step, batch).architecture
 
         return bilevel.mixed_product(slope, weights_, architecture, v)
 
@@ -166,13 +170,20 @@ def make_step(
         )
 
     exact = hypergradient == "exact"
+
+    def ahead(function, donate=(), name=None):
+        named = f"{name or function.__name__} {identity}" if identity else ""
+        return Ahead(jax.jit(function, donate_argnums=donate), named)
+
     pieces = {
-        "gradients": Ahead(jax.jit(gradients)),
-        "mixed": Ahead(jax.jit(mixed)),
-        "virtual": Ahead(jax.jit(functools.partial(bilevel.virtual_step, weight_optimizer, xi=xi))),
-        "pullback": Ahead(jax.jit(functools.partial(bilevel.pullback, weight_optimizer, xi=xi))),
-        "update_architecture": Ahead(jax.jit(update_architecture, donate_argnums=0)),
-        "update_weights": Ahead(jax.jit(update_weights, donate_argnums=(0, 2))),
+        "virtual": ahead(
+            functools.partial(bilevel.virtual_step, weight_optimizer, xi=xi), name="virtual"
+        ),
+        "pullback": ahead(
+            functools.partial(bilevel.pullback, weight_optimizer, xi=xi), name="pullback"
+        ),
+        "update_architecture": ahead(update_architecture, donate=0),
+        "update_weights": ahead(update_weights, donate=(0, 2)),
     }
 
     def evaluate_in_parts(w, a, batch_stats, step, batch):
@@ -180,13 +191,13 @@ def make_step(
 
         def on(part, before):
             stats = before.batch_stats if before else batch_stats
-            return pieces["gradients"](w, a, stats, step, part)
+            return gradients(w, a, stats, step, part)
 
         return in_parts(on, batch, accumulate, carried="batch_stats")
 
     def mixed_in_parts(w, a, batch_stats, step, batch, v):
         def on(part, _):
-            return pieces["mixed"](w, a, batch_stats, step, part, v)
+            return mixed(w, a, batch_stats, step, part, v)
 
         return in_parts(on, batch, accumulate)
 
@@ -226,23 +237,38 @@ def make_step(
         return pieces["update_weights"](state, result.weights, result.batch_stats), result.terms
 
     if fuse:
-        whole = (
-            Ahead(jax.jit(move_architecture, donate_argnums=0)),
-            Ahead(jax.jit(move_weights, donate_argnums=0)),
-        )
+        whole = ahead(move_architecture, donate=0), ahead(move_weights, donate=0)
 
         def compile_whole(state, batch):
-            return whole[0].compile(state, batch, batch) + whole[1].compile(state, batch)
+            twice = state, batch, batch
+            first, second = compile_all((whole[1], (state, batch)), (whole[0], twice))
+            return first + second
 
         return SearchStep(*whole, compile_whole)
 
-    def compile_pieces(state, batch):
-        part = part_shapes(batch, accumulate)
-        where = state.weights, state.architecture, state.batch_stats, state.step, part
-        total = pieces["gradients"].compile(*where).times(CALLS[hypergradient] * accumulate)
-        return total + pieces["mixed"].compile(*where, state.weights) if exact else total
+    def compile_parts(state, batch):
+        w, a, stats = state.weights, state.architecture, state.batch_stats
+        wanted = {"update_architecture": (state, a), "update_weights": (state, w, stats)}
+        if hypergradient != "first_order":
+            wanted["virtual"] = state.weight_optimizer, w, w
+            wanted["pullback"] = state.weight_optimizer, w, w, w
+        where = w, a, stats, state.step, _zeros(part_shapes(batch, accumulate))
 
-    return SearchStep(move_architecture, move_weights, compile_pieces)
+        def first_gradients():  # their programs are made when they are called
+            jax.block_until_ready(gradients(*where))
+            if exact:
+                jax.block_until_ready(mixed(*where, w))
+
+        made = compile_all(
+            *((pieces[name], args) for name, args in wanted.items()), meanwhile=first_gradients
+        )
+        groups, versions, height, width, _ = batch["rainy"].shape
+        macs = groups * versions * network.space.supernet_cost(height, width).macs
+        # Two operations a multiplication; the gradient is twice the work of the function.
+        flops = 6.0 * macs * CALLS[hypergradient]
+        return dataclasses.replace(functools.reduce(operator.add, made), flops=flops)
+
+    return SearchStep(move_architecture, move_weights, compile_parts)
 
 
 def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
@@ -297,6 +323,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         epsilon=options.epsilon,
         accumulate=options.accumulate,
         fuse=options.fuse,
+        identity=build.identity(config, "search"),
     )
 
     def advance(state, batch):
@@ -404,6 +431,17 @@ def judge(config: ConfigDict, workdir: str | os.PathLike, batches: int) -> selec
         )
     )
     return selection.Judge(config, state, list(held_out), list(seen))
+
+
+def _zeros(shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Zeros in the shapes and places of a batch."""
+    return {
+        key: jax.jit(
+            functools.partial(jnp.zeros, x.shape, x.dtype),
+            out_shardings=getattr(x, "sharding", None),
+        )()
+        for key, x in shapes.items()
+    }
 
 
 def _fresh(config: ConfigDict, network: Network) -> SearchState:

@@ -7,7 +7,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.extend.core import Literal
 
 from manas_jax.models.network import Network, init_architecture, init_variables
 
@@ -80,8 +82,8 @@ def init_search(
         weights=variables["params"],
         batch_stats=variables["batch_stats"],
         architecture=architecture,
-        weight_optimizer=weight_optimizer.init(variables["params"]),
-        architecture_optimizer=architecture_optimizer.init(architecture),
+        weight_optimizer=init_optimizer(weight_optimizer, variables["params"]),
+        architecture_optimizer=init_optimizer(architecture_optimizer, architecture),
     )
 
 
@@ -93,6 +95,29 @@ def init_train(
         step=jnp.zeros((), jnp.int32),
         weights=variables["params"],
         batch_stats=variables["batch_stats"],
-        optimizer=optimizer.init(variables["params"]),
-        average=jax.tree.map(jnp.copy, dict(variables)) if average else None,
+        optimizer=init_optimizer(optimizer, variables["params"]),
+        average=jax.tree.map(lambda x: x.copy(), dict(variables)) if average else None,
     )
+
+
+def init_optimizer(optimizer: optax.GradientTransformation, parameters: PyTree) -> optax.OptState:
+    """`optimizer.init(parameters)`, its constants filled in on the host.
+
+    Op by op, XLA would compile a program for every shape among a thousand parameters, which takes
+    seconds.
+    """
+    traced, shapes = jax.make_jaxpr(optimizer.init, return_shape=True)(parameters)
+    known = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
+    known |= zip(traced.jaxpr.invars, jax.tree.leaves(parameters), strict=True)
+
+    def value(variable):
+        if isinstance(variable, Literal):
+            return np.asarray(variable.val, variable.aval.dtype)
+        return known[variable]
+
+    for equation in traced.jaxpr.eqns:
+        first, (made,) = equation.invars[0], equation.outvars
+        if equation.primitive.name != "broadcast_in_dim" or np.ndim(value(first)):
+            return optimizer.init(parameters)  # more than constants
+        known[made] = np.full(made.aval.shape, value(first), made.aval.dtype)
+    return jax.tree.unflatten(jax.tree.structure(shapes), map(value, traced.jaxpr.outvars))

@@ -27,7 +27,7 @@ from manas_jax import (
 )
 from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
-from manas_jax.compilation import Ahead, Compilation
+from manas_jax.compilation import Ahead, Compilation, compile_all
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.inference.weights import load_derived, save_weights
@@ -74,6 +74,7 @@ def make_step(
     internal_from: int = 0,
     ema: float = 0.0,
     accumulate: int = 1,
+    identity: str = "",
 ) -> TrainStep:
     """The training step.
 
@@ -84,6 +85,7 @@ def make_step(
       internal_from: step from which on the internal loss counts.
       ema: decay of the moving average of weights and statistics; 0 for none.
       accumulate: parts that each batch is worked on in, see `accumulation.in_parts`.
+      identity: tells this step from all others, see `compilation.Ahead`; empty keeps no programs.
     """
     objective = objectives.scene_objective(network, weights, internal_from)
 
@@ -110,12 +112,16 @@ def make_step(
         made = gradients(state.weights, state.batch_stats, state.step, batch)
         return update(state, made["gradient"], made["batch_stats"]), made["terms"]
 
+    def ahead(function, donate=()):
+        named = f"{function.__name__} {identity}" if identity else ""
+        return Ahead(jax.jit(function, donate_argnums=donate), named)
+
     if accumulate == 1:
-        whole = Ahead(jax.jit(step, donate_argnums=0))
+        whole = ahead(step, donate=0)
         return TrainStep(whole, whole.compile)
 
-    part_gradients = Ahead(jax.jit(gradients))
-    compiled_update = jax.jit(update, donate_argnums=(0, 2))
+    part_gradients = ahead(gradients)
+    whole_update = ahead(update, donate=(0, 2))
 
     def step_in_parts(state, batch):
         def on(part, before):
@@ -123,12 +129,15 @@ def make_step(
             return part_gradients(state.weights, batch_stats, state.step, part)
 
         made = in_parts(on, batch, accumulate, carried="batch_stats")
-        return compiled_update(state, made["gradient"], made["batch_stats"]), made["terms"]
+        return whole_update(state, made["gradient"], made["batch_stats"]), made["terms"]
 
     def compile_part(state, batch):
         part = part_shapes(batch, accumulate)
         where = state.weights, state.batch_stats, state.step, part
-        return part_gradients.compile(*where).times(accumulate)
+        moved, made = compile_all(
+            (whole_update, (state, state.weights, state.batch_stats)), (part_gradients, where)
+        )
+        return made.times(accumulate) + moved
 
     return TrainStep(step_in_parts, compile_part)
 
@@ -170,6 +179,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
         internal_from=round(options.internal_warmup * options.steps),
         ema=options.ema,
         accumulate=options.accumulate,
+        identity=build.identity(config, "train", genotype),
     )
 
     def score(state):

@@ -179,7 +179,7 @@ def test_failed_cases_are_named_and_the_others_kept(tmp_path, monkeypatch, capsy
 
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
-    with pytest.raises(RuntimeError, match=r"cold: status 1: .*nonsense"):
+    with pytest.raises(RuntimeError, match=r"prepare: status 1: .*nonsense"):
         speed._measure_apart("tiny", 1, 100, ["tiny"])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manas_jax import kept
 from manas_jax.models import layers
 from manas_jax.models.attention import Attention
-from manas_jax.models.columns import Column, Fusion, Transition
+from manas_jax.models.columns import Branches, Column, Fusion, Transition
 from manas_jax.space import COLUMNS, STEM_EXPANSION, Genotype, SearchSpace
 
 Architecture = Mapping[str, jax.Array]
@@ -93,69 +96,138 @@ class Network(nn.Module):
         Returns:
           (N, H, W, 3), not clamped.
         """
-        space, genotype, dtype = self.space, self.genotype, self.dtype
-        if genotype is None:
+        choices = {}
+        if self.genotype is None:
             if architecture is None:
                 raise ValueError("the supernet needs the architecture's logits")
-            probabilities = jax.tree.map(nn.softmax, dict(architecture))
+            choices = self.choices(architecture)
+        branches = self.fold(images)
+        for part in self.parts():
+            made = part.run(part.make(name=part.name), part.take(branches), train, choices)
+            branches = part.put(branches, made)
+        return self.finish(self.head(name="head_conv")(branches[0]), images)
 
-        def maybe_remat(module):
-            return nn.remat(module, static_argnums=(2,)) if self.remat else module
+    @nn.nowrap
+    def parts(self) -> tuple[Part, ...]:
+        """What lies between `fold` and `head`, in the order of computation."""
+        space, genotype, dtype = self.space, self.genotype, self.dtype
 
-        x = layers.pad_to_multiple(images, space.multiple)
-        x = layers.space_to_depth(x if dtype is None else x.astype(dtype), space.patch)
-        folded = x.shape[-1]
-        for i in range(space.stem_blocks):
-            block = layers.Bottleneck(
-                space.channels[0], STEM_EXPANSION, dtype, name=f"stem_block{i}"
-            )
-            x = block(x, train)
+        def part(name, module, *arguments, **where):
+            return Part(name, functools.partial(module, *arguments, dtype=dtype), **where)
 
-        branches = (x,)
+        def searched(module):
+            return _rematerialized(module) if self.remat else module
+
+        made = [
+            part(f"stem_block{i}", layers.Bottleneck, space.channels[0], STEM_EXPANSION, branch=0)
+            for i in range(space.stem_blocks)
+        ]
         columns, modules = iter(range(sum(space.columns))), iter(range(len(space.modules)))
         for cell, count in enumerate(space.branches):
-            transition = Transition(space.channels[:count], dtype, name=f"cell{cell}_transition")
-            branches = transition(branches, train)
-            if self.scan and genotype is None and space.columns[cell]:
-                chosen = [next(columns) for _ in range(space.columns[cell])]
+            name = f"cell{cell}"
+            made.append(part(f"{name}_transition", Transition, space.channels[:count]))
+            rows = [next(columns) for _ in range(space.columns[cell])]
+            if self.scan and genotype is None and rows:
                 scanned = nn.scan(
-                    maybe_remat(_ScannedColumn),
+                    searched(_ScannedColumn),
                     variable_axes={"params": 0, "batch_stats": 0},
                     split_rngs={"params": True},
                     in_axes=(nn.broadcast, 0),
-                )(dtype, name=f"cell{cell}_columns")
-                branches, _ = scanned(branches, train, probabilities["columns"][np.array(chosen)])
-            for i in range(0 if self.scan and genotype is None else space.columns[cell]):
-                column = next(columns)
-                branches = maybe_remat(Column)(
-                    None if genotype is None else genotype.columns[cell][i],
-                    dtype,
-                    name=f"cell{cell}_column{i}",
-                )(branches, train, None if genotype else probabilities["columns"][column])
-            attended = []
-            for b, branch in enumerate(branches):
-                module = next(modules)
-                attention = maybe_remat(Attention)(
-                    space,
-                    None if genotype is None else genotype.attention[cell][b],
-                    dtype,
-                    self.pool_cell and self.pool_cell // (space.patch * 2**b),
-                    name=f"cell{cell}_attention{b}",
                 )
-                attended.append(
-                    attention(
-                        branch, train, None if genotype else probabilities["attention"][module]
-                    )
+                logits = "columns", np.array(rows)
+                made.append(part(f"{name}_columns", scanned, logits=logits, scanned=True))
+            else:
+                for i, row in enumerate(rows):
+                    choice = None if genotype is None else genotype.columns[cell][i]
+                    module = searched(Column), choice
+                    made.append(part(f"{name}_column{i}", *module, logits=("columns", row)))
+            for b in range(count):
+                chosen = None if genotype is None else genotype.attention[cell][b]
+                module = functools.partial(
+                    searched(Attention),
+                    pool_cell=self.pool_cell and self.pool_cell // (space.patch * 2**b),
                 )
-            branches = tuple(attended)
+                logits = "attention", next(modules)
+                made.append(
+                    part(f"{name}_attention{b}", module, space, chosen, branch=b, logits=logits)
+                )
+        made.append(part("head_fusion", Fusion, 1))
+        return tuple(made)
 
-        (x,) = Fusion(outputs=1, dtype=dtype, name="head_fusion")(branches, train)
+    @nn.nowrap
+    def choices(self, architecture: Architecture) -> dict[str, jax.Array]:
+        """The probabilities that each part of the supernet mixes by, under the part's name."""
+        probabilities = jax.tree.map(nn.softmax, dict(architecture))
+        chosen = ((part.name, *part.logits) for part in self.parts() if part.logits)
+        return {name: probabilities[kind][row] for name, kind, row in chosen}
+
+    @nn.nowrap
+    def fold(self, images: jax.Array) -> Branches:
+        """The images as the first branch, their sides mirrored up to what the scales need."""
+        x = layers.pad_to_multiple(images, self.space.multiple)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        return (layers.space_to_depth(x, self.space.patch),)
+
+    @nn.nowrap
+    def head(self, name: str | None = None) -> nn.Conv:
+        """The last convolution, from the finest branch to folded pixels."""
         # Starting as the identity, a residual network has nothing to unlearn.
-        init = nn.initializers.zeros if space.residual else layers.KERNEL_INIT
-        x = layers.convolution(folded, 1, dtype=dtype, name="head_conv", kernel_init=init)(x)
-        x = layers.depth_to_space(x, space.patch)[:, : images.shape[1], : images.shape[2]]
+        init = nn.initializers.zeros if self.space.residual else layers.KERNEL_INIT
+        folded = 3 * self.space.patch**2
+        return layers.convolution(folded, 1, dtype=self.dtype, name=name, kernel_init=init)
+
+    @nn.nowrap
+    def finish(self, x: jax.Array, images: jax.Array) -> jax.Array:
+        """Folded pixels to images like those that went in."""
+        x = layers.depth_to_space(x, self.space.patch)[:, : images.shape[1], : images.shape[2]]
         x = x.astype(images.dtype)
-        return images + x if space.residual else x
+        return images + x if self.space.residual else x
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module of the network and where it stands.
+
+    Attributes:
+      name: of the module and its variables.
+      make: makes the module; takes its name.
+      branch: index of the branch that it works on; None for all of them.
+      logits: kind and row of the logits that it is chosen by, if it is.
+      scanned: whether it is a scan, whose rows are several.
+    """
+
+    name: str
+    make: Callable[..., nn.Module]
+    branch: int | None = None
+    logits: tuple[str, int | np.ndarray] | None = None
+    scanned: bool = False
+
+    def take(self, branches: Branches) -> jax.Array | Branches:
+        """What the module works on."""
+        return branches if self.branch is None else branches[self.branch]
+
+    def put(self, branches: Branches, made: jax.Array | Branches) -> Branches:
+        """The branches with what the module made in place of what it took."""
+        if self.branch is None:
+            return made
+        return (*branches[: self.branch], made, *branches[self.branch + 1 :])
+
+    def run(
+        self,
+        module: nn.Module,
+        taken: jax.Array | Branches,
+        train: bool,
+        choices: Mapping[str, jax.Array],
+    ) -> jax.Array | Branches:
+        """What the module makes of what it took."""
+        choice = (choices.get(self.name),) if self.logits else ()
+        made = module(taken, train, *choice)
+        return made[0] if self.scanned else made
+
+
+@functools.cache
+def _rematerialized(module: type[nn.Module]) -> type[nn.Module]:
+    return nn.remat(module, static_argnums=(2,))
 
 
 class _ScannedColumn(nn.Module):
@@ -201,14 +273,19 @@ def unstack_columns(variables: Mapping[str, Any], space: SearchSpace) -> dict[st
 
 
 def variable_shapes(network: Network) -> dict[str, Any]:
-    """Shapes and types of the network's 'params' and 'batch_stats'; computes nothing."""
+    """Shapes and types of the network's 'params' and 'batch_stats'; computes nothing.
+
+    They are remembered between runs, see `manas_jax.kept`.
+    """
     side = network.space.multiple  # the smallest picture that needs no padding
     architecture = None if network.genotype else init_architecture(network.space, 0)
 
     def init():
         return network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), architecture)
 
-    return jax.eval_shape(init)
+    # Tracing takes seconds; what is made depends on this much of the network.
+    made_of = network.space, network.genotype, network.scan
+    return kept.remembered(f"variable_shapes {made_of}", lambda: jax.eval_shape(init))
 
 
 def init_variables(network: Network, seed: int) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""Gradients of a scene objective part by part: each part of the network is a program of its own.
+
+Rumelhart et al., "Learning representations by back-propagating errors", Nature 1986, with compiled
+modules in place of layers. XLA takes minutes and gigabytes for the gradient of a supernet as one
+program, and loading it from a cache takes longer than running it: on CPU some of its passes are
+quadratic in the number of operations. Parts that are alike, such as the columns of a cell or the
+attention modules of one scale, share a program here. What goes on between the parts is a few calls
+from Python. Traced as a whole, by `jax.jit`, it is the plain gradient, in one program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from manas_jax import objectives
+from manas_jax.compilation import Programs
+from manas_jax.models.network import Network
+
+PyTree = Any
+
+
+def scene_gradients(
+    network: Network, weights: objectives.Weights, internal_from: int, identity: str = ""
+) -> Callable:
+    """`jax.grad` of `objectives.scene_objective` by parameters and architecture.
+
+    Args:
+      network: the supernet.
+      weights: what each term counts.
+      internal_from: step from which on the internal loss counts.
+      identity: see `compilation.Ahead`.
+
+    Returns:
+      A function (parameters, architecture, batch_stats, step, batch) -> ((of_parameters,
+      of_architecture), (batch_stats, terms)).
+    """
+    parts = network.parts()
+    modules = [part.make() for part in parts]
+    judged = network, weights, internal_from
+    programs = Programs(identity)
+
+    def gradients(parameters, architecture, batch_stats, step, batch):
+        rainy = batch["rainy"]
+        given = jax.tree.leaves(parameters)[0], rainy
+        if any(isinstance(x, jax.core.Tracer) for x in given):
+            begin, run = _nothing, _jitted
+        else:
+            kind = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in given)
+            begin, run = (
+                lambda name, *rest, do=do: do((name, kind), *rest)
+                for do in (programs.begin, programs)
+            )
+
+        choices = run("choices", _choices, network, architecture)
+        branches = run("fold", _fold, network, rainy)
+        moved, pullbacks = {}, []
+        for part, module in zip(parts, modules, strict=True):
+            name = part.name
+            # A transition that adds no branch has no variables.
+            variables = (tree.get(name, {}) for tree in (parameters, batch_stats))
+            where = (*variables, part.take(branches), choices.get(name))
+            made, stats, kept = run(f"{name} forward", _forward, module, *where)
+            traced = _Traced.of(module, where)
+            begin(f"{name} backward", _backward, traced, kept, made)
+            branches = part.put(branches, made)
+            moved |= {name: stats} if stats else {}
+            pullbacks.append((traced, kept))
+
+        of_head, of_finest, terms = run(
+            "loss", _judge, judged, parameters["head_conv"], branches[0], step, batch
+        )
+        of_parameters, of_choices, of_branches = {"head_conv": of_head}, {}, (of_finest,)
+        for part in reversed(parts):
+            name = part.name
+            of_part, of_taken, of_choice = run(
+                f"{name} backward", _backward, *pullbacks.pop(), part.take(of_branches)
+            )
+            of_branches = part.put(of_branches, of_taken)
+            of_parameters |= {name: of_part} if of_part else {}
+            of_choices |= {name: of_choice} if name in choices else {}
+        of_architecture = run(
+            "choices backward", _choices_backward, network, architecture, of_choices
+        )
+        return (of_parameters, of_architecture), (moved, terms)
+
+    return gradients
+
+
+def _nothing(*_: Any) -> None:
+    """Under a transformation there is nothing to compile ahead."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _jitted(name: str, function: Callable, static: Any, *args: Any) -> Any:
+    return function(static, *args)
+
+
+def _choices(network: Network, architecture: PyTree) -> dict[str, jax.Array]:
+    return network.choices(architecture)
+
+
+def _choices_backward(network: Network, architecture: PyTree, gradient: Mapping[str, jax.Array]):
+    return jax.vjp(network.choices, architecture)[1](gradient)[0]
+
+
+def _fold(network: Network, rainy: jax.Array):
+    return network.fold(rainy.reshape(-1, *rainy.shape[2:]))
+
+
+def _forward(module: nn.Module, parameters: PyTree, batch_stats: PyTree, taken: PyTree, choice):
+    """What the module makes, running statistics that the batch moved, arrays for `_backward`."""
+
+    def run(parameters, taken, choice):
+        given = () if choice is None else (choice,)
+        made, updates = module.apply(
+            {"params": parameters, "batch_stats": batch_stats},
+            taken,
+            True,
+            *given,
+            mutable=["batch_stats"],
+        )
+        return made, updates.get("batch_stats", {})
+
+    kept = jax.checkpoint(run, policy=_kept, prevent_cse=False)
+    made, pullback, moved = jax.vjp(kept, parameters, taken, choice, has_aux=True)
+    arrays, structure = jax.tree.flatten(pullback)
+    traced = _Traced.of(module, (parameters, batch_stats, taken, choice))
+    _STRUCTURES[traced] = structure
+    return made, moved, arrays
+
+
+class _Traced(NamedTuple):
+    """A module and the kinds of arrays that `_forward` got with it."""
+
+    module: nn.Module
+    structure: Any
+    kinds: tuple[tuple[tuple[int, ...], str], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, args: PyTree) -> _Traced:
+        leaves, structure = jax.tree.flatten(args)
+        return cls(module, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+
+
+_STRUCTURES: dict[_Traced, Any] = {}
+"""What `jax.vjp` gave in `_forward`, but for its arrays: programs hand on nothing else."""
+
+
+def _backward(traced: _Traced, arrays: Sequence[jax.Array], gradient: PyTree):
+    """Gradients by (parameters, what was taken, choice)."""
+    if traced not in _STRUCTURES:  # the program of `_forward` came from an earlier run
+        shapes = [jax.ShapeDtypeStruct(*kind) for kind in traced.kinds]
+        args = jax.tree.unflatten(traced.structure, shapes)
+        jax.eval_shape(functools.partial(_forward, traced.module), *args)
+    return jax.tree.unflatten(_STRUCTURES[traced], arrays)(gradient)
+
+
+def _judge(judged, head: PyTree, finest: jax.Array, step: jax.Array, batch: Mapping):
+    """Gradients of the loss by the head's parameters and by its input, and the loss's terms."""
+    network, weights, internal_from = judged
+
+    def loss(head, finest):
+        rainy = batch["rainy"]
+        images = rainy.reshape(-1, *rainy.shape[2:])
+        outputs = network.finish(network.head().apply({"params": head}, finest), images)
+        return objectives.scene_loss(
+            outputs.reshape(rainy.shape), batch["clean"], step, weights, internal_from
+        )
+
+    (of_head, of_finest), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(head, finest)
+    return of_head, of_finest, terms
+
+
+def _kept(primitive: Any, *_, **__) -> bool:
+    """Whether a part keeps what an operation makes for its backward pass.
+
+    What takes long to make or is small; all else, such as normalised and gated maps, is several
+    times as large together and made again in passing.
+    """
+    return primitive.name in ("conv_general_dilated", "dot_general", "reduce_sum", "reduce_max")

@@ -1,0 +1,77 @@
+"""Gradients part by part against those of the whole objective, in float64.
+
+That they can be derived again is shown by the exact hypergradient in test_bilevel.py.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from manas_jax import backpropagation, objectives
+from manas_jax.models.network import Network, init_architecture, init_variables
+from manas_jax.space import SearchSpace
+
+SPACE = SearchSpace(
+    channels=(4, 8),
+    branches=(1, 2),
+    columns=(1, 1),
+    stem_blocks=1,
+    candidates=("none", "skip_connect", "sep_conv_3x3", "CBAM"),
+)
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    with jax.enable_x64(True):
+        network, draw = Network(SPACE), np.random.default_rng(0)
+        variables = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), init_variables(network, seed=0)
+        )
+        architecture = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), init_architecture(SPACE, 0, scale=1.0)
+        )
+        batch = {
+            "rainy": jnp.asarray(draw.random((2, 2, 16, 16, 3))),
+            "clean": jnp.asarray(draw.random((2, 16, 16, 3))),
+        }
+        surroundings = variables["batch_stats"], jnp.int32(1), batch
+        parts = backpropagation.scene_gradients(network, objectives.Weights(), 0)
+        objective = objectives.scene_objective(network, objectives.Weights(), 0)
+        whole = jax.grad(objective, argnums=(0, 1), has_aux=True)
+        yield variables["params"], architecture, surroundings, parts, whole
+
+
+def _assert_close(got, wanted):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_give_the_gradient_of_the_whole(problem):
+    parameters, architecture, surroundings, parts, whole = problem
+    wanted = jax.jit(whole, compiler_options=QUICK)(parameters, architecture, *surroundings)
+    _assert_close(parts(parameters, architecture, *surroundings), wanted)
+
+
+def test_like_parts_share_a_program(problem, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        backpropagation.Programs,
+        "begin",
+        lambda self, key, function, static, *args: begun.append((function, static)),
+    )
+    monkeypatch.setattr(
+        backpropagation.Programs,
+        "__call__",
+        lambda self, key, function, static, *args: jax.eval_shape(
+            lambda *args: function(static, *args), *args
+        ),
+    )
+    parameters, architecture, surroundings, *_ = problem
+    parts = backpropagation.scene_gradients(Network(SPACE), objectives.Weights(), 0)
+    parts(parameters, architecture, *surroundings)
+    assert len(begun) == len(Network(SPACE).parts())
+    # The attention modules of the finest scale are alike; the columns have one and two branches.
+    assert len(set(begun)) == len(begun) - 1

@@ -1,0 +1,254 @@
+"""Compiling ahead, and programs that are kept whole between runs."""
+
+import gc
+import os
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from manas_jax import build, compilation, kept, sharding
+from manas_jax.compilation import Ahead, compile_all
+
+STATE = optax.TraceState({"a": np.arange(6, dtype=np.float32)})  # a pytree of a class of its own
+
+
+def _make(identity="a"):
+    """A function that counts how often it is traced, and the count."""
+    traces = []
+
+    def function(state, factor):
+        traces.append(1)
+        return jax.tree.map(lambda x: jnp.sin(x) * factor, state)
+
+    return Ahead(jax.jit(function, donate_argnums=0), identity), traces
+
+
+def _arguments():
+    return jax.device_put((STATE, np.float32(2)), sharding.replicated(sharding.make_mesh(1)))
+
+
+def _run(ahead):
+    return np.asarray(ahead(*_arguments()).trace["a"])
+
+
+WANTED = np.sin(STATE.trace["a"]) * 2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """JAX's cache, which takes all programs, however quick to compile."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_enable_compilation_cache": True,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for values in (wanted, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is wanted:
+            yield tmp_path
+
+
+def _kept(folder):
+    return list(folder.glob("*" + kept.SUFFIX))
+
+
+def _empty_jax_cache(folder):
+    for file in set(folder.iterdir()) - set(_kept(folder)):
+        file.unlink()
+
+
+def test_the_next_start_does_not_trace(folder):
+    ahead, traces = _make()
+    first = ahead.compile(*_arguments())
+    assert len(traces) == 1
+    again, traces = _make()
+    second = again.compile(*_arguments())
+    np.testing.assert_allclose(_run(again), WANTED, rtol=1e-6)
+    np.testing.assert_array_equal(_run(again), _run(ahead))
+    assert not traces
+    assert first.flops == second.flops > 0
+    given = _arguments()
+    again(*given)
+    assert given[0].trace["a"].is_deleted()  # its memory is given away as before
+
+
+def test_shapes_will_do(folder):
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _arguments()
+    )
+    _make()[0].compile(*shapes)
+    again, traces = _make()
+    again.compile(*_arguments())
+    np.testing.assert_allclose(_run(again), WANTED, rtol=1e-6)
+    assert not traces
+
+
+def _damage(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+SPOILED = {
+    "damaged": _damage,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:100]),
+    "empty": lambda file: file.write_bytes(b""),
+    "writable by everyone": lambda file: file.chmod(0o666),
+    "a folder writable by everyone": lambda file: file.parent.chmod(0o777),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_what_cannot_be_trusted_is_compiled_again(folder, spoil):
+    _make()[0].compile(*_arguments())
+    (file,) = _kept(folder)
+    spoil(file)
+    _empty_jax_cache(folder)
+    again, traces = _make()
+    again.compile(*_arguments())
+    np.testing.assert_allclose(_run(again), WANTED, rtol=1e-6)
+    assert len(traces) == 1
+    folder.chmod(0o700)
+    third, traces = _make()
+    third.compile(*_arguments())
+    assert not traces  # it has been written anew
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owner here")
+def test_what_is_another_users_is_compiled_again(folder, monkeypatch):
+    _make()[0].compile(*_arguments())
+    mine = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    again, traces = _make()
+    again.compile(*_arguments())
+    assert len(traces) == 1
+
+
+def test_a_folder_that_takes_nothing_is_no_error(tmp_path, monkeypatch):
+    place = tmp_path / "file"
+    place.write_text("in the folder's place")
+    monkeypatch.setattr(kept, "folder", lambda: place)
+    assert kept.remembered("a", lambda: 3) == 3
+    kept.write("a", None, {})
+    assert kept.read("a", ()) is None
+
+
+def test_only_the_newest_stay(folder, monkeypatch):
+    monkeypatch.setattr(kept, "NEWEST", 2)
+    for identity in "abc":
+        _empty_jax_cache(folder)
+        _make(identity)[0].compile(*_arguments())
+    assert len(_kept(folder)) == 2
+
+
+def test_values_are_remembered(folder):
+    shapes = {"a": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}
+    assert kept.remembered("shapes", lambda: shapes) == shapes
+    assert kept.remembered("shapes", lambda: pytest.fail("made again")) == shapes
+    assert kept.remembered("others", lambda: 3) == 3
+    for file in _kept(folder):
+        _damage(file)
+    assert kept.remembered("others", lambda: 4) == 4
+
+
+def test_without_identity_nothing_is_kept(folder):
+    _make("")[0].compile(*_arguments())
+    assert not _kept(folder)
+
+
+def test_what_jax_kept_is_not_kept_again(folder):
+    """For want of functions such a program would fail when run."""
+    _make()[0].compile(*_arguments())
+    for file in _kept(folder):
+        file.unlink()
+    for _ in range(2):
+        again, traces = _make()
+        again.compile(*_arguments())
+        np.testing.assert_allclose(_run(again), WANTED, rtol=1e-6)
+        assert len(traces) == 1
+    assert not _kept(folder)
+
+
+def test_key_tells_programs_apart():
+    arguments = _arguments()
+    keys = [kept.key("a", arguments), kept.key("b", arguments)]
+    keys.append(kept.key("a", arguments[::-1]))
+    keys.append(kept.key("a", jax.tree.map(lambda x: x.astype(jnp.bfloat16), arguments)))
+    keys.append(kept.key("a", jax.tree.map(lambda x: x[None], arguments)))
+    keys.append(kept.key("a", jax.tree.map(np.asarray, arguments)))  # lies elsewhere
+    with jax.default_matmul_precision("highest"):
+        keys.append(kept.key("a", arguments))
+    assert len(set(keys)) == len(keys)
+    assert kept.key("a", arguments) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "enabled", "processes", "kept_there"),
+    [
+        ("/a/folder", True, 1, True),
+        ("/a/folder", False, 1, False),
+        ("/a/folder", True, 2, False),
+        ("gs://bucket/cache", True, 1, False),
+        (None, True, 1, False),
+    ],
+)
+def test_where_programs_are_kept(monkeypatch, place, enabled, processes, kept_there):
+    config = types.SimpleNamespace(
+        jax_compilation_cache_dir=place, jax_enable_compilation_cache=enabled
+    )
+    stand_in = types.SimpleNamespace(config=config, process_count=lambda: processes)
+    monkeypatch.setattr(kept, "jax", stand_in)
+    assert kept.folder() == (pathlib.Path(place) if kept_there else None)
+
+
+def test_identity_holds_what_shapes_a_program(make_config):
+    config = make_config()
+    same = make_config(seed=7, data__root="elsewhere", data__split_seed=3, devices=0)
+    assert build.identity(config, "search") == build.identity(same, "search")
+    others = [
+        make_config(search__learning_rate=0.5),
+        make_config(search__steps=config.search.steps + 1),
+        make_config(objectives__tv=0.5),
+        make_config(network__remat=True),
+        make_config(space__channels=(4, 16)),
+    ]
+    identities = {build.identity(other, "search") for other in [config, *others]}
+    identities.add(build.identity(config, "train"))
+    assert len(identities) == len(others) + 2
+
+
+def test_several_are_compiled_and_their_seconds_add_up():
+    (one, _), (two, _) = _make(""), _make("")
+    made = compile_all((one, _arguments()), (two, _arguments()))
+    assert len(made) == 2
+    assert min(c.seconds for c in made) >= 0
+    np.testing.assert_array_equal(_run(one), _run(two))
+
+
+def test_other_arguments_than_foreseen_are_compiled_for():
+    ahead, traces = _make("")
+    ahead.compile(*_arguments())
+    state, factor = jax.tree.map(lambda x: x[None], _arguments())
+    np.testing.assert_allclose(ahead(state, factor).trace["a"][0], WANTED, rtol=1e-6)
+    np.testing.assert_allclose(_run(ahead), WANTED, rtol=1e-6)
+    assert len(traces) <= 3
+
+
+def test_collection_goes_on_afterwards():
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), compilation.collection_paused():
+        assert not gc.isenabled()
+        with compilation.collection_paused():
+            pass
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
