@@ -132,8 +132,8 @@ def _bytes(kind: str, shape: str) -> int:
 def reduced_bytes(params: Mapping, batch_stats: Mapping) -> dict[str, int]:
     """What the devices have to sum in a step that moves all weights, by arithmetic on shapes.
 
-    BatchNorm sums x and x^2 of each channel forward, and of the gradient backward what concerns
-    mean and variance; of a layer with scale and bias one of those is its scale's gradient.
+    BatchNorm sums x and x^2 of each channel forward, and the gradient and its product with x
+    backward; of a layer with scale and bias those give the gradients of both.
 
     Args:
       params: parameters or their shapes.
@@ -142,7 +142,6 @@ def reduced_bytes(params: Mapping, batch_stats: Mapping) -> dict[str, int]:
     Returns:
       Bytes, float32: 'parameters', one of each; 'factored', what is reduced beyond that because
       `FactoredConv` sums the gradient of the dense kernel and not those of its two factors;
-      'shared', of dense layers that are used twice, whose two gradients are summed apart;
       'statistics' of BatchNorm, forward and backward; 'total'.
     """
     from flax.traverse_util import flatten_dict
@@ -155,14 +154,11 @@ def reduced_bytes(params: Mapping, batch_stats: Mapping) -> dict[str, int]:
             inputs = max(spatial.shape[2:])  # (3, 3, 1, inputs) or (3, 3, inputs, 1)
             dense = 9 * inputs * pointwise.shape[-1]
             factored += dense - spatial.size - pointwise.size
-    twice = {"SE_A_M", "CBAM"}  # one MLP over the average and the maximum
-    shared = sum(x.size for path, x in weights.items() if "mlp" in path and twice & set(path))
     means = {path[:-1]: x.size for path, x in running.items() if path[-1] == "mean"}
-    backward = sum(n if (*path, "scale") in weights else 2 * n for path, n in means.items())
+    backward = sum(0 if (*path, "scale") in weights else 2 * n for path, n in means.items())
     counts = {
         "parameters": sum(x.size for x in weights.values()),
         "factored": factored,
-        "shared": shared,
         "statistics": 2 * sum(means.values()) + backward,
     }
     counts["total"] = sum(counts.values())
@@ -248,6 +244,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     import jax
 
     from manas_jax import build, sharding
+    from manas_jax.models import layers
 
     start = time.monotonic()
     mesh = sharding.make_mesh(devices)
@@ -258,7 +255,8 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     )
     batch = build.batch_shapes(config, program.options, mesh)
     batches = (batch, batch) if name == "search_architecture" else (batch,)
-    lowered = program.step.lower(state, *batches)
+    with layers.plain_convolutions():  # this is about accelerators
+        lowered = program.step.lower(state, *batches)
     compiled = lowered.compile()
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {

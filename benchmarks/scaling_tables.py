@@ -77,7 +77,8 @@ def scaling_arithmetic() -> str:
         if expected := part["reduced_bytes"].get(name):
             counted = programs[max(programs, key=int)]["collectives"]["all-reduce"]["bytes"]
             keys = ("parameters", "factored", "shared", "statistics", "total")
-            numbers = [*(expected[key] for key in keys), counted, counted - expected["total"]]
+            parts = (expected.get(key, 0) for key in keys)
+            numbers = [*parts, counted, counted - expected["total"]]
             rows.append([size, PROGRAMS[name], *(f"{number:,}" for number in numbers)])
     return table(head, rows)
 
