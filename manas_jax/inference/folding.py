@@ -84,6 +84,8 @@ def apply(
     with contextlib.ExitStack() as forms:
         for form in (_add_bias, *((_widen, _keep) if cpu else ())):
             forms.enter_context(nn.intercept_methods(form))
+        if not cpu:  # exports are for other runtimes, and of any size
+            forms.enter_context(layers.plain_convolutions())
         return network.apply(variables, images)
 
 
