@@ -88,7 +88,18 @@ def scene_gradients(
         )
         return (of_parameters, of_architecture), (moved, terms)
 
-    return gradients
+    whole = jax.jit(gradients)
+
+    def on_devices(parameters, architecture, batch_stats, step, batch):
+        # Over several devices many programs in flight, each of which waits for all devices, can
+        # wait for each other for ever: there it is one.
+        rainy = batch["rainy"]
+        several = isinstance(rainy, jax.Array) and not isinstance(rainy, jax.core.Tracer)
+        several = several and len(rainy.sharding.device_set) > 1
+        chosen = whole if several else gradients
+        return chosen(parameters, architecture, batch_stats, step, batch)
+
+    return on_devices
 
 
 def _nothing(*_: Any) -> None:
