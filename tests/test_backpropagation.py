@@ -75,3 +75,22 @@ def test_like_parts_share_a_program(problem, monkeypatch):
     assert len(begun) == len(Network(SPACE).parts())
     # The attention modules of the finest scale are alike; the columns have one and two branches.
     assert len(set(begun)) == len(begun) - 1
+
+
+def test_columns_that_are_scanned_are_a_part():
+    space = SearchSpace((4, 8), (2,), (2,), stem_blocks=1, candidates=("none", "SE"))
+    network, draw = Network(space, scan=True), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        variables = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), init_variables(network, seed=0)
+        )
+        batch = {
+            "rainy": jnp.asarray(draw.random((1, 2, 8, 8, 3))),
+            "clean": jnp.asarray(draw.random((1, 8, 8, 3))),
+        }
+        architecture = jax.tree.map(jnp.float64, init_architecture(space, 0, scale=1.0))
+        args = (variables["params"], architecture, variables["batch_stats"], jnp.int32(1), batch)
+        parts = backpropagation.scene_gradients(network, objectives.Weights(), 0)
+        objective = objectives.scene_objective(network, objectives.Weights(), 0)
+        whole = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+        _assert_close(parts(*args), whole(*args))

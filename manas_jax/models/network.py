@@ -128,14 +128,8 @@ class Network(nn.Module):
             made.append(part(f"{name}_transition", Transition, space.channels[:count]))
             rows = [next(columns) for _ in range(space.columns[cell])]
             if self.scan and genotype is None and rows:
-                scanned = nn.scan(
-                    searched(_ScannedColumn),
-                    variable_axes={"params": 0, "batch_stats": 0},
-                    split_rngs={"params": True},
-                    in_axes=(nn.broadcast, 0),
-                )
                 logits = "columns", np.array(rows)
-                made.append(part(f"{name}_columns", scanned, logits=logits, scanned=True))
+                made.append(part(f"{name}_columns", _ScannedColumns, self.remat, logits=logits))
             else:
                 for i, row in enumerate(rows):
                     choice = None if genotype is None else genotype.columns[cell][i]
@@ -192,15 +186,13 @@ class Part:
       name: of the module and its variables.
       make: makes the module; takes its name.
       branch: index of the branch that it works on; None for all of them.
-      logits: kind and row of the logits that it is chosen by, if it is.
-      scanned: whether it is a scan, whose rows are several.
+      logits: kind and row (or rows) of the logits that it is chosen by, if it is.
     """
 
     name: str
     make: Callable[..., nn.Module]
     branch: int | None = None
     logits: tuple[str, int | np.ndarray] | None = None
-    scanned: bool = False
 
     def take(self, branches: Branches) -> jax.Array | Branches:
         """What the module works on."""
@@ -221,8 +213,7 @@ class Part:
     ) -> jax.Array | Branches:
         """What the module makes of what it took."""
         choice = (choices.get(self.name),) if self.logits else ()
-        made = module(taken, train, *choice)
-        return made[0] if self.scanned else made
+        return module(taken, train, *choice)
 
 
 @functools.cache
@@ -230,14 +221,24 @@ def _rematerialized(module: type[nn.Module]) -> type[nn.Module]:
     return nn.remat(module, static_argnums=(2,))
 
 
-class _ScannedColumn(nn.Module):
-    """A mixed column as the body of a scan."""
+class _ScannedColumns(nn.Module):
+    """The mixed columns of a cell as one scan over stacked variables."""
 
+    remat: bool
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, branches, train, probabilities):
-        return Column(None, self.dtype, name="column")(branches, train, probabilities), None
+    def __call__(self, branches: Branches, train: bool, probabilities: jax.Array) -> Branches:
+        """Applies the columns in turn; `probabilities` is (columns, 2)."""
+        column = _rematerialized(Column) if self.remat else Column
+
+        def body(_, branches, row):
+            return column(None, self.dtype, name="column")(branches, train, row), None
+
+        scan = nn.scan(
+            body, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}
+        )
+        return scan(self, branches, probabilities)[0]
 
 
 def stack_columns(variables: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
