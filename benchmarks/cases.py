@@ -130,10 +130,11 @@ def search_step(
     import jax
 
     import manas_jax.main  # noqa: F401  # what the command imports
-    from manas_jax import compilation, sharding
+    from manas_jax import sharding
+    from manas_jax.compilation import work_in_turn
     from manas_jax.state import init_search
 
-    compilation.work_in_turn()
+    work_in_turn()
     network, optimizers, step = make_search_step(
         configure(space),
         hypergradient=hypergradient,
@@ -162,11 +163,12 @@ def train_step(
 ) -> Work:
     """A step of the final training of the alternating network, on patches of noise."""
     import manas_jax.main  # noqa: F401
-    from manas_jax import compilation, sharding
+    from manas_jax import sharding
+    from manas_jax.compilation import work_in_turn
     from manas_jax.models.network import init_variables
     from manas_jax.state import init_train
 
-    compilation.work_in_turn()
+    work_in_turn()
     config = configure(space)
     network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)

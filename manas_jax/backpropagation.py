@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 
 from manas_jax import objectives
-from manas_jax.compilation import Programs
+from manas_jax.compilation import Programs, kinds
 from manas_jax.models.network import Network
 
 PyTree = Any
@@ -47,44 +47,39 @@ def scene_gradients(
     def gradients(parameters, architecture, batch_stats, step, batch):
         rainy = batch["rainy"]
         given = jax.tree.leaves(parameters)[0], rainy
-        if any(isinstance(x, jax.core.Tracer) for x in given):
-            begin, run = _nothing, _jitted
-        else:
-            kind = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in given)
-            begin, run = (
-                lambda name, *rest, do=do: do((name, kind), *rest)
-                for do in (programs.begin, programs)
-            )
+        traced = any(isinstance(x, jax.core.Tracer) for x in given)
+        begin, run = (_nothing, _run_traced) if traced else (programs.begin, programs)
+        kind = None if traced else kinds(given)  # part of the programs' keys
 
-        choices = run("choices", _choices, network, architecture)
-        branches = run("fold", _fold, network, rainy)
+        choices = run(("choices", kind), _choices, network, architecture)
+        branches = run(("fold", kind), _fold, network, rainy)
         moved, pullbacks = {}, []
         for part, module in zip(parts, modules, strict=True):
             name = part.name
             # A transition that adds no branch has no variables.
             variables = (tree.get(name, {}) for tree in (parameters, batch_stats))
             where = (*variables, part.take(branches), choices.get(name))
-            made, stats, kept = run(f"{name} forward", _forward, module, *where)
-            traced = _Traced.of(module, where)
-            begin(f"{name} backward", _backward, traced, kept, made)
+            made, stats, kept = run((name, "forward", kind), _forward, module, *where)
+            signature = _Signature.of(module, where)
+            begin((name, "backward", kind), _backward, signature, kept, made)
             branches = part.put(branches, made)
             moved |= {name: stats} if stats else {}
-            pullbacks.append((traced, kept))
+            pullbacks.append((signature, kept))
 
         of_head, of_finest, terms = run(
-            "loss", _judge, judged, parameters["head_conv"], branches[0], step, batch
+            ("loss", kind), _judge, judged, parameters["head_conv"], branches[0], step, batch
         )
         of_parameters, of_choices, of_branches = {"head_conv": of_head}, {}, (of_finest,)
         for part in reversed(parts):
             name = part.name
             of_part, of_taken, of_choice = run(
-                f"{name} backward", _backward, *pullbacks.pop(), part.take(of_branches)
+                (name, "backward", kind), _backward, *pullbacks.pop(), part.take(of_branches)
             )
             of_branches = part.put(of_branches, of_taken)
             of_parameters |= {name: of_part} if of_part else {}
             of_choices |= {name: of_choice} if name in choices else {}
         of_architecture = run(
-            "choices backward", _choices_backward, network, architecture, of_choices
+            ("choices backward", kind), _choices_backward, network, architecture, of_choices
         )
         return (of_parameters, of_architecture), (moved, terms)
 
@@ -93,21 +88,30 @@ def scene_gradients(
     def on_devices(parameters, architecture, batch_stats, step, batch):
         # Over several devices many programs in flight, each of which waits for all devices, can
         # wait for each other for ever: there it is one.
-        rainy = batch["rainy"]
-        several = isinstance(rainy, jax.Array) and not isinstance(rainy, jax.core.Tracer)
-        several = several and len(rainy.sharding.device_set) > 1
-        chosen = whole if several else gradients
+        chosen = whole if _devices(batch["rainy"]) > 1 else gradients
         return chosen(parameters, architecture, batch_stats, step, batch)
 
     return on_devices
+
+
+def _devices(x: jax.Array) -> int:
+    """Devices that an array lies on; of what is being traced nothing is known, and none counted."""
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+        return 0
+    return len(x.sharding.device_set)
 
 
 def _nothing(*_: Any) -> None:
     """Under a transformation there is nothing to compile ahead."""
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _jitted(name: str, function: Callable, static: Any, *args: Any) -> Any:
+def _run_traced(key: Any, function: Callable, static: Any, *args: Any) -> Any:
+    """What `Programs` does, under a transformation; alike parts share a trace without a key."""
+    return _jitted(function, static, *args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _jitted(function: Callable, static: Any, *args: Any) -> Any:
     return function(static, *args)
 
 
@@ -140,12 +144,11 @@ def _forward(module: nn.Module, parameters: PyTree, batch_stats: PyTree, taken: 
     kept = jax.checkpoint(run, policy=_kept, prevent_cse=False)
     made, pullback, moved = jax.vjp(kept, parameters, taken, choice, has_aux=True)
     arrays, structure = jax.tree.flatten(pullback)
-    traced = _Traced.of(module, (parameters, batch_stats, taken, choice))
-    _STRUCTURES[traced] = structure
+    _STRUCTURES[_Signature.of(module, (parameters, batch_stats, taken, choice))] = structure
     return made, moved, arrays
 
 
-class _Traced(NamedTuple):
+class _Signature(NamedTuple):
     """A module and the kinds of arrays that `_forward` got with it."""
 
     module: nn.Module
@@ -153,22 +156,22 @@ class _Traced(NamedTuple):
     kinds: tuple[tuple[tuple[int, ...], str], ...]
 
     @classmethod
-    def of(cls, module: nn.Module, args: PyTree) -> _Traced:
+    def of(cls, module: nn.Module, args: PyTree) -> _Signature:
         leaves, structure = jax.tree.flatten(args)
         return cls(module, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
 
 
-_STRUCTURES: dict[_Traced, Any] = {}
+_STRUCTURES: dict[_Signature, Any] = {}
 """What `jax.vjp` gave in `_forward`, but for its arrays: programs hand on nothing else."""
 
 
-def _backward(traced: _Traced, arrays: Sequence[jax.Array], gradient: PyTree):
+def _backward(signature: _Signature, arrays: Sequence[jax.Array], gradient: PyTree):
     """Gradients by (parameters, what was taken, choice)."""
-    if traced not in _STRUCTURES:  # the program of `_forward` came from an earlier run
-        shapes = [jax.ShapeDtypeStruct(*kind) for kind in traced.kinds]
-        args = jax.tree.unflatten(traced.structure, shapes)
-        jax.eval_shape(functools.partial(_forward, traced.module), *args)
-    return jax.tree.unflatten(_STRUCTURES[traced], arrays)(gradient)
+    if signature not in _STRUCTURES:  # the program of `_forward` came from an earlier run
+        shapes = [jax.ShapeDtypeStruct(*kind) for kind in signature.kinds]
+        args = jax.tree.unflatten(signature.structure, shapes)
+        jax.eval_shape(functools.partial(_forward, signature.module), *args)
+    return jax.tree.unflatten(_STRUCTURES[signature], arrays)(gradient)
 
 
 def _judge(judged, head: PyTree, finest: jax.Array, step: jax.Array, batch: Mapping):

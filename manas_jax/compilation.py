@@ -11,7 +11,7 @@ import pathlib
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,8 +49,10 @@ class Compilation:
 
     Attributes:
       seconds: wall time of tracing, lowering and compiling.
-      flops: floating-point operations of one call, as XLA counts them before it optimises.
-      temporary_bytes: memory that one call needs besides arguments and results.
+      flops: floating-point operations of one call, as XLA counts them before it optimises; of what
+        is many programs by arithmetic on the network.
+      temporary_bytes: memory that one call needs besides arguments and results; of what is many
+        programs that of the largest one counted.
     """
 
     seconds: float
@@ -107,6 +109,28 @@ class Ahead:
         self.identity = identity
         self.counted = counted
         self.executable = None
+
+    @classmethod
+    def of(
+        cls,
+        function: Callable,
+        identity: str,
+        *,
+        name: str | None = None,
+        donate: int | tuple[int, ...] = (),
+        counted: bool = True,
+    ) -> Ahead:
+        """Of a function still to be jitted.
+
+        Args:
+          function: a pure function of arrays.
+          identity: as above, of all the functions of a step together; this one adds its name.
+          name: of the function, where it has none of its own.
+          donate: arguments whose memory is given away.
+          counted: as above.
+        """
+        named = f"{name or function.__name__} {identity}" if identity else ""
+        return cls(jax.jit(function, donate_argnums=donate), named, counted)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the compiled program if there is one and it takes these, else the function."""
@@ -210,6 +234,11 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
     return executable, getattr(_noted, "misses", 0) > before
 
 
+def kinds(arrays: Iterable[Any]) -> tuple[tuple[Any, ...], ...]:
+    """What of arrays shapes a program: shape, type and place."""
+    return tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in arrays)
+
+
 class Programs:
     """Compiled programs of functions, one for every kind of arguments, made when first wanted.
 
@@ -231,11 +260,11 @@ class Programs:
         if key in self._by_key:
             return
         leaves, structure = jax.tree.flatten(args)
-        kinds = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
-        kind = function, static, structure, kinds
+        kind = function, static, structure, kinds(leaves)
         if kind not in self._by_kind:
-            named = f"{function.__name__} {static!r} {self._identity}" if self._identity else ""
-            ahead = Ahead(jax.jit(functools.partial(function, static)), named, counted=False)
+            bound = functools.partial(function, static)
+            name = f"{function.__name__} {static!r}"
+            ahead = Ahead.of(bound, self._identity, name=name, counted=False)
             with collection_paused():
                 self._by_kind[kind] = ahead
                 self._unfinished[ahead] = _begin(self._pool, ahead, args)

@@ -44,8 +44,9 @@ from manas_jax.validation import Validation
 PyTree = Any
 Batch = Mapping[str, jax.Array]
 WEIGHTS_ROLE, ARCHITECTURE_ROLE = 0, 1  # of the batches' seeds
-# How often a step evaluates the network's gradients, that of the weights included.
-CALLS = {"first_order": 2, "finite_difference": 5, "exact": 3}
+# How often a step evaluates the network's gradients, that of the weights included. The mixed
+# product of the exact form, a derivative of one, counts as two.
+CALLS = {"first_order": 2, "finite_difference": 5, "exact": 3 + 2}
 
 
 class Gradients(NamedTuple):
@@ -107,10 +108,10 @@ def make_step(
 ) -> SearchStep:
     """Makes the search step.
 
-    The network's gradient with respect to weights and architecture together is one compiled
-    function: it is called at w, w' and w +- eps v, on training and on architecture scenes alike,
-    so the finite difference compiles nothing that the first order does not. Regularization and
-    complexity depend on the architecture alone and are added outside of it.
+    The network's gradient with respect to weights and architecture together is one function, see
+    `backpropagation`: it is called at w, w' and w +- eps v, on training and on architecture scenes
+    alike, so the finite difference compiles nothing of the network that the first order does not.
+    Regularization and complexity depend on the architecture alone and are added outside of it.
 
     Every evaluation normalises by the statistics of its own batch, as training does: the
     architecture is judged on the function that its gradient is taken of, and the running
@@ -170,11 +171,7 @@ def make_step(
         )
 
     exact = hypergradient == "exact"
-
-    def ahead(function, donate=(), name=None):
-        named = f"{name or function.__name__} {identity}" if identity else ""
-        return Ahead(jax.jit(function, donate_argnums=donate), named)
-
+    ahead = functools.partial(Ahead.of, identity=identity)
     pieces = {
         "virtual": ahead(
             functools.partial(bilevel.virtual_step, weight_optimizer, xi=xi), name="virtual"

@@ -112,10 +112,7 @@ def make_step(
         made = gradients(state.weights, state.batch_stats, state.step, batch)
         return update(state, made["gradient"], made["batch_stats"]), made["terms"]
 
-    def ahead(function, donate=()):
-        named = f"{function.__name__} {identity}" if identity else ""
-        return Ahead(jax.jit(function, donate_argnums=donate), named)
-
+    ahead = functools.partial(Ahead.of, identity=identity)
     if accumulate == 1:
         whole = ahead(step, donate=0)
         return TrainStep(whole, whole.compile)
