@@ -255,7 +255,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     )
     batch = build.batch_shapes(config, program.options, mesh)
     batches = (batch, batch) if name == "search_architecture" else (batch,)
-    with layers.plain_convolutions():  # this is about accelerators
+    with layers.convolution_forms(layers.Forms.PLAIN):  # this is about accelerators
         lowered = program.step.lower(state, *batches)
     compiled = lowered.compile()
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()

@@ -89,25 +89,6 @@ def test_computed_in_bfloat16():
         assert np.abs(got - wanted).mean() < 0.1 * wanted.std()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 32), (5, 19)])
-@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (7, 1)])
-@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (16, 16), (3, 12)])
-def test_wide_convolution_is_the_convolution(inputs, outputs, kernel, dilation, size):
-    draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(size=(2, *size, inputs)), jnp.float32)
-    weights = jnp.asarray(draw.normal(size=(kernel, kernel, inputs, outputs)), jnp.float32)
-    wanted = jax.lax.conv_general_dilated(
-        x,
-        weights,
-        window_strides=(1, 1),
-        padding=[(dilation * (kernel // 2),) * 2] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    got = folding.wide_convolution(x, weights, dilation)
-    np.testing.assert_allclose(got, wanted, atol=1e-4)
-
-
 def test_the_form_for_cpu_is_another():
     """Its kernels are wide and its sums kept; elsewhere, and in exports, neither would serve."""
     network = Network(SPACE, _genotype())

@@ -1,5 +1,7 @@
 """The forms that layers take for speed, against the plain ones, in float64."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,7 @@ def test_convolutions_are_plain_where_asked():
         return str(jax.make_jaxpr(lambda *a: layers.same_convolution(*a))(x, kernel))
 
     assert "dot_general" in made()
-    with layers.plain_convolutions():
+    with layers.convolution_forms(layers.Forms.PLAIN):
         assert "dot_general" not in made()
     assert "dot_general" in made()
 
@@ -116,3 +118,44 @@ def test_batch_norm_keeps_what_flax_keeps(train, affine):
     wanted = theirs.apply(variables, x, mutable=["batch_stats"])
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 32), (5, 19)])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (7, 1)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (16, 16), (3, 12)])
+def test_wide_convolution_is_the_convolution(inputs, outputs, kernel, dilation, size):
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(2, *size, inputs)), jnp.float32)
+    weights = jnp.asarray(draw.normal(size=(kernel, kernel, inputs, outputs)), jnp.float32)
+    wanted = jax.lax.conv_general_dilated(
+        x,
+        weights,
+        window_strides=(1, 1),
+        padding=[(dilation * (kernel // 2),) * 2] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    got = layers.wide_convolution(x, weights, dilation)
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 12), (13, 6)])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 2), (7, 1), (7, 2)])
+def test_small_convolution_is_the_convolution(kernel, dilation, size):
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(2, *size, 2)), jnp.float32)
+    weights = jnp.asarray(draw.normal(size=(kernel, kernel, 2, 3)), jnp.float32)
+    plain = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=[(dilation * (kernel // 2),) * 2] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    wanted, pull = jax.vjp(plain, x, weights)
+    got, pull_small = jax.vjp(
+        functools.partial(layers.small_convolution, dilation=dilation), x, weights
+    )
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    for a, b in zip(pull_small(wanted), pull(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())

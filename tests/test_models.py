@@ -100,28 +100,6 @@ def test_patch_folds_and_unfolds():
     np.testing.assert_array_equal(layers.depth_to_space(folded, 2), images)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 12), (13, 6)])
-@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 2), (7, 1), (7, 2)])
-def test_small_convolution_is_the_convolution(kernel, dilation, size):
-    draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(size=(2, *size, 2)), jnp.float32)
-    weights = jnp.asarray(draw.normal(size=(kernel, kernel, 2, 3)), jnp.float32)
-    plain = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding=[(dilation * (kernel // 2),) * 2] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    wanted, pull = jax.vjp(plain, x, weights)
-    got, pull_small = jax.vjp(
-        functools.partial(layers.small_convolution, dilation=dilation), x, weights
-    )
-    np.testing.assert_allclose(got, wanted, atol=1e-4)
-    for a, b in zip(pull_small(wanted), pull(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
-
-
 def test_residual_starts_as_the_identity():
     space = dataclasses.replace(DERIVED, residual=True)
     network = Network(space, random_genotype(space, 0))

@@ -135,7 +135,7 @@ def _macs(jaxpr):
 def test_macs_are_those_of_the_traced_network(monkeypatch, space, size):
     """Counted in the program that JAX traces, with the separable convolutions in textbook form."""
     monkeypatch.setattr(candidates, "FactoredConv", _Textbook)
-    monkeypatch.setattr(layers, "_plain", True)
+    monkeypatch.setattr(layers, "_forms", layers.Forms.PLAIN)
     images = jnp.zeros((1, *size, 3))
 
     def traced(network, architecture):

@@ -2,7 +2,7 @@
 
 `fold` takes its BatchNorm away; `apply` runs what is left, and with `cpu` in the form that XLA runs
 fastest there. The network's definition knows of neither: Flax's interceptors put other calls in
-place of those of its modules.
+place of those of its modules, and `layers` is told which forms of convolutions to take.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.models import layers
 from manas_jax.models.attention import Attention
-from manas_jax.models.candidates import Edge, FactoredConv
+from manas_jax.models.candidates import Edge
 from manas_jax.models.columns import Column
 
 CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -30,7 +29,6 @@ write the sum once.
 """
 
 _KEPT = (Attention, Column, Edge, layers.Bottleneck, layers.ResidualBlock)  # used more than once
-_WIDE = 32  # channels from which on XLA's convolutions on CPU reach the speed of its products
 
 
 def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,11 +79,10 @@ def apply(
     Returns:
       (N, H, W, 3), not clamped.
     """
-    with contextlib.ExitStack() as forms:
-        for form in (_add_bias, *((_widen, _keep) if cpu else ())):
-            forms.enter_context(nn.intercept_methods(form))
-        if not cpu:  # exports are for other runtimes, and of any size
-            forms.enter_context(layers.plain_convolutions())
+    # Exports are for other runtimes, and of any size.
+    forms = layers.Forms.FORWARD if cpu else layers.Forms.PLAIN
+    keeping = nn.intercept_methods(_keep) if cpu else contextlib.nullcontext()
+    with layers.convolution_forms(forms), nn.intercept_methods(_add_bias), keeping:
         return network.apply(variables, images)
 
 
@@ -105,60 +102,3 @@ def _keep(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> 
     made = call(*args, **kwargs)
     whole = context.method_name == "__call__" and isinstance(context.module, _KEPT)
     return jax.lax.optimization_barrier(made) if whole else made
-
-
-def _widen(call: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
-    """In place of a convolution of few channels `wide_convolution`, or a sum of products.
-
-    A 1x1 convolution of an image's channels writes many times what it reads; as a sum of products
-    it becomes part of the loop that uses it.
-    """
-    module = context.module
-    if context.method_name != "__call__" or not isinstance(module, nn.Conv | FactoredConv):
-        return call(*args, **kwargs)
-    (x,) = args
-    params = module.variables["params"]
-    if isinstance(module, FactoredConv):
-        spatial = params["spatial"].swapaxes(2, 3) if module.depthwise else params["spatial"]
-        kernel, stride, dilation = spatial * params["pointwise"], 1, module.dilation
-    else:
-        kernel, stride, dilation = params["kernel"], module.strides, module.kernel_dilation
-    size, _, inputs, outputs = kernel.shape
-    if size == stride == 1 and inputs <= 4:
-        return sum(x[..., i : i + 1] * kernel[0, 0, i].astype(x.dtype) for i in range(inputs))
-    if size > 1 and stride == 1 and max(inputs, outputs) <= _WIDE // 2:
-        return wide_convolution(x, kernel.astype(x.dtype), dilation)
-    return call(*args, **kwargs)
-
-
-def wide_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """A convolution of a few channels: (N, H, W, c) and (k, k, c, o), k odd -> (N, H, W, o).
-
-    Neighbouring pixels of a row are folded into channels, `_WIDE` of them, and the kernel into
-    the kernel on blocks that does the same. It multiplies by some zeros, but few channels leave
-    most of the processor idle. Shifted by its reach, a block looks at one more block only.
-
-    Stride 1, zero padded to keep height and width. Forward only: its gradient is slow.
-    """
-    size, inputs, outputs = kernel.shape[1:]
-    (n, height, width), reach = x.shape[:3], dilation * (size // 2)
-    block = max(_WIDE // max(inputs, outputs), 2 * reach)
-    other, source, to, tap = np.ogrid[:2, :block, :block, :size]
-    there = block * other + source - reach == to + dilation * (tap - size // 2)
-    # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
-    kernel = jnp.einsum(
-        "bsxt,yxio->ybsito",
-        jnp.asarray(there, kernel.dtype).swapaxes(2, 3),
-        kernel,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    x = jnp.pad(x, ((0, 0), (0, 0), (reach, block - reach + -width % block), (0, 0)))
-    y = jax.lax.conv_general_dilated(
-        x.reshape(n, height, -1, block * inputs),
-        kernel.reshape(size, 2, block * inputs, block * outputs),
-        window_strides=(1, 1),
-        padding=((reach, reach), (0, 0)),
-        rhs_dilation=(dilation, 1),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y.reshape(n, height, -1, outputs)[:, :, :width]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -157,20 +158,52 @@ def _convolve(stride: int, x: jax.Array, kernel: jax.Array, *args: Any, **kwargs
     if stride == 1:
         return same_convolution(x, kernel)
     halves = stride == 2 and kernel.shape[0] == 3 and not (x.shape[1] % 2 or x.shape[2] % 2)
-    if halves and _forms_of_cpu():
+    if halves and _current_forms() is Forms.GRADIENT:
         return _halving_convolution(x, kernel)
     return _plain_convolution(x, kernel, stride=stride)
 
 
 FEW, NARROW = 4, 8  # channels
-FOLD = 4  # pixels
+WIDE = 32  # channels from which on XLA's convolutions on CPU reach the speed of its products
+PATCH = 4  # pixels
+
+
+class Forms(enum.Enum):
+    """Which forms of convolutions are traced; all are the same functions.
+
+    Attributes:
+      PLAIN: XLA's own, for accelerators and other runtimes.
+      GRADIENT: those whose gradients XLA:CPU runs fastest; the default there.
+      FORWARD: those that XLA:CPU runs fastest where no gradient is wanted.
+    """
+
+    PLAIN = enum.auto()
+    GRADIENT = enum.auto()
+    FORWARD = enum.auto()
+
+
+_forms: Forms | None = None
+
+
+@contextlib.contextmanager
+def convolution_forms(forms: Forms) -> Iterator[None]:
+    """Within, convolutions are traced in these forms, whatever the backend."""
+    global _forms
+    before, _forms = _forms, forms
+    try:
+        yield
+    finally:
+        _forms = before
+
+
+def _current_forms() -> Forms:
+    if _forms is not None:
+        return _forms
+    return Forms.GRADIENT if jax.default_backend() == "cpu" else Forms.PLAIN
 
 
 def same_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
     """A convolution of stride 1 and odd kernel that keeps the size, in the form that runs fastest.
-
-    1x1: the matrix product it is; on CPU XLA runs that faster than the convolution, its kernel's
-    gradient five times as fast. On CPU, few channels: `small_convolution`; 3x3: `_convolution3`.
 
     Args:
       x: (N, H, W, C), zero beyond its borders.
@@ -180,33 +213,21 @@ def same_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
     Returns:
       (N, H, W, features).
     """
-    side = kernel.shape[0]
+    forms, (side, _, *channels) = _current_forms(), kernel.shape
     if side == 1:
-        y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+        if forms is Forms.FORWARD and channels[0] <= FEW:
+            # It writes many times what it reads; a sum is part of the loop that uses it.
+            return sum(x[..., i : i + 1] * kernel[0, 0, i] for i in range(channels[0]))
+        # The product it is: on CPU XLA runs that faster, its kernel's gradient five times as fast.
+        y = x.reshape(-1, channels[0]) @ kernel[0, 0]
         return y.reshape(*x.shape[:-1], -1)
-    if _forms_of_cpu() and max(kernel.shape[2:]) <= FEW:
+    if forms is Forms.FORWARD and max(channels) <= WIDE // 2:
+        return wide_convolution(x, kernel, dilation)
+    if forms is Forms.GRADIENT and max(channels) <= FEW:
         return small_convolution(x, kernel, dilation)
-    if _forms_of_cpu() and side == 3:
+    if forms is Forms.GRADIENT and side == 3:
         return _convolution3(x, kernel, dilation)
     return _plain_convolution(x, kernel, dilation)
-
-
-_plain = False
-
-
-@contextlib.contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """Within, programs are traced as for accelerators also where there are none."""
-    global _plain
-    before, _plain = _plain, True
-    try:
-        yield
-    finally:
-        _plain = before
-
-
-def _forms_of_cpu() -> bool:
-    return jax.default_backend() == "cpu" and not _plain
 
 
 def _plain_convolution(
@@ -254,29 +275,41 @@ def _is_narrow(kernel: jax.Array) -> bool:
 
 
 def _by_width(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    form = _row_convolution if _is_narrow(kernel) else _plain_convolution
+    form = wide_convolution if _is_narrow(kernel) else _plain_convolution
     return form(x, kernel, dilation)
 
 
-def _row_convolution(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """3x3 on groups of FOLD pixels of a row folded into channels, which is a mere reshaping.
+def wide_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """A convolution of a few channels: (N, H, W, c) and (k, k, c, o), k odd -> (N, H, W, o).
 
-    Four times the multiplications, most of them by zero, and yet twice as fast: with 32 channels
-    instead of 8 XLA:CPU has a kernel for it.
+    Neighbouring pixels of a row are folded into channels, `WIDE` of them, and the kernel into
+    the kernel on blocks that does the same. It multiplies by some zeros, but few channels leave
+    most of the processor idle. Shifted by its reach, a block looks at one more block only.
+
+    Stride 1, zero padded to keep height and width. Its kernel's gradient is slow.
     """
-    count, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, -width % FOLD), (0, 0)))
-    there = jnp.asarray(_taps(3, dilation, FOLD), kernel.dtype)
-    kernel = jnp.einsum("xstd,ydio->yxsito", there, kernel, precision=jax.lax.Precision.HIGHEST)
+    size, inputs, outputs = kernel.shape[1:]
+    (n, height, width), reach = x.shape[:3], dilation * (size // 2)
+    block = max(WIDE // max(inputs, outputs), 2 * reach)
+    other, source, to, tap = np.ogrid[:2, :block, :block, :size]
+    there = block * other + source - reach == to + dilation * (tap - size // 2)
+    # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
+    kernel = jnp.einsum(
+        "bsxt,yxio->ybsito",
+        jnp.asarray(there, kernel.dtype).swapaxes(2, 3),
+        kernel,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    x = jnp.pad(x, ((0, 0), (0, 0), (reach, block - reach + -width % block), (0, 0)))
     y = jax.lax.conv_general_dilated(
-        x.reshape(count, height, -1, FOLD * channels),
-        kernel.reshape(3, 3, FOLD * channels, -1),
+        x.reshape(n, height, -1, block * inputs),
+        kernel.reshape(size, 2, block * inputs, block * outputs),
         window_strides=(1, 1),
-        padding=[(dilation, dilation), (1, 1)],
+        padding=((reach, reach), (0, 0)),
         rhs_dilation=(dilation, 1),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return y.reshape(count, height, x.shape[2], -1)[:, :, :width]
+    return y.reshape(n, height, -1, outputs)[:, :, :width]
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int) -> jax.Array:
@@ -375,8 +408,10 @@ def small_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax
     at a hundredth of the speed of one of 32. Stride 1, zero padded to keep height and width.
     """
     size, height, width = kernel.shape[0], *x.shape[1:3]
-    patch = max(FOLD, dilation * (size // 2))  # so that no pixel looks beyond the next square
-    there = jnp.asarray(_taps(size, dilation, patch), kernel.dtype)
+    patch = max(PATCH, dilation * (size // 2))  # so that no pixel looks beyond the next square
+    square, source, to, tap = np.ogrid[-1:2, :patch, :patch, :size]
+    there = patch * square + source - to == dilation * (tap - size // 2)
+    there = jnp.asarray(there, kernel.dtype)
     # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
     kernel = jnp.einsum(
         "ysab,xtcd,bdio->yxstiaco", there, there, kernel, precision=jax.lax.Precision.HIGHEST
@@ -391,15 +426,6 @@ def small_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return depth_to_space(y, patch)[:, :height, :width]
-
-
-def _taps(size: int, dilation: int, patch: int) -> np.ndarray:
-    """(3, patch, patch, size), whether a tap leads from a pixel of a patch to one of the middle.
-
-    The patches are the one before, the middle one and the one behind.
-    """
-    place, source, to, tap = np.ogrid[-1:2, :patch, :patch, :size]
-    return patch * place + source - to == dilation * (tap - size // 2)
 
 
 class ConvNorm(nn.Module):
