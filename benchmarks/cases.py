@@ -130,11 +130,12 @@ def search_step(
     import jax
 
     import manas_jax.main  # noqa: F401  # what the command imports
-    from manas_jax import sharding
+    from manas_jax import memory, sharding
     from manas_jax.compilation import work_in_turn
     from manas_jax.state import init_search
 
     work_in_turn()
+    memory.keep()
     network, optimizers, step = make_search_step(
         configure(space),
         hypergradient=hypergradient,
@@ -163,12 +164,13 @@ def train_step(
 ) -> Work:
     """A step of the final training of the alternating network, on patches of noise."""
     import manas_jax.main  # noqa: F401
-    from manas_jax import sharding
+    from manas_jax import memory, sharding
     from manas_jax.compilation import work_in_turn
     from manas_jax.models.network import init_variables
     from manas_jax.state import init_train
 
     work_in_turn()
+    memory.keep()
     config = configure(space)
     network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.extend
 
 from manas_jax import objectives
 from manas_jax.compilation import Programs, kinds
@@ -127,8 +128,42 @@ def _fold(network: Network, rainy: jax.Array):
     return network.fold(rainy.reshape(-1, *rainy.shape[2:]))
 
 
-def _forward(module: nn.Module, parameters: PyTree, batch_stats: PyTree, taken: PyTree, choice):
-    """What the module makes, running statistics that the batch moved, arrays for `_backward`."""
+def _forward(module: nn.Module, *args: PyTree):
+    """What the module makes, running statistics that the batch moved, arrays for `_backward`.
+
+    Args:
+      module: of a part.
+      *args: its parameters, batch_stats, what it takes, and its choice or None.
+    """
+    return _without_rounding(functools.partial(_differentiate, module), *args)
+
+
+def _without_rounding(function: Callable, *args: PyTree) -> Any:
+    """function(*args), without what rounds numbers to the type that they have.
+
+    `jax.checkpoint` rounds all that it keeps, against compilers that keep more digits than it says.
+    XLA:CPU does not; it makes a copy.
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    eqns, same = [], {}
+
+    def known(x):
+        return same.get(x, x) if isinstance(x, jax.extend.core.Var) else x
+
+    for equation in traced.jaxpr.eqns:
+        if equation.primitive is jax.lax.reduce_precision_p:
+            same[equation.outvars[0]] = known(equation.invars[0])
+        else:
+            eqns.append(equation.replace(invars=[known(x) for x in equation.invars]))
+    lean = traced.jaxpr.replace(eqns=eqns, outvars=[known(x) for x in traced.jaxpr.outvars])
+    made = jax.extend.core.jaxpr_as_fun(traced.replace(jaxpr=lean))(*jax.tree.leaves(args))
+    return jax.tree.unflatten(jax.tree.structure(shapes), made)
+
+
+def _differentiate(
+    module: nn.Module, parameters: PyTree, batch_stats: PyTree, taken: PyTree, choice: Any
+):
+    """What `_forward` gives."""
 
     def run(parameters, taken, choice):
         given = () if choice is None else (choice,)

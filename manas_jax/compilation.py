@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from manas_jax import kept
+from manas_jax import kept, memory
 
 
 def use_cache() -> None:
@@ -283,4 +283,7 @@ class Programs:
         ahead = self._by_key[key]
         if finish := self._unfinished.pop(ahead, None):
             finish()
+            del finish
+            if not self._unfinished:
+                memory.give_back()
         return ahead(*args)

@@ -20,7 +20,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax import compilation, console, distributed, interruption, provenance, report
+from manas_jax import (
+    compilation,
+    console,
+    distributed,
+    interruption,
+    memory,
+    provenance,
+    report,
+)
 from manas_jax.checkpoint import disk_trouble
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
@@ -136,11 +144,17 @@ def main(argv: Sequence[str]) -> None:
     logging.info("report: %s", path)
 
 
-if __name__ == "__main__":
+def start(command: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command that has --config and --workdir, and ends the process."""
     flags.mark_flags_as_required(["config", "workdir"])
     console.show_progress()
     compilation.use_cache()
     compilation.work_in_turn()
+    memory.keep()
     jax.config.config_with_absl()
     interruption.listen()
-    app.run(main, flags_parser=parse_flags)
+    app.run(command, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    start(main)

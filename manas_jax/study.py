@@ -31,8 +31,6 @@ from ml_collections import ConfigDict
 
 from manas_jax import (
     build,
-    compilation,
-    console,
     interruption,
     provenance,
     search,
@@ -45,7 +43,7 @@ from manas_jax.checkpoint import disk_trouble, write_json
 from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
-from manas_jax.main import parse_flags  # with it come the flags --config and --workdir
+from manas_jax.main import start  # with it come the flags --config and --workdir
 from manas_jax.models.network import genotype_logits
 from manas_jax.space import Genotype, SearchSpace, random_genotype
 from manas_jax.validation import Validation
@@ -400,10 +398,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    console.show_progress()
-    compilation.use_cache()
-    compilation.work_in_turn()
-    jax.config.config_with_absl()
-    interruption.listen()
-    app.run(main, flags_parser=parse_flags)
+    start(main)

@@ -39,7 +39,7 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """(N, H, W, C) -> the same shape. `probabilities` is (edges, candidates)."""
         channels = x.shape[-1]
-        groups = jnp.split(x, self.space.attention_groups, axis=-1)
+        groups = layers.split(x, self.space.attention_groups)
         edges = iter(range(self.space.edges))
 
         def edge(y: jax.Array) -> jax.Array:

@@ -223,10 +223,10 @@ def same_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
         return y.reshape(*x.shape[:-1], -1)
     if forms is Forms.FORWARD and max(channels) <= WIDE // 2:
         return wide_convolution(x, kernel, dilation)
-    if forms is Forms.GRADIENT and max(channels) <= FEW:
-        return small_convolution(x, kernel, dilation)
     if forms is Forms.GRADIENT and side == 3:
         return _convolution3(x, kernel, dilation)
+    if forms is Forms.GRADIENT and max(channels) <= FEW:
+        return small_convolution(x, kernel, dilation)
     return _plain_convolution(x, kernel, dilation)
 
 
@@ -246,11 +246,7 @@ def _plain_convolution(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolution3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """3x3 in the form that XLA:CPU runs fastest; each in its own for the three of its gradient.
-
-    Narrow ones with neighbours in a row folded into channels, but for the kernel's gradient, which
-    the plain form is faster at; that of wide ones is `_kernel_gradient`.
-    """
+    """3x3 in the form that XLA:CPU runs fastest; each in its own for the three of its gradient."""
     return _by_width(x, kernel, dilation)
 
 
@@ -260,22 +256,16 @@ def _convolution3_forward(x, kernel, dilation):
 
 def _convolution3_backward(dilation, kept, gradient):
     x, kernel = kept
-    (of_x,) = jax.vjp(lambda x: _by_width(x, kernel, dilation), x)[1](gradient)
-    if _is_narrow(kernel):
-        pull = jax.vjp(lambda kernel: _plain_convolution(x, kernel, dilation), kernel)[1]
-        return of_x, pull(gradient)[0]
-    return of_x, _kernel_gradient(x, gradient, dilation).astype(kernel.dtype)
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    of_kernel = _kernel_gradient(x, gradient, dilation)
+    return _by_width(gradient, turned, dilation), of_kernel.astype(kernel.dtype)
 
 
 _convolution3.defvjp(_convolution3_forward, _convolution3_backward)
 
 
-def _is_narrow(kernel: jax.Array) -> bool:
-    return max(kernel.shape[2:]) <= NARROW
-
-
 def _by_width(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    form = wide_convolution if _is_narrow(kernel) else _plain_convolution
+    form = wide_convolution if max(kernel.shape[2:]) <= NARROW else _plain_convolution
     return form(x, kernel, dilation)
 
 
@@ -517,6 +507,34 @@ def upsample(x: jax.Array, factor: int) -> jax.Array:
     n, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (n, h, factor, w, factor, c))
     return x.reshape(n, h * factor, w * factor, c)
+
+
+def split(x: jax.Array, parts: int) -> list[jax.Array]:
+    """`jnp.split` along the channels; its gradient in the form that XLA:CPU runs fastest.
+
+    All that makes up the parts' gradients would go into the loop that joins them, which one thread
+    runs. A product with the identity is an end of such loops.
+    """
+    return _split(x, parts) if _current_forms() is Forms.GRADIENT else jnp.split(x, parts, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split(x, parts):
+    return jnp.split(x, parts, -1)
+
+
+def _split_forward(x, parts):
+    return jnp.split(x, parts, -1), None
+
+
+def _split_backward(parts, kept, gradients):
+    del parts, kept
+    one = jnp.eye(gradients[0].shape[-1], dtype=gradients[0].dtype)
+    ends = [jnp.matmul(x, one, precision=jax.lax.Precision.HIGHEST) for x in gradients]
+    return (jnp.concatenate(ends, -1),)
+
+
+_split.defvjp(_split_forward, _split_backward)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
