@@ -18,16 +18,29 @@ import flax.linen as nn
 import jax
 import jax.extend
 
-from manas_jax import objectives
+from manas_jax import objectives, sharding
 from manas_jax.compilation import Programs, kinds
 from manas_jax.models.network import Network
 
 PyTree = Any
 
 
+class SceneGradients(NamedTuple):
+    """Gradients of a scene objective; make them with `scene_gradients`.
+
+    Attributes:
+      evaluate: (parameters, architecture, batch_stats, step, batch) -> ((of_parameters,
+        of_architecture), (batch_stats, terms)).
+      compile: the same arguments, of which the batch may be shapes; `evaluate` is then ready.
+    """
+
+    evaluate: Callable
+    compile: Callable
+
+
 def scene_gradients(
     network: Network, weights: objectives.Weights, internal_from: int, identity: str = ""
-) -> Callable:
+) -> SceneGradients:
     """`jax.grad` of `objectives.scene_objective` by parameters and architecture.
 
     Args:
@@ -35,22 +48,16 @@ def scene_gradients(
       weights: what each term counts.
       internal_from: step from which on the internal loss counts.
       identity: see `compilation.Ahead`.
-
-    Returns:
-      A function (parameters, architecture, batch_stats, step, batch) -> ((of_parameters,
-      of_architecture), (batch_stats, terms)).
     """
     parts = network.parts()
     modules = [part.make() for part in parts]
     judged = network, weights, internal_from
     programs = Programs(identity)
 
-    def gradients(parameters, architecture, batch_stats, step, batch):
+    def walk(begin, run, parameters, architecture, batch_stats, step, batch):
         rainy = batch["rainy"]
         given = jax.tree.leaves(parameters)[0], rainy
-        traced = any(isinstance(x, jax.core.Tracer) for x in given)
-        begin, run = (_nothing, _run_traced) if traced else (programs.begin, programs)
-        kind = None if traced else kinds(given)  # part of the programs' keys
+        kind = kinds(given) if run is not _run_traced else None  # part of the programs' keys
 
         choices = run(("choices", kind), _choices, network, architecture)
         branches = run(("fold", kind), _fold, network, rainy)
@@ -84,22 +91,37 @@ def scene_gradients(
         )
         return (of_parameters, of_architecture), (moved, terms)
 
-    whole = jax.jit(gradients)
+    whole = jax.jit(functools.partial(walk, _nothing, _run_traced))
 
-    def on_devices(parameters, architecture, batch_stats, step, batch):
+    def evaluate(*args):
+        rainy = args[-1]["rainy"]
         # Over several devices many programs in flight, each of which waits for all devices, can
         # wait for each other for ever: there it is one.
-        chosen = whole if _devices(batch["rainy"]) > 1 else gradients
-        return chosen(parameters, architecture, batch_stats, step, batch)
+        if _is_traced(args):
+            return walk(_nothing, _run_traced, *args)
+        if _devices(rainy) > 1:
+            return whole(*args)
+        return walk(programs.begin, programs, *args)
 
-    return on_devices
+    def compile(*args):
+        if _devices(args[-1]["rainy"]) > 1:
+            *others, batch = args
+            jax.block_until_ready(whole(*others, sharding.zeros(batch)))
+        else:
+            walk(programs.begin, programs.shapes, *args)
+            programs.finish()
+
+    return SceneGradients(evaluate, compile)
 
 
-def _devices(x: jax.Array) -> int:
-    """Devices that an array lies on; of what is being traced nothing is known, and none counted."""
-    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
-        return 0
-    return len(x.sharding.device_set)
+def _is_traced(args: Sequence[PyTree]) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+
+
+def _devices(x: Any) -> int:
+    """Devices that an array, or what its shape stands for, lies on; 0 where nothing tells it."""
+    sharding = getattr(x, "sharding", None)
+    return len(sharding.device_set) if sharding else 0
 
 
 def _nothing(*_: Any) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -162,20 +162,30 @@ def compile_all(
     # One thread a program and one for what there is to count of it.
     with collection_paused(), ThreadPoolExecutor(2 * len(wanted)) as pool:
         begun = time.monotonic()
-        finishes = [_begin(pool, ahead, args) for ahead, args in wanted]
+        begun_all = [_begin(pool, ahead, args) for ahead, args in wanted]
         meanwhile()
         made = []
-        while finishes:  # which are let go, as they hold traced programs
-            facts = finishes.pop(0)()
+        while begun_all:  # which are let go, as they hold traced programs
+            facts = begun_all.pop(0).finish()
             made.append(Compilation(time.monotonic() - begun, **facts))
             begun = time.monotonic()
     return made
 
 
-def _begin(
-    pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]
-) -> Callable[[], dict[str, Any]]:
-    """Starts to load or compile; the result waits for it and gives flops and temporary bytes."""
+class _Begun(NamedTuple):
+    """A program that is being compiled or loaded.
+
+    Attributes:
+      finish: waits for it and gives flops and temporary bytes.
+      shapes: gives those of what the program will give.
+    """
+
+    finish: Callable[[], dict[str, Any]]
+    shapes: Callable[[], Any]
+
+
+def _begin(pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]) -> _Begun:
+    """Starts to load or compile."""
 
     def compiling():
         lowered = ahead.function.lower(*args)
@@ -194,18 +204,23 @@ def _begin(
                 kept.write(name, ahead.executable, facts)
             return facts
 
-        return finish
+        return _Begun(finish, lambda: lowered.out_info)
 
     def loading():
         program = pool.submit(kept.read, name, args)
+        instead = functools.cache(compiling)
 
         def finish():
             if (found := program.result()) is None:
-                return compiling()()
+                return instead().finish()
             ahead.executable, facts = found
             return facts
 
-        return finish
+        def shapes():
+            found = program.result()
+            return instead().shapes() if found is None else found[0].out_info
+
+        return _Begun(finish, shapes)
 
     name = kept.key(ahead.identity, args) if ahead.identity and kept.folder() else ""
     return loading() if name and kept.has(name) else compiling()
@@ -252,7 +267,7 @@ class Programs:
         self._identity = identity
         self._by_key: dict[Any, Ahead] = {}
         self._by_kind: dict[Any, Ahead] = {}
-        self._unfinished: dict[Ahead, Callable] = {}  # let go at once, as they hold traced programs
+        self._unfinished: dict[Ahead, _Begun] = {}  # let go at once, as they hold traced programs
         self._pool = ThreadPoolExecutor(2)
 
     def begin(self, key: Any, function: Callable, static: Any, *args: Any) -> None:
@@ -281,9 +296,21 @@ class Programs:
         """
         self.begin(key, function, static, *args)
         ahead = self._by_key[key]
-        if finish := self._unfinished.pop(ahead, None):
-            finish()
-            del finish
-            if not self._unfinished:
-                memory.give_back()
+        if begun := self._unfinished.pop(ahead, None):
+            begun.finish()
         return ahead(*args)
+
+    def shapes(self, key: Any, function: Callable, static: Any, *args: Any) -> Any:
+        """Shapes of what `__call__` gives for arguments like these; no compiler is waited for."""
+        self.begin(key, function, static, *args)
+        ahead = self._by_key[key]
+        begun = self._unfinished.get(ahead)
+        made = begun.shapes() if begun else ahead.executable.out_info
+        # Bare: where things lie, compiled and loaded programs put in different words.
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
+
+    def finish(self) -> None:
+        """Waits for all that were begun, and gives the memory back that it took to make them."""
+        while self._unfinished:
+            self._unfinished.popitem()[1].finish()
+        memory.give_back()

@@ -137,7 +137,7 @@ def make_step(
     of_scenes = backpropagation.scene_gradients(network, weights, internal_from, identity)
 
     def gradients(*args) -> Gradients:
-        slopes, (batch_stats, terms) = of_scenes(*args)
+        slopes, (batch_stats, terms) = of_scenes.evaluate(*args)
         return Gradients(*slopes, batch_stats, terms)
 
     def mixed(weights_, architecture, batch_stats, step, batch, v):
@@ -249,15 +249,16 @@ def make_step(
         if hypergradient != "first_order":
             wanted["virtual"] = state.weight_optimizer, w, w
             wanted["pullback"] = state.weight_optimizer, w, w, w
-        where = w, a, stats, state.step, _zeros(part_shapes(batch, accumulate))
+        where = w, a, stats, state.step, part_shapes(batch, accumulate)
 
-        def first_gradients():  # their programs are made when they are called
-            jax.block_until_ready(gradients(*where))
+        def of_network():
+            of_scenes.compile(*where)
             if exact:
-                jax.block_until_ready(mixed(*where, w))
+                *others, shapes = where
+                jax.block_until_ready(mixed(*others, sharding.zeros(shapes), w))
 
         made = compile_all(
-            *((pieces[name], args) for name, args in wanted.items()), meanwhile=first_gradients
+            *((pieces[name], args) for name, args in wanted.items()), meanwhile=of_network
         )
         groups, versions, height, width, _ = batch["rainy"].shape
         macs = groups * versions * network.space.supernet_cost(height, width).macs
@@ -428,17 +429,6 @@ def judge(config: ConfigDict, workdir: str | os.PathLike, batches: int) -> selec
         )
     )
     return selection.Judge(config, state, list(held_out), list(seen))
-
-
-def _zeros(shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Zeros in the shapes and places of a batch."""
-    return {
-        key: jax.jit(
-            functools.partial(jnp.zeros, x.shape, x.dtype),
-            out_shardings=getattr(x, "sharding", None),
-        )()
-        for key, x in shapes.items()
-    }
 
 
 def _fresh(config: ConfigDict, network: Network) -> SearchState:

@@ -8,10 +8,12 @@ exchanged where that is fastest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -128,3 +130,14 @@ def check_height(key: str, pixels: int, mesh: Mesh) -> None:
     shards = mesh.shape[HEIGHT]
     if pixels % shards:
         raise UserError(f"{key} = {pixels}: height_shards = {shards} needs a multiple of {shards}")
+
+
+def zeros(shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Zeros in the shapes and places of a batch, which is given by shapes or arrays."""
+    return {
+        key: jax.jit(
+            functools.partial(jnp.zeros, x.shape, x.dtype),
+            out_shardings=getattr(x, "sharding", None),
+        )()
+        for key, x in shapes.items()
+    }

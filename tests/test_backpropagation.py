@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from manas_jax import backpropagation, objectives
+from manas_jax import backpropagation, compilation, objectives
 from manas_jax.models.network import Network, init_architecture, init_variables
 from manas_jax.space import SearchSpace
 
@@ -37,7 +37,7 @@ def problem():
             "clean": jnp.asarray(draw.random((2, 16, 16, 3))),
         }
         surroundings = variables["batch_stats"], jnp.int32(1), batch
-        parts = backpropagation.scene_gradients(network, objectives.Weights(), 0)
+        parts = backpropagation.scene_gradients(network, objectives.Weights(), 0).evaluate
         objective = objectives.scene_objective(network, objectives.Weights(), 0)
         whole = jax.grad(objective, argnums=(0, 1), has_aux=True)
         yield variables["params"], architecture, surroundings, parts, whole
@@ -70,11 +70,36 @@ def test_like_parts_share_a_program(problem, monkeypatch):
         ),
     )
     parameters, architecture, surroundings, *_ = problem
-    parts = backpropagation.scene_gradients(Network(SPACE), objectives.Weights(), 0)
+    parts = backpropagation.scene_gradients(Network(SPACE), objectives.Weights(), 0).evaluate
     parts(parameters, architecture, *surroundings)
     assert len(begun) == len(Network(SPACE).parts())
     # The attention modules of the finest scale are alike; the columns have one and two branches.
     assert len(set(begun)) == len(begun) - 1
+
+
+def test_what_is_compiled_ahead_is_all_there_is(problem):
+    """From shapes, without running anything; and no number is copied to be rounded to its type."""
+    parameters, architecture, (stats, step, batch), _, whole = problem
+    ours = backpropagation.scene_gradients(Network(SPACE), objectives.Weights(), 0)
+    shapes = {
+        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for key, x in batch.items()
+    }
+    begun = []
+
+    def begin(pool, ahead, args):
+        begun.append(ahead.function.lower(*args).as_text())
+        return original(pool, ahead, args)
+
+    original = compilation._begin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "_begin", begin)
+        ours.compile(parameters, architecture, stats, step, shapes)
+        programs = len(begun)
+        got = ours.evaluate(parameters, architecture, stats, step, batch)
+    assert len(begun) == programs > len(Network(SPACE).parts())
+    assert not any("reduce_precision" in text for text in begun)
+    wanted = jax.jit(whole, compiler_options=QUICK)(parameters, architecture, stats, step, batch)
+    _assert_close(got, wanted)
 
 
 def test_columns_that_are_scanned_are_a_part():
@@ -90,7 +115,7 @@ def test_columns_that_are_scanned_are_a_part():
         }
         architecture = jax.tree.map(jnp.float64, init_architecture(space, 0, scale=1.0))
         args = (variables["params"], architecture, variables["batch_stats"], jnp.int32(1), batch)
-        parts = backpropagation.scene_gradients(network, objectives.Weights(), 0)
+        parts = backpropagation.scene_gradients(network, objectives.Weights(), 0).evaluate
         objective = objectives.scene_objective(network, objectives.Weights(), 0)
         whole = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
         _assert_close(parts(*args), whole(*args))

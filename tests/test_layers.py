@@ -86,6 +86,16 @@ def test_convolutions_are_plain_where_asked():
     assert "dot_general" in made()
 
 
+def test_split_is_that_of_the_array():
+    (x,) = _draw((2, 3, 3, 6))
+
+    def mixed(split):
+        return lambda x: jnp.prod(jnp.stack(split(x)), axis=0)
+
+    ours, plain = mixed(lambda x: layers.split(x, 2)), mixed(lambda x: jnp.split(x, 2, -1))
+    _assert_same(ours, plain, x)
+
+
 def test_batch_norm_is_that_of_its_definition():
     x, scale, bias = _draw((3, 4, 5, 6), (6,), (6,))
 

@@ -236,11 +236,13 @@ def test_inherit_says_what_does_not_fit():
         inherit(variables, variable_shapes(Network(wide, random_genotype(wide, 0))))
 
 
-@pytest.mark.parametrize("axis", [-1, (1, 2)])
-def test_gradient_of_the_largest_is_that_of_max(axis):
+@pytest.mark.parametrize(
+    ("axis", "channels"), [(-1, 5), (-1, candidates.FEW + 1), ((1, 2), 5)], ids=str
+)
+def test_gradient_of_the_largest_is_that_of_max(axis, channels):
     """Ties included, forward and reverse."""
     draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.integers(0, 4, (2, 3, 4, 5)), jnp.float32)
+    x = jnp.asarray(draw.integers(0, 4, (2, 3, 4, channels)), jnp.float32)
     t = jnp.asarray(draw.normal(size=x.shape), jnp.float32)
 
     def ours(x):
