@@ -1,6 +1,6 @@
 """Builds the documents' tables from results/: each stands between two comments that name it.
 
-python -m benchmarks.tables           writes them into README.md and docs/
+python -m benchmarks.tables           writes them into README.md, benchmarks/README.md and docs/
 python -m benchmarks.tables --check   says which documents are out of date, and fails
 """
 
@@ -11,10 +11,14 @@ import re
 import sys
 from typing import Any
 
-from benchmarks import run_tables, scaling_tables, study_tables
+from benchmarks import run_tables, scaling_tables, speed_tables, study_tables
 from benchmarks.markdown import ROOT, load, table
 
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 RUNS = {
     "quickstart": "quickstart: embedded photographs, synthetic rain, 3 held out",
     "rain100l": "rain100l: Rain100L, 100 test pairs",
@@ -104,6 +108,7 @@ TABLES = {
     **scaling_tables.TABLES,
     **run_tables.TABLES,
     **study_tables.TABLES,
+    **speed_tables.TABLES,
 }
 
 

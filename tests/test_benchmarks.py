@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, speed
+from benchmarks import cases, compare, parts, speed
 from manas_jax.data import images
 from manas_jax.space import SearchSpace
 
@@ -303,3 +303,35 @@ def test_measures_are_numbers_that_can_be_compared():
     old = compare.measures(_record(device_peak_gb=2.0))
     assert old.keys() >= {"seconds", "first_step_seconds warm", "peak_gb cold", "device_peak_gb"}
     assert all(v.low <= v.middle <= v.high and math.isfinite(v.high) for v in old.values())
+
+
+def test_parts_are_told_apart_and_the_largest_comes_first():
+    kinds = {
+        "stem_block1": "stem",
+        "cell0_transition": "transition",
+        "cell2_attention3": "attention, scale 3",
+        "cell1_column0": "columns of cell 2",
+        "head_fusion": "head",
+        "loss": "loss",
+        "choices backward": "the rest",
+    }
+    assert {name: parts.kind(name) for name in kinds} == kinds
+    profiled = {
+        "step_seconds": [0.1, 0.2, 0.1],
+        "milliseconds": {"loss": {"forward": 10.0}, "stem": {"forward": 20.0, "backward": 30.0}},
+    }
+    assert parts.rows(profiled) == [["stem", "20", "30", "50%"], ["loss", "10", "–", "10%"]]
+
+
+def test_calls_are_timed_only_within():
+    class Owner:
+        def work(self, seconds):
+            time.sleep(seconds)
+            return seconds
+
+    noted, original = [], Owner.work
+    with parts.timed(Owner, "work", lambda args, seconds: noted.append((args[1], seconds))):
+        assert Owner().work(0.01) == 0.01
+    Owner().work(0.0)
+    assert Owner.work is original
+    assert [seconds for seconds, _ in noted] == [0.01] and noted[0][1] >= 0.01

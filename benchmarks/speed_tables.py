@@ -1,0 +1,121 @@
+"""Tables of what everything takes, from what `benchmarks.speed` left in results/."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import parts, speed
+from benchmarks.markdown import load, machine, table
+
+TITLES = {
+    "search_first_order_small": "search step, first order, small",
+    "search_finite_difference_small": "search step, finite difference, small",
+    "search_exact_small": "search step, exact, small",
+    "search_first_order_paper": "search step, first order, paper's size",
+    "train_small": "training step, derived small",
+    "train_paper": "training step, derived paper's size",
+    "inference_320x480_small": "a picture of 320x480, derived small",
+    "inference_320x480_paper": "a picture of 320x480, derived paper's size",
+    "inference_4k_small": "a picture in 4K by tiles, derived small",
+    "pipeline_files": "a training batch from PNG files, one core",
+    "pipeline_cached": "a training batch from the cache, one core",
+    "losses": "gradients of the losses alone",
+    "evaluation_small": "a picture of 320x480 restored and scored",
+}
+
+
+def _cases(name: str) -> dict[str, Any]:
+    """The cases of a results file that were measured, by name."""
+    record = load(name) or {"cases": {}}
+    return {key: case for key, case in record["cases"].items() if "error" not in case}
+
+
+def measured() -> str:
+    """Steps, memory and the time to the first step, beside the released code."""
+    head = [
+        "work", "seconds", "times as fast as released code (at equal product)", "share of product",
+        "first step s, cold / warm", "peak GB, cold / warm", "product GFLOP/s",
+    ]  # fmt: skip
+    rows = []
+    for name, case in _cases("speed").items():
+        if name in TITLES:
+            product = statistics.mean(case["product_gflops"])
+            rows.append(
+                [
+                    TITLES[name],
+                    _seconds(case),
+                    _against_released(name, case, product),
+                    f"{case['share_of_product']:.0%}" if case["gflop"] else "–",
+                    _both(case["first_step_seconds"], 1),
+                    _both(case["peak_gb"], 2),
+                    f"{product:.0f}",
+                ]
+            )
+    return f"{_origin('speed')}\n\n{table(head, rows)}"
+
+
+def doublings() -> str:
+    """What each doubling costs."""
+    rows = speed.size_costs(_cases("speed"))
+    return table(["doubled", "times the cost (range)"], rows)
+
+
+def before_and_after() -> str:
+    """The first-order step before the work on speed and after it, on one kind of machine."""
+    head = ["", "seconds", "product GFLOP/s", "first step s, cold / warm", "peak GB, cold / warm"]
+    rows = []
+    for title, name in (("before", "speed_before"), ("after", "speed")):
+        if case := _cases(name).get("search_first_order_small"):
+            rows.append(
+                [
+                    f"{title}, commit {case['commit'][:9]}",
+                    _seconds(case),
+                    f"{statistics.mean(case['product_gflops']):.0f}",
+                    _both(case["first_step_seconds"], 1),
+                    _both(case["peak_gb"], 2),
+                ]
+            )
+    return table(head, rows)
+
+
+def parts_of_a_step() -> str:
+    """Where a step of the small search spends its time."""
+    record = load("parts")
+    step = statistics.median(record["step_seconds"])
+    made = (
+        f"A step took {step:.3g} s, the product {record['product_gflops']:.0f} GFLOP/s; compiling "
+        f"{record['compiler_seconds']:.0f} s in all threads. {machine(record['provenance'])}."
+    )
+    head = ["part", "forward", "backward", "share of the step"]
+    return f"{made}\n\n{table(head, parts.rows(record))}"
+
+
+def _origin(name: str) -> str:
+    record = load(name)
+    return f"Measured on {machine(record['provenance'])}; median of {record['runs']} runs (range)."
+
+
+def _seconds(case: Mapping[str, Any]) -> str:
+    median, low, high = (case["seconds"][key] for key in ("median", "min", "max"))
+    return f"{median:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _against_released(name: str, case: Mapping[str, Any], product: float) -> str:
+    if name not in speed.RELEASED:
+        return "–"
+    ratio = speed.RELEASED[name][0] / case["seconds"]["median"]
+    return f"{ratio:.1f} ({ratio * speed.RELEASED_PRODUCT / product:.1f})"
+
+
+def _both(values: Mapping[str, float], digits: int) -> str:
+    return " / ".join(f"{values[key]:.{digits}f}" for key in ("cold", "warm"))
+
+
+TABLES = {
+    "speed": measured,
+    "speed_doublings": doublings,
+    "speed_before_and_after": before_and_after,
+    "speed_parts": parts_of_a_step,
+}
