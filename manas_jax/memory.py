@@ -6,20 +6,24 @@ Elsewhere, such as on macOS, nothing is done and nothing is needed from it.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+# M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX of malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep() -> None:
     """Lets what is freed be used again; see mallopt(3).
 
     By default each large array is mapped afresh, and the system clears its pages one by one while
-    they are first written: half a million of them in a step of the search.
+    they are first written: half a million of them in a step of the search. And the threads of a
+    compiler have many heaps, each of which keeps what it once held; here they share a few.
     """
     if library := _library():
         library.mallopt(_MMAP_MAX, 0)
         library.mallopt(_TRIM_THRESHOLD, -1)
+        library.mallopt(_ARENA_MAX, 2 * (os.cpu_count() or 1))
 
 
 def give_back() -> None:
