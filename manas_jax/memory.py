@@ -17,8 +17,8 @@ def keep() -> None:
     """Lets what is freed be used again; see mallopt(3).
 
     By default each large array is mapped afresh, and the system clears its pages one by one while
-    they are first written: half a million of them in a step of the search. And the threads of a
-    compiler have many heaps, each of which keeps what it once held; here they share a few.
+    they are first written, in every step again. And the threads of a compiler have many heaps, each
+    of which keeps what it once held; here they share a few.
     """
     if library := _library():
         library.mallopt(_MMAP_MAX, 0)
