@@ -34,6 +34,10 @@ from common import (
     split_flags,
 )
 
+# Seconds. Python runs a signal's handler when a wait is interrupted; a signal that comes just
+# before the wait begins interrupts nothing, and is seen when it ends.
+TICK = 1.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Arguments in, exit status of the last group of processes out."""
@@ -148,9 +152,11 @@ def run_group(
 
     while running:
         try:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = TICK if deadline is None else min(TICK, max(0.0, deadline - time.monotonic()))
             kind, *what = events.get(timeout=left)
         except queue.Empty:
+            if deadline is None or time.monotonic() < deadline:
+                continue
             _say(f"killing the {len(running)} that are still there")
             deadline = None
             for worker in running.values():
