@@ -131,10 +131,8 @@ def search_step(
 
     import manas_jax.main  # noqa: F401  # what the command imports
     from manas_jax import memory, sharding
-    from manas_jax.compilation import work_in_turn
     from manas_jax.state import init_search
 
-    work_in_turn()
     memory.keep()
     network, optimizers, step = make_search_step(
         configure(space),
@@ -165,11 +163,9 @@ def train_step(
     """A step of the final training of the alternating network, on patches of noise."""
     import manas_jax.main  # noqa: F401
     from manas_jax import memory, sharding
-    from manas_jax.compilation import work_in_turn
     from manas_jax.models.network import init_variables
     from manas_jax.state import init_train
 
-    work_in_turn()
     memory.keep()
     config = configure(space)
     network, optimizer, step = make_train_step(config)

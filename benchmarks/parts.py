@@ -19,11 +19,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parent.parent
+from benchmarks.cases import CASES
+from benchmarks.markdown import ROOT
+from benchmarks.speed import aligned, product_gflops
+from manas_jax.errors import UserError
+
+HEAD = ("part", "forward ms", "backward ms", "share of the step")
 CASE = "search_first_order_small"
 
 
@@ -62,10 +67,12 @@ def profile(steps: int) -> dict[str, Any]:
     Returns:
       'milliseconds': kind -> direction -> median over the steps; 'step_seconds': by step;
       'compiler_seconds': what the compiler's threads took for all programs together.
+
+    Raises:
+      UserError: there is an accelerator.
     """
     import jax
 
-    from benchmarks.cases import CASES
     from manas_jax import compilation
 
     compiler: list[float] = []
@@ -74,6 +81,9 @@ def profile(steps: int) -> dict[str, Any]:
         timed(compilation, "_compile", lambda _, seconds: compiler.append(seconds)),
     ):
         work = CASES[CASE].make(pathlib.Path(folder))
+        # Not asked before: settings of the case must come before JAX is used.
+        if jax.default_backend() != "cpu":
+            raise UserError("with an accelerator a step is one program; this is for CPU alone")
         jax.block_until_ready(work.run())
 
     spent: list[dict[tuple[str, str], float]] = []
@@ -112,28 +122,33 @@ def rows(profiled: Mapping[str, Any]) -> list[list[str]]:
     return made
 
 
-def main() -> None:
-    """The command."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "parts.json")
-    options = parser.parse_args()
-    # Nothing compiled earlier is to be found.
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    options = parser.parse_args(arguments)
+    try:
+        if options.steps < 1:
+            raise UserError(f"--steps={options.steps}: give at least 1")
+        # Before JAX is imported: nothing compiled earlier is to be found.
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-    from benchmarks.speed import product_gflops
+        from manas_jax import provenance
+        from manas_jax.checkpoint import write_json
 
-    profiled = profile(options.steps)
-
-    from manas_jax import provenance
-    from manas_jax.checkpoint import write_json
-
-    record = {"provenance": provenance.describe(), "product_gflops": product_gflops(), **profiled}
-    write_json(options.out, record)
-    for row in [["part", "forward ms", "backward ms", "share of the step"], *rows(record)]:
-        print("  ".join(f"{cell:>20}" for cell in row))
-    print(f"compiler: {record['compiler_seconds']:.0f} s in all threads", file=sys.stderr)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        profiled = profile(options.steps)
+        product = product_gflops()
+        record = {"provenance": provenance.describe(), "product_gflops": product, **profiled}
+        write_json(options.out, record)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(aligned([HEAD, *rows(record)]))
+    print(f"compiler: {record['compiler_seconds']:.0f} s in all threads")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,8 +28,7 @@ TITLES = {
 
 def _cases(name: str) -> dict[str, Any]:
     """The cases of a results file that were measured, by name."""
-    record = load(name) or {"cases": {}}
-    return {key: case for key, case in record["cases"].items() if "error" not in case}
+    return {key: case for key, case in load(name)["cases"].items() if "error" not in case}
 
 
 def measured() -> str:
@@ -41,16 +40,15 @@ def measured() -> str:
     rows = []
     for name, case in _cases("speed").items():
         if name in TITLES:
-            product = statistics.mean(case["product_gflops"])
             rows.append(
                 [
                     TITLES[name],
                     _seconds(case),
-                    _against_released(name, case, product),
-                    f"{case['share_of_product']:.0%}" if case["gflop"] else "–",
+                    speed.against_released(name, case, digits=1),
+                    f"{case['share_of_product']:.0%}" if case["gflop"] else "-",
                     _both(case["first_step_seconds"], 1),
                     _both(case["peak_gb"], 2),
-                    f"{product:.0f}",
+                    _product(case),
                 ]
             )
     return f"{_origin('speed')}\n\n{table(head, rows)}"
@@ -67,16 +65,16 @@ def before_and_after() -> str:
     head = ["", "seconds", "product GFLOP/s", "first step s, cold / warm", "peak GB, cold / warm"]
     rows = []
     for title, name in (("before", "speed_before"), ("after", "speed")):
-        if case := _cases(name).get("search_first_order_small"):
-            rows.append(
-                [
-                    f"{title}, commit {case['commit'][:9]}",
-                    _seconds(case),
-                    f"{statistics.mean(case['product_gflops']):.0f}",
-                    _both(case["first_step_seconds"], 1),
-                    _both(case["peak_gb"], 2),
-                ]
-            )
+        case = _cases(name)["search_first_order_small"]
+        rows.append(
+            [
+                f"{title}, commit {case['commit'][:9]}",
+                _seconds(case),
+                _product(case),
+                _both(case["first_step_seconds"], 1),
+                _both(case["peak_gb"], 2),
+            ]
+        )
     return table(head, rows)
 
 
@@ -88,8 +86,7 @@ def parts_of_a_step() -> str:
         f"A step took {step:.3g} s, the product {record['product_gflops']:.0f} GFLOP/s; compiling "
         f"{record['compiler_seconds']:.0f} s in all threads. {machine(record['provenance'])}."
     )
-    head = ["part", "forward", "backward", "share of the step"]
-    return f"{made}\n\n{table(head, parts.rows(record))}"
+    return f"{made}\n\n{table(parts.HEAD, parts.rows(record))}"
 
 
 def _origin(name: str) -> str:
@@ -102,11 +99,8 @@ def _seconds(case: Mapping[str, Any]) -> str:
     return f"{median:.3g} ({low:.3g}-{high:.3g})"
 
 
-def _against_released(name: str, case: Mapping[str, Any], product: float) -> str:
-    if name not in speed.RELEASED:
-        return "–"
-    ratio = speed.RELEASED[name][0] / case["seconds"]["median"]
-    return f"{ratio:.1f} ({ratio * speed.RELEASED_PRODUCT / product:.1f})"
+def _product(case: Mapping[str, Any]) -> str:
+    return f"{statistics.mean(case['product_gflops']):.0f}"
 
 
 def _both(values: Mapping[str, float], digits: int) -> str:

@@ -94,12 +94,11 @@ def scene_gradients(
     whole = jax.jit(functools.partial(walk, _nothing, _run_traced))
 
     def evaluate(*args):
-        rainy = args[-1]["rainy"]
-        # Over several devices many programs in flight, each of which waits for all devices, can
-        # wait for each other for ever: there it is one.
         if _is_traced(args):
             return walk(_nothing, _run_traced, *args)
-        if _devices(rainy) > 1:
+        # Over several devices many programs in flight, each of which waits for all devices, can
+        # wait for each other for ever: there it is one.
+        if _devices(args[-1]["rainy"]) > 1:
             return whole(*args)
         return walk(programs.begin, programs, *args)
 
@@ -120,8 +119,8 @@ def _is_traced(args: Sequence[PyTree]) -> bool:
 
 def _devices(x: Any) -> int:
     """Devices that an array, or what its shape stands for, lies on; 0 where nothing tells it."""
-    sharding = getattr(x, "sharding", None)
-    return len(sharding.device_set) if sharding else 0
+    place = getattr(x, "sharding", None)
+    return len(place.device_set) if place else 0
 
 
 def _nothing(*_: Any) -> None:
@@ -157,7 +156,10 @@ def _forward(module: nn.Module, *args: PyTree):
       module: of a part.
       *args: its parameters, batch_stats, what it takes, and its choice or None.
     """
-    return _without_rounding(functools.partial(_differentiate, module), *args)
+    differentiate = functools.partial(_differentiate, module)
+    if jax.default_backend() == "cpu":
+        return _without_rounding(differentiate, *args)
+    return differentiate(*args)
 
 
 def _without_rounding(function: Callable, *args: PyTree) -> Any:

@@ -34,15 +34,6 @@ def use_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def work_in_turn() -> None:
-    """Lets programs on CPU run when they are called; to be called before JAX is used.
-
-    By default each is handed to a thread, and the memory of those behind it is taken at once: two
-    evaluations of a supernet's gradient hold twice the memory, and run no sooner.
-    """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
 @dataclasses.dataclass(frozen=True)
 class Compilation:
     """What compiling a function took and what its program does.
@@ -161,14 +152,14 @@ def compile_all(
     """
     # One thread a program and one for what there is to count of it.
     with collection_paused(), ThreadPoolExecutor(2 * len(wanted)) as pool:
-        begun = time.monotonic()
-        begun_all = [_begin(pool, ahead, args) for ahead, args in wanted]
+        since = time.monotonic()
+        begun = [_begin(pool, ahead, args) for ahead, args in wanted]
         meanwhile()
         made = []
-        while begun_all:  # which are let go, as they hold traced programs
-            facts = begun_all.pop(0).finish()
-            made.append(Compilation(time.monotonic() - begun, **facts))
-            begun = time.monotonic()
+        while begun:  # which are let go, as they hold traced programs
+            facts = begun.pop(0).finish()
+            made.append(Compilation(time.monotonic() - since, **facts))
+            since = time.monotonic()
     return made
 
 

@@ -149,7 +149,6 @@ def start(command: Callable[[Sequence[str]], None]) -> None:
     flags.mark_flags_as_required(["config", "workdir"])
     console.show_progress()
     compilation.use_cache()
-    compilation.work_in_turn()
     memory.keep()
     jax.config.config_with_absl()
     interruption.listen()

@@ -1,6 +1,6 @@
-"""How the process keeps memory and gives it back: settings of the GNU C library's allocator.
+"""How the process takes memory, keeps it and gives it back.
 
-Elsewhere, such as on macOS, nothing is done and nothing is needed from it.
+The allocator is the GNU C library's. Elsewhere, such as on macOS, it is left alone.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ import ctypes
 import os
 import platform
 
+import jax
+
 # M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX of malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep() -> None:
-    """Lets what is freed be used again; see mallopt(3).
+    """Lets what is freed be used again, and soon; to be called before JAX is used. See mallopt(3).
 
-    By default each large array is mapped afresh, and the system clears its pages one by one while
-    they are first written, in every step again. And the threads of a compiler have many heaps, each
-    of which keeps what it once held; here they share a few.
+    By default JAX hands each program on CPU to a thread, and the memory of those behind it is taken
+    at once: two evaluations of a supernet's gradient hold twice the memory, and run no sooner. Each
+    large array is mapped afresh, and the system clears its pages one by one while they are first
+    written, in every step again. And the threads of a compiler have many heaps, each of which keeps
+    what it once held; here they share a few.
     """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if library := _library():
         library.mallopt(_MMAP_MAX, 0)
         library.mallopt(_TRIM_THRESHOLD, -1)

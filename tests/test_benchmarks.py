@@ -335,3 +335,10 @@ def test_calls_are_timed_only_within():
     Owner().work(0.0)
     assert Owner.work is original
     assert [seconds for seconds, _ in noted] == [0.01] and noted[0][1] >= 0.01
+
+
+def test_parts_need_a_step(capsys, tmp_path):
+    out = tmp_path / "parts.json"
+    assert parts.main(["--steps=0", f"--out={out}"]) == 1
+    assert capsys.readouterr().err == "error: --steps=0: give at least 1\n"
+    assert not out.exists()

@@ -237,7 +237,7 @@ def test_inherit_says_what_does_not_fit():
 
 
 @pytest.mark.parametrize(
-    ("axis", "channels"), [(-1, 5), (-1, candidates.FEW + 1), ((1, 2), 5)], ids=str
+    ("axis", "channels"), [(-1, 5), (-1, candidates.SHORT + 1), ((1, 2), 5)], ids=str
 )
 def test_gradient_of_the_largest_is_that_of_max(axis, channels):
     """Ties included, forward and reverse."""

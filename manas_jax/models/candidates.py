@@ -18,7 +18,7 @@ import numpy as np
 from manas_jax import space
 from manas_jax.models import layers
 
-FEW = 16  # channels
+SHORT = 16  # channels
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -40,7 +40,7 @@ def _largest_backward(axis, x, gradient):
     # Not the maximum of the forward pass: `x` may be made again here, rounded otherwise.
     top = x.max(axis, keepdims=True)
     maxima = x == top
-    if axis == -1 and x.shape[-1] <= FEW:
+    if axis == -1 and x.shape[-1] <= SHORT:
         # Channel by channel: on CPU XLA runs that much faster than sums over a short last axis that
         # are spread over it again.
         count = sum((x[..., i : i + 1] == top).astype(x.dtype) for i in range(x.shape[-1]))
