@@ -217,13 +217,22 @@ def _begin(pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]) -> _Be
     return loading() if name and kept.has(name) else compiling()
 
 
+_HIT = "/jax/compilation_cache/cache_hits"
 _noted = threading.local()
 
 
 def _note(event: str, **_: Any) -> None:
-    """Counts what the compiler made for want of a program in JAX's cache, by thread."""
-    if event == "/jax/compilation_cache/cache_misses":
-        _noted.misses = getattr(_noted, "misses", 0) + 1
+    """Counts programs asked of JAX's cache and those found there, by thread.
+
+    What JAX calls a miss is only what it then writes, which leaves out what compiles quickly.
+    """
+    if event in ("/jax/compilation_cache/compile_requests_use_cache", _HIT):
+        _noted.afresh = _afresh() + (-1 if event == _HIT else 1)
+
+
+def _afresh() -> int:
+    """How many programs the compiler has made in this thread."""
+    return getattr(_noted, "afresh", 0)
 
 
 jax.monitoring.register_event_listener(_note)
@@ -235,9 +244,9 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, bool]:
     One for CPU that came out of JAX's cache cannot be kept: serialized again it lacks functions,
     and fails when it is run.
     """
-    before = getattr(_noted, "misses", 0)
+    before = _afresh()
     executable = lowered.compile()
-    return executable, getattr(_noted, "misses", 0) > before
+    return executable, _afresh() > before
 
 
 def kinds(arrays: Iterable[Any]) -> tuple[tuple[Any, ...], ...]:
