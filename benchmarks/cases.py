@@ -142,7 +142,7 @@ def search_step(
     mesh = sharding.make_mesh(1)
     state = sharding.replicate(init_search(network, *optimizers, seed=0), mesh)
     batches = [_batch(scenes, versions, height, width, seed) for seed in range(2)]
-    compilation = step.compile(state, sharding.put_batch(batches[0], mesh))
+    compilation = _compiled(step, state, sharding.put_batch(batches[0], mesh))
 
     def run():
         nonlocal state
@@ -174,7 +174,7 @@ def train_step(
     state = init_train(variables, optimizer, average=bool(config.train.ema))
     state = sharding.replicate(state, mesh)
     batch = _batch(scenes, versions, height, width)
-    compilation = step.compile(state, sharding.put_batch(batch, mesh))
+    compilation = _compiled(step, state, sharding.put_batch(batch, mesh))
 
     def run():
         nonlocal state
@@ -185,6 +185,16 @@ def train_step(
         return 3 * scenes * versions * _network_flops(network, height, width)
 
     return Work(run, scenes * versions, compilation.seconds, flops)
+
+
+def _compiled(step, state, batch):
+    """Compiles a step as the commands do, while TensorFlow is imported; their batches need it."""
+    from manas_jax.data import host
+
+    host.import_meanwhile()
+    compilation = step.compile(state, batch)
+    host.tf.config  # noqa: B018  # waits for it, as the first batch would
+    return compilation
 
 
 def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> None:

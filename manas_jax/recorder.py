@@ -11,14 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from clu import metric_writers, parameter_overview, periodic_actions
+from clu import parameter_overview
+from etils import epy
 from ml_collections import ConfigDict
 
 from manas_jax import distributed
 from manas_jax.checkpoint import Checkpoints
 from manas_jax.compilation import Compilation
+from manas_jax.data import host
 from manas_jax.errors import Diverged
 from manas_jax.metrics import Scores
+
+# They import TensorFlow, which takes seconds and must leave accelerators alone.
+with epy.lazy_imports(success_callback=lambda _: host.tf.config):
+    from clu import metric_writers, periodic_actions
 
 
 class Recorder:

@@ -33,7 +33,7 @@ from manas_jax import (
 from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead, Compilation, compile_all
-from manas_jax.data import scenes
+from manas_jax.data import host, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network, genotype_logits
 from manas_jax.recorder import Recorder, log_parameters
@@ -349,6 +349,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         if start:
             logging.info("search: goes on from step %d of %d", start, options.steps)
         log_parameters("search", state.weights, folder / "parameters.txt")
+        host.import_meanwhile()
         with interruption.at_once():
             compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("search: compiled a step; %s", compilation)

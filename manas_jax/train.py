@@ -28,7 +28,7 @@ from manas_jax import (
 from manas_jax.accumulation import in_parts, part_shapes
 from manas_jax.checkpoint import Checkpoints, write_json
 from manas_jax.compilation import Ahead, Compilation, compile_all
-from manas_jax.data import scenes
+from manas_jax.data import host, scenes
 from manas_jax.errors import UserError
 from manas_jax.inference.weights import load_derived, save_weights
 from manas_jax.models.network import (
@@ -203,6 +203,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
         if start:
             logging.info("train: goes on from step %d of %d", start, options.steps)
         log_parameters("train", state.weights, folder / "parameters.txt")
+        host.import_meanwhile()
         with interruption.at_once():
             compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("train: compiled a step; %s", compilation)

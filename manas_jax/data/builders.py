@@ -8,6 +8,8 @@ can be read at any place: `scenes` gives pictures that stay on disk until they a
 not imported; `.as_data_source("train")` then gives examples as NumPy arrays.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import io
@@ -162,7 +164,7 @@ class Record:
 
     def __init__(
         self,
-        shards: "_Shards",
+        shards: _Shards,
         number: int,
         version: int | None,
         size: tuple[int, int],

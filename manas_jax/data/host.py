@@ -1,9 +1,28 @@
-"""TensorFlow, for the input pipeline: on the host alone."""
+"""TensorFlow, for the input pipeline: on the host alone, and imported when it is first used."""
 
-import tensorflow as tf
+import importlib
+import threading
 
-# Left alone, TensorFlow would claim the accelerator's memory that JAX needs.
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
+from etils import epy
 
-__all__ = ["tf"]
+
+def _leave_accelerators(name: str) -> None:
+    """Left alone, TensorFlow would claim the accelerator's memory that JAX needs."""
+    config = importlib.import_module(name).config
+    for kind in ("GPU", "TPU"):
+        config.set_visible_devices([], kind)
+
+
+with epy.lazy_imports(success_callback=_leave_accelerators):
+    import tensorflow as tf
+
+
+def import_meanwhile() -> None:
+    """Starts to import TensorFlow in a thread; whoever uses it first waits for what is left.
+
+    It takes seconds, which a command has while its programs are compiled or loaded.
+    """
+    threading.Thread(target=importlib.import_module, args=("tensorflow",)).start()
+
+
+__all__ = ["import_meanwhile", "tf"]

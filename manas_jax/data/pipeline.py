@@ -5,12 +5,16 @@ any host can make its share alone. Every random choice is stateless: the order o
 from `index_shuffle`, all else from the seed folded with the element's number.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,23 +81,27 @@ class Batches:
         self._share = batch_scenes // process_count
         self._first = process_index * self._share
 
-        # All pictures in one row: a scene's clean one, then its rainy ones.
         counts = np.array([len(scene.rainy) for scene in scenes])
         pictures = [p for scene in scenes for p in (scene.clean, *scene.rainy)]
         scene_sizes = np.array([scene.size for scene in scenes], np.int64)
         sizes = np.repeat(scene_sizes, counts + 1, axis=0)
         self._pictures = _Pictures(pictures, sizes, config.cache_gib)
         sources = np.flatnonzero(counts)
-        ranks = np.full(len(scenes), len(sources))  # of a scene among the sources, if it is one
+        ranks = np.full(len(scenes), len(sources))
         ranks[sources] = np.arange(len(sources))
-        # Tensors, not arrays: the graph then refers to them instead of holding copies.
-        self._clean = tf.constant(np.cumsum(counts + 1) - (counts + 1), tf.int64)
-        self._counts = tf.constant(counts, tf.int64)
-        self._sizes = tf.constant(scene_sizes)
-        self._sources = tf.constant(sources, tf.int64)
-        self._ranks = tf.constant(ranks, tf.int64)
+        cleans = np.cumsum(counts + 1) - (counts + 1)
+        self._tables = _Tables(cleans, counts, scene_sizes, sources, ranks)
+
+    @functools.cached_property
+    def _tensors(self) -> _Tables:
+        """Tensors, not arrays: the graph then refers to them instead of holding copies."""
+        with tf.init_scope():  # they outlive the graph that is being traced
+            return _Tables(*(tf.constant(table, tf.int64) for table in self._tables))
+
+    @functools.cached_property
+    def _element(self) -> Any:
         # Not inlined, it is optimised by itself: called directly or by tf.data, it rounds alike.
-        self._element = tf.function(
+        return tf.function(
             self._make_element,
             input_signature=[tf.TensorSpec((), tf.int64)],
             autograph=False,
@@ -133,20 +141,20 @@ class Batches:
 
     def _make_element(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         """One scene of a batch; `number` counts the elements of all batches from 0."""
-        count = tf.constant(len(self._clean), tf.int64)
+        count = tf.constant(len(self._tables.clean), tf.int64)
         epoch, position = number // count, number % count
         scene = _shuffled(position, tf.stack([self._seed, epoch]), count)
         seeds = tf.random.split(tf.stack([self._seed, number]), 5 + self._config.versions)
         corner = self._corner(scene, seeds[0])
-        clean = self._patch(self._clean[scene], corner)
-        available = self._counts[scene]
+        clean = self._patch(self._tensors.clean[scene], corner)
+        available = self._tensors.counts[scene]
         kinds, ranks = self._draw(available, seeds[1], seeds[2])
 
         def version(slot) -> tf.Tensor:
             kind, rank, seed = slot
             makers = {
                 "real": lambda: self._patch(
-                    self._clean[scene] + 1 + _shuffled(rank, seeds[3], available), corner
+                    self._tensors.clean[scene] + 1 + _shuffled(rank, seeds[3], available), corner
                 ),
                 "transfer": lambda: self._transferred(scene, clean, seed),
                 "synthetic": lambda: rain.synthesize(
@@ -175,16 +183,17 @@ class Batches:
     def _transferred(self, scene, clean, seed) -> tf.Tensor:
         """The streaks of another scene's pair, with a crop and flips of their own, on `clean`."""
         seeds = tf.unstack(tf.random.split(seed, 4))
-        rank = self._ranks[scene]
-        choices = len(self._sources) - tf.cast(rank < len(self._sources), tf.int64)
+        count, rank = len(self._tables.sources), self._tensors.ranks[scene]
+        choices = count - tf.cast(rank < count, tf.int64)
         chosen = _below(choices, seeds[0])
-        source = self._sources[chosen + tf.cast(chosen >= rank, tf.int64)]  # skips `scene` itself
-        version = _below(self._counts[source], seeds[1])
+        chosen += tf.cast(chosen >= rank, tf.int64)  # skips `scene` itself
+        source = self._tensors.sources[chosen]
+        version = _below(self._tensors.counts[source], seeds[1])
         corner = self._corner(source, seeds[2])
         pair = tf.stack(
             [
-                self._patch(self._clean[source] + 1 + version, corner),
-                self._patch(self._clean[source], corner),
+                self._patch(self._tensors.clean[source] + 1 + version, corner),
+                self._patch(self._tensors.clean[source], corner),
             ]
         )
         # No quarter turns here: rain falls. Turning a whole patch is the augmentation's choice.
@@ -193,12 +202,30 @@ class Batches:
 
     def _corner(self, scene, seed) -> tf.Tensor:
         """A random (top, left) of a patch that lies inside the scene."""
-        room = tf.unstack(self._sizes[scene] - self._crop + 1)
+        room = tf.unstack(self._tensors.sizes[scene] - self._crop + 1)
         seeds = tf.unstack(tf.random.split(seed, 2))
         return tf.stack([_below(limit, s) for limit, s in zip(room, seeds, strict=True)])
 
     def _patch(self, picture, corner) -> tf.Tensor:
         return tf.cast(self._pictures.patch(picture, corner, self._crop), tf.float32) * (1 / 255)
+
+
+class _Tables(NamedTuple):
+    """What there is to draw from, int64; pictures are in one row, a scene's clean one first.
+
+    Attributes:
+      clean: the number of each scene's clean picture.
+      counts: how many rainy ones come behind it.
+      sizes: each scene's height and width.
+      sources: the scenes that have rainy pictures.
+      ranks: of each scene among the sources; their number for one that is none.
+    """
+
+    clean: Any
+    counts: Any
+    sizes: Any
+    sources: Any
+    ranks: Any
 
 
 def evaluation_pairs(

@@ -12,6 +12,8 @@ Everything is made of TensorFlow operations with stateless seeds: eager or insid
 seed gives the same rain.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 

@@ -34,6 +34,7 @@ TILES = (1024, 768, 512)
 """Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
 
 _OVERLAP = 192  # pixels; beyond half of it surroundings change no pixel by more than a grey level
+_STEP = 64  # pixels, of which tiles are shortened by multiples: few sizes, so that little compiles
 _SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 Pixels = TypeVar("Pixels", np.ndarray, Image.Image)
@@ -186,8 +187,9 @@ class Derainer:
         """
         height, width = stack.shape[1:3]
         rows, columns = (-(-n // self._cell) * self._cell for n in (height, width))
-        down = Axis.cut(rows, self._tile_height(rows), self._overlap, self._cell)
-        across = Axis.cut(columns, self.tile, self._overlap, self._cell)
+        step = math.lcm(_STEP, self._unit)
+        down = Axis.cut(rows, self._tile_height(rows), self._overlap, self._cell, step)
+        across = Axis.cut(columns, self.tile, self._overlap, self._cell, step)
         run = self._ensemble if self_ensemble else self._run
         scale = 1 if stack.dtype.kind == "f" else np.iinfo(stack.dtype).max
         pending = np.zeros((len(stack), 0, width, 3), np.float32)

@@ -29,24 +29,32 @@ class Axis:
     overlap: int
 
     @classmethod
-    def cut(cls, length: int, tile: int, overlap: int, alignment: int) -> Axis:
+    def cut(
+        cls, length: int, tile: int, overlap: int, alignment: int, step: int | None = None
+    ) -> Axis:
         """As few tiles as the overlap allows, or one if the axis is no longer than a tile.
 
         Args:
           length: pixels of the axis, a multiple of the alignment.
-          tile: pixels of a tile, a multiple of the alignment, more than twice the overlap.
+          tile: most pixels of a tile, a multiple of the alignment, more than twice the overlap.
           overlap: pixels, a multiple of the alignment.
           alignment: what starts are a multiple of.
+          step: a multiple of the alignment. Where so many tiles can be shorter and still overlap,
+            they are, by multiples of this; as long as was asked for by default.
 
         Raises:
           ValueError: a length is none.
         """
-        if any(n % alignment for n in (length, tile, overlap)) or tile <= 2 * overlap:
+        lengths = length, tile, overlap, step or alignment
+        if any(n % alignment for n in lengths) or tile <= 2 * overlap:
             raise ValueError(f"{length=}, {tile=}, {overlap=} do not suit {alignment=}")
         if length <= tile:
             return cls(length, length, (0,), overlap)
+        gaps = -(-(length - tile) // (tile - overlap))
+        spare = (tile - overlap) * gaps - (length - tile)  # in all, before the last one is moved
+        if step:
+            tile -= spare // (gaps + 1) // step * step
         slack = length - tile
-        gaps = -(-slack // (tile - overlap))
         starts = (slack * i // gaps // alignment * alignment for i in range(gaps))
         return cls(length, tile, (*starts, slack), overlap)
 
