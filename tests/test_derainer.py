@@ -211,7 +211,7 @@ def test_height_is_split_over_devices(tmp_path, weights, derain):
     tiles = {
         "320": [[320, 80, 4]],  # comes out even
         "168": [[160, 40, 4]] * 2,  # does not: two tiles that do
-        "600": [[544, 136, 4]] * 2,  # more than four devices can hold
+        "600": [[352, 88, 4]] * 2,  # more than four devices can hold: two, of what they need
         "90": [[96, 24, 4]],  # no more than a tile
         "70": [[72, 72, 4]],  # as small and uneven: everywhere the same
     }
