@@ -178,21 +178,32 @@ class _Begun(NamedTuple):
 def _begin(pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]) -> _Begun:
     """Starts to load or compile."""
 
+    def make(lowered):
+        """A program, the facts kept with it if it was, and its key by its text if that may be."""
+        by_text = kept.key(ahead.identity, args, lowered) if name else ""
+        if by_text and kept.has(by_text) and (found := kept.read(by_text, args)):
+            return *found, by_text
+        executable, afresh = _compile(lowered)
+        return executable, None, by_text if afresh else ""
+
     def compiling():
         lowered = ahead.function.lower(*args)
-        program = pool.submit(_compile, lowered)
+        program = pool.submit(make, lowered)
         # It takes seconds, too; the compiler leaves cores idle.
         cost = pool.submit(lowered.cost_analysis) if ahead.counted else None
 
         def finish():
-            ahead.executable, afresh = program.result()
-            memory = ahead.executable.memory_analysis()
-            facts = {
-                "flops": ((cost and cost.result()) or {}).get("flops", 0.0),
-                "temporary_bytes": getattr(memory, "temp_size_in_bytes", 0),
-            }
-            if name and afresh:
-                kept.write(name, ahead.executable, facts)
+            ahead.executable, facts, by_text = program.result()
+            if facts is None:
+                memory = ahead.executable.memory_analysis()
+                facts = {
+                    "flops": ((cost and cost.result()) or {}).get("flops", 0.0),
+                    "temporary_bytes": getattr(memory, "temp_size_in_bytes", 0),
+                }
+                if by_text:
+                    kept.write(by_text, ahead.executable, facts)
+            if by_text:
+                kept.link(by_text, name)
             return facts
 
         return _Begun(finish, lambda: lowered.out_info)

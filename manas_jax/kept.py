@@ -3,7 +3,8 @@
 JAX's own cache keeps what the compiler made, but has to trace and lower a program to find it, which
 takes longer than all the rest. Here the caller names what shapes the program instead (the
 configuration), and the rest of the key is found without a trace: the arguments' shapes and places,
-the package's source, versions, settings and machine.
+the package's source, versions, settings and machine. A second key, by the lowered program's text in
+place of name and source, finds it where a changed source makes the same program.
 
 The files lie in the folder of JAX's cache and are unpickled, which can run whatever is in them:
 only what is this user's own and not writable by everyone is read. Anything wrong with a file means
@@ -32,7 +33,7 @@ from jax.experimental import serialize_executable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "ml_dtypes", "numpy")
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # of the environment, that change programs
-NEWEST = 512  # files that stay
+NEWEST = 1024  # files that stay, two a program
 SUFFIX = ".kept"
 
 
@@ -48,13 +49,15 @@ def folder() -> pathlib.Path | None:
     return pathlib.Path(place) if jax.process_count() == 1 else None
 
 
-def key(identity: str, args: Any) -> str:
+def key(identity: str, args: Any, lowered: jax.stages.Lowered | None = None) -> str:
     """A digest of all that shapes a program.
 
     Args:
       identity: what tells the function from all others that this package's source may make.
       args: its arguments, or their shapes with shardings.
+      lowered: the program itself, which then stands for the identity and the source.
     """
+    made_of = (lowered.as_text(), str(lowered.out_tree)) if lowered else (identity, _source())
     leaves, structure = jax.tree.flatten(args)
     described = [
         (jax.typeof(x).str_short(), getattr(x, "weak_type", False), str(getattr(x, "sharding", "")))
@@ -67,7 +70,7 @@ def key(identity: str, args: Any) -> str:
         if name != "jax_compilation_cache_dir"
     }
     places = [device.id for device in _devices(args)]
-    parts = identity, str(structure), described, places, settings, _surroundings()
+    parts = made_of, str(structure), described, places, settings, _surroundings()
     return hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
 
 
@@ -95,6 +98,20 @@ def read(name: str, args: Any) -> tuple[Any, dict[str, Any]] | None:
 def write(name: str, executable: Any, facts: dict[str, Any]) -> None:
     """Keeps a program and facts (plain values) for `read`, whole or not at all."""
     _write(name, lambda: (serialize_executable.serialize(executable), facts))
+
+
+def link(name: str, other: str) -> None:
+    """Has what is kept for one `key` serve for another one, too."""
+    place = folder()
+    if place is None:
+        return
+    file, target = (place / (each + SUFFIX) for each in (name, other))
+    try:
+        target.unlink(missing_ok=True)
+        os.link(file, target)
+        _leave_newest(place)
+    except OSError as error:  # nothing was kept, or the file system has no links
+        logging.info("%s: not kept by a second name (%s)", place, error)
 
 
 def remembered(identity: str, make: Callable[[], Any]) -> Any:
@@ -147,11 +164,15 @@ def _write(name: str, make: Callable[[], tuple[Any, ...]]) -> None:
         except OSError:
             os.unlink(temporary)
             raise
-        files = sorted(place.glob("*" + SUFFIX), key=os.path.getmtime)
-        for file in files[:-NEWEST]:
-            file.unlink(missing_ok=True)
+        _leave_newest(place)
     except Exception as error:  # a full disk, or a program that cannot be kept
         logging.info("%s: a compiled program is not kept here (%s)", place, error)
+
+
+def _leave_newest(place: pathlib.Path) -> None:
+    files = sorted(place.glob("*" + SUFFIX), key=os.path.getmtime)
+    for file in files[:-NEWEST]:
+        file.unlink(missing_ok=True)
 
 
 def _read_own(file: pathlib.Path) -> bytes:
@@ -180,14 +201,19 @@ def _devices(args: Any) -> list[jax.Device]:
 
 
 @functools.cache
-def _surroundings() -> tuple[Any, ...]:
-    """Source, versions and machine."""
+def _source() -> str:
+    """A digest of the package's source."""
     source = hashlib.blake2b()
     for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
         source.update(str(file.name).encode() + file.read_bytes())
+    return source.hexdigest()
+
+
+@functools.cache
+def _surroundings() -> tuple[Any, ...]:
+    """Versions and machine."""
     devices = jax.devices()
     return (
-        source.hexdigest(),
         sys.version,
         [importlib.metadata.version(name) for name in PACKAGES],
         [os.environ.get(name) for name in VARIABLES],

@@ -110,8 +110,7 @@ SPOILED = {
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_what_cannot_be_trusted_is_compiled_again(folder, spoil):
     _make()[0].compile(*_arguments())
-    (file,) = _kept(folder)
-    spoil(file)
+    spoil(_kept(folder)[0])  # the other one is a link to it
     _empty_jax_cache(folder)
     again, traces = _make()
     again.compile(*_arguments())
@@ -158,6 +157,24 @@ def test_values_are_remembered(folder):
     for file in _kept(folder):
         _damage(file)
     assert kept.remembered("others", lambda: 4) == 4
+
+
+def test_a_changed_source_that_makes_the_same_program_finds_it(folder, monkeypatch):
+    _make()[0].compile(*_arguments())
+    monkeypatch.setattr(kept, "_source", lambda: "changed")
+    monkeypatch.setattr(compilation, "_compile", lambda _: pytest.fail("compiled again"))
+    for traced in (1, 0):  # then it is found by its name, too
+        again, traces = _make()
+        again.compile(*_arguments())
+        np.testing.assert_allclose(_run(again), WANTED, rtol=1e-6)
+        assert len(traces) == traced
+
+
+def test_programs_of_other_results_are_told_apart():
+    arguments = _arguments()
+    functions = lambda x, _: {"a": x.trace["a"]}, lambda x, _: {"b": x.trace["a"]}
+    keys = {kept.key("", arguments, jax.jit(f).lower(*arguments)) for f in functions}
+    assert len(keys) == 2
 
 
 def test_without_identity_nothing_is_kept(folder):
