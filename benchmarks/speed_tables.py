@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -31,27 +32,27 @@ def _cases(name: str) -> dict[str, Any]:
     return {key: case for key, case in load(name)["cases"].items() if "error" not in case}
 
 
-def measured() -> str:
+def measured(name: str = "speed") -> str:
     """Steps, memory and the time to the first step, beside the released code."""
     head = [
         "work", "seconds", "times as fast as released code (at equal product)", "share of product",
         "first step s, cold / warm", "peak GB, cold / warm", "product GFLOP/s",
     ]  # fmt: skip
     rows = []
-    for name, case in _cases("speed").items():
-        if name in TITLES:
+    for key, case in _cases(name).items():
+        if key in TITLES:
             rows.append(
                 [
-                    TITLES[name],
+                    TITLES[key],
                     _seconds(case),
-                    speed.against_released(name, case, digits=1),
+                    speed.against_released(key, case, digits=1),
                     f"{case['share_of_product']:.0%}" if case["gflop"] else "-",
                     _both(case["first_step_seconds"], 1),
                     _both(case["peak_gb"], 2),
                     _product(case),
                 ]
             )
-    return f"{_origin('speed')}\n\n{table(head, rows)}"
+    return f"{_origin(name)}\n\n{table(head, rows)}"
 
 
 def doublings() -> str:
@@ -60,15 +61,17 @@ def doublings() -> str:
     return table(["doubled", "times the cost (range)"], rows)
 
 
-def before_and_after() -> str:
-    """The first-order step before the work on speed and after it, on one kind of machine."""
-    head = ["", "seconds", "product GFLOP/s", "first step s, cold / warm", "peak GB, cold / warm"]
+def before_and_after(name: str, *results: str) -> str:
+    """A case in several results files, the oldest first, all from one kind of machine."""
+    head = [
+        "commit", "seconds", "product GFLOP/s", "first step s, cold / warm", "peak GB, cold / warm"
+    ]  # fmt: skip
     rows = []
-    for title, name in (("before", "speed_before"), ("after", "speed")):
-        case = _cases(name)["search_first_order_small"]
+    for result in results:
+        case = _cases(result)[name]
         rows.append(
             [
-                f"{title}, commit {case['commit'][:9]}",
+                case["commit"][:9],
                 _seconds(case),
                 _product(case),
                 _both(case["first_step_seconds"], 1),
@@ -110,6 +113,15 @@ def _both(values: Mapping[str, float], digits: int) -> str:
 TABLES = {
     "speed": measured,
     "speed_doublings": doublings,
-    "speed_before_and_after": before_and_after,
+    "speed_later": functools.partial(measured, "speed_later"),
+    "speed_before_and_after": functools.partial(
+        before_and_after, "search_first_order_small", "speed_before", "speed", "speed_later"
+    ),
+    "speed_same_hour_search": functools.partial(
+        before_and_after, "search_first_order_small", "speed_hour_before", "speed_hour_after"
+    ),
+    "speed_same_hour_train": functools.partial(
+        before_and_after, "train_small", "speed_hour_before", "speed_hour_after"
+    ),
     "speed_parts": parts_of_a_step,
 }
