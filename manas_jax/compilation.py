@@ -180,7 +180,7 @@ def _begin(pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]) -> _Be
 
     def make(lowered):
         """A program, the facts kept with it if it was, and its key by its text if that may be."""
-        by_text = kept.key(ahead.identity, args, lowered) if name else ""
+        by_text = kept.key_by_text(lowered, args) if name else ""
         if by_text and kept.has(by_text) and (found := kept.read(by_text, args)):
             return *found, by_text
         executable, afresh = _compile(lowered)
@@ -201,8 +201,9 @@ def _begin(pool: ThreadPoolExecutor, ahead: Ahead, args: tuple[Any, ...]) -> _Be
                     "temporary_bytes": getattr(memory, "temp_size_in_bytes", 0),
                 }
                 if by_text:
-                    kept.write(by_text, ahead.executable, facts)
-            if by_text:
+                    kept.write(name, ahead.executable, facts)
+                    kept.link(name, by_text)
+            else:
                 kept.link(by_text, name)
             return facts
 

@@ -49,15 +49,22 @@ def folder() -> pathlib.Path | None:
     return pathlib.Path(place) if jax.process_count() == 1 else None
 
 
-def key(identity: str, args: Any, lowered: jax.stages.Lowered | None = None) -> str:
+def key(identity: str, args: Any) -> str:
     """A digest of all that shapes a program.
 
     Args:
       identity: what tells the function from all others that this package's source may make.
       args: its arguments, or their shapes with shardings.
-      lowered: the program itself, which then stands for the identity and the source.
     """
-    made_of = (lowered.as_text(), str(lowered.out_tree)) if lowered else (identity, _source())
+    return _digest((identity, _source()), args)
+
+
+def key_by_text(lowered: jax.stages.Lowered, args: Any) -> str:
+    """As `key`, by the program itself in place of its identity and the source."""
+    return _digest((lowered.as_text(), str(lowered.out_tree)), args)
+
+
+def _digest(made_of: tuple[str, ...], args: Any) -> str:
     leaves, structure = jax.tree.flatten(args)
     described = [
         (jax.typeof(x).str_short(), getattr(x, "weak_type", False), str(getattr(x, "sharding", "")))
@@ -101,7 +108,7 @@ def write(name: str, executable: Any, facts: dict[str, Any]) -> None:
 
 
 def link(name: str, other: str) -> None:
-    """Has what is kept for one `key` serve for another one, too."""
+    """Has what is kept for one key serve for another one, too, where the file system has links."""
     place = folder()
     if place is None:
         return
@@ -110,7 +117,7 @@ def link(name: str, other: str) -> None:
         target.unlink(missing_ok=True)
         os.link(file, target)
         _leave_newest(place)
-    except OSError as error:  # nothing was kept, or the file system has no links
+    except OSError as error:  # or nothing was kept
         logging.info("%s: not kept by a second name (%s)", place, error)
 
 

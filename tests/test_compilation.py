@@ -81,6 +81,27 @@ def test_the_next_start_does_not_trace(folder):
     assert given[0].trace["a"].is_deleted()  # its memory is given away as before
 
 
+def test_what_compiles_quickly_is_kept_too(folder):
+    """JAX itself keeps nothing that takes less than a second."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)
+    _make()[0].compile(*_arguments())
+    again, traces = _make()
+    again.compile(*_arguments())
+    np.testing.assert_allclose(_run(again), WANTED, rtol=1e-6)
+    assert not traces
+
+
+def test_without_links_programs_are_kept_by_name(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    _make()[0].compile(*_arguments())
+    again, traces = _make()
+    again.compile(*_arguments())
+    assert not traces and len(_kept(folder)) == 1
+
+
 def test_shapes_will_do(folder):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _arguments()
@@ -173,7 +194,7 @@ def test_a_changed_source_that_makes_the_same_program_finds_it(folder, monkeypat
 def test_programs_of_other_results_are_told_apart():
     arguments = _arguments()
     functions = lambda x, _: {"a": x.trace["a"]}, lambda x, _: {"b": x.trace["a"]}
-    keys = {kept.key("", arguments, jax.jit(f).lower(*arguments)) for f in functions}
+    keys = {kept.key_by_text(jax.jit(f).lower(*arguments), arguments) for f in functions}
     assert len(keys) == 2
 
 

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -42,6 +44,17 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, run_command, arguments, 
     process = run_command(TINY, f"--workdir={tmp_path / 'run'}", *arguments)
     _one_line(process, *parts)
     assert not (tmp_path / "run" / "search").exists()
+
+
+def test_tensorflow_is_imported_only_when_it_is_used():
+    script = (
+        "import sys, manas_jax.main as _; from manas_jax.data.host import tf\n"
+        "print('tensorflow' in sys.modules, int(tf.constant(3)), 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["False", "3", "True"], done.stderr
 
 
 def test_all_stages_leave_what_they_promise(finished):
