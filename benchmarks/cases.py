@@ -208,9 +208,11 @@ def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> N
 
 
 def inference(folder: pathlib.Path, height: int, width: int, whole: bool = False) -> Work:
-    """One 8-bit picture de-rained as from Python; `whole`: its channel gates see all of it."""
+    """One 8-bit picture de-rained; `whole`: its channel gates see all of it."""
+    from manas_jax import memory
     from manas_jax.inference.derainer import Derainer
 
+    memory.keep()  # as `manas_jax.derain` does
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
     picture = _picture(height, width)
     network = derainer.network.clone(pool_cell=None)  # of a picture that nothing is added to
@@ -237,9 +239,13 @@ def prepare_pictures(
 
 
 def input_pipeline(
-    folder: pathlib.Path, cache_gib: float = 0.0, scenes: int = 4, repeats: int = BATCHES
+    folder: pathlib.Path,
+    cache_gib: float = 0.0,
+    on_disk: bool = False,
+    scenes: int = 4,
+    repeats: int = BATCHES,
 ) -> Work:
-    """A batch of the final training from PNG files, decoded each time unless the cache holds them.
+    """A batch of the final training from PNG files, decoded each time unless a cache holds them.
 
     Nothing is taken while nothing is measured, so the batches made ahead are a few of a run's many.
     """
@@ -249,6 +255,7 @@ def input_pipeline(
 
     config = configure(SMALL)
     config.data.update(root=str(folder / PICTURES), validation_scenes=0, cache_gib=cache_gib)
+    config.data.cache_dir = str(folder) if on_disk else ""
     config.train.scenes = scenes
     splits = load(config.data, config.train.crop)
     found = splits.weights + splits.architecture
@@ -335,6 +342,9 @@ CASES = {
     "pipeline_files": Case(input_pipeline, prepare_pictures, one_core=True),
     "pipeline_cached": Case(
         functools.partial(input_pipeline, cache_gib=1.0), prepare_pictures, one_core=True
+    ),
+    "pipeline_disk": Case(
+        functools.partial(input_pipeline, on_disk=True), prepare_pictures, one_core=True
     ),
     "losses": Case(losses),
     "evaluation_small": Case(evaluation),

@@ -22,6 +22,7 @@ TITLES = {
     "inference_4k_small": "a picture in 4K by tiles, derived small",
     "pipeline_files": "a training batch from PNG files, one core",
     "pipeline_cached": "a training batch from the cache, one core",
+    "pipeline_disk": "a training batch from decoded pictures on disk, one core",
     "losses": "gradients of the losses alone",
     "evaluation_small": "a picture of 320x480 restored and scored",
 }

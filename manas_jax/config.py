@@ -26,7 +26,7 @@ STAGES = ("search", "train", "evaluate")
 # the rounding that comes with another number of devices.
 FREE_KEYS = (
     "stage", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
-    "data.cache_gib", "search.fuse",
+    "data.cache_gib", "data.cache_dir", "search.fuse",
 )  # fmt: skip
 
 
@@ -63,7 +63,8 @@ def default() -> ml_collections.ConfigDict:
     data.validation_scenes = 8
     data.architecture_share = 0.5  # of the other training scenes
     data.split_seed = 0
-    data.cache_gib = 1.0  # decoded pictures are kept up to this size
+    data.cache_gib = 1.0  # decoded pictures are kept in memory up to this size
+    data.cache_dir = ""  # larger ones on disk, in this folder; "" decodes them each time
     data.limit = 0  # use this many training scenes; 0 = all
 
     search = config.search = ml_collections.ConfigDict()

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from manas_jax import compilation, metrics
+from manas_jax import compilation, memory, metrics
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import pictures, video
@@ -179,6 +179,7 @@ def _main(options: argparse.Namespace) -> int:
     for line in problems:
         print(line, file=sys.stderr)
     if jobs:
+        memory.keep()
         derainer = Derainer.from_pretrained(options.weights, tile=options.tile)
         compilation.use_cache()
 

@@ -1,6 +1,9 @@
 """The input pipeline: what is in a batch, and that it depends on nothing but the step."""
 
+import errno
 import gc
+import os
+import pathlib
 import resource
 
 import ml_collections
@@ -26,6 +29,7 @@ def _config(**changes):
         "veil": 0.0,
         "evaluation_level": "medium",
         "cache_gib": 1.0,
+        "cache_dir": "",
     }
     return ml_collections.ConfigDict(defaults | changes)
 
@@ -109,9 +113,18 @@ def test_one_scene_alone():
     assert (_codes(_batches(_scenes(1)).at(3))[2] == 0).all()
 
 
-@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
-def test_a_batch_depends_on_its_step_alone(cache_gib):
-    config = _config(**ALL_KINDS, cache_gib=cache_gib)
+@pytest.fixture(params=["memory", "disk", "nowhere"])
+def kept(request, tmp_path):
+    """Where decoded pictures are kept, as settings."""
+    return {
+        "memory": {"cache_gib": 1.0},
+        "disk": {"cache_gib": 0.0, "cache_dir": str(tmp_path / "cache")},
+        "nowhere": {"cache_gib": 0.0},
+    }[request.param]
+
+
+def test_a_batch_depends_on_its_step_alone(kept):
+    config = _config(**ALL_KINDS, **kept)
     batches = _batches(_scenes(), config)
     late = batches.at(7)
     for step, batch in enumerate(batches.iterate(5, 9), start=5):
@@ -147,12 +160,52 @@ def files(tmp_path):
     return tuple(found)
 
 
-def test_cache_changes_nothing(files):
-    config = _config(**ALL_KINDS)
-    cached = _batches(files, config)
+def test_a_cache_changes_nothing(files, kept):
+    cached = _batches(files, _config(**ALL_KINDS, **kept))
     uncached = _batches(files, _config(**ALL_KINDS, cache_gib=0.0))
     for step in range(4):
         _assert_same(cached.at(step), uncached.at(step))
+
+
+def _on_disk(folder):
+    return _config(cache_gib=0.0, cache_dir=str(folder))
+
+
+def test_what_is_on_disk_is_decoded_once_and_leaves_nothing(files, tmp_path):
+    """An epoch is one batch, and shows every picture: of two, the second needs no files."""
+    batches = _batches(files, _on_disk(tmp_path / "cache"))
+    wanted = _batches(files).at(1)
+    batches.at(0)
+    for scene in files:
+        for path in (scene.clean, *scene.rainy):
+            pathlib.Path(path).unlink()
+    _assert_same(batches.at(1), wanted)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_full_disk_is_said_once_and_changes_nothing(files, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    batches = _batches(files, _on_disk(tmp_path))
+    for step in range(2):
+        _assert_same(batches.at(step), _batches(files).at(step))
+    assert len([r for r in caplog.records if "data.cache_dir: keeps 0 of 16" in r.message]) == 1
+
+
+def test_what_the_disk_takes_in_pieces_is_whole(files, tmp_path, monkeypatch):
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: whole(file, data[:100], at))
+    batches = _batches(files, _on_disk(tmp_path))
+    batches.at(0)
+    _assert_same(batches.at(1), _batches(files).at(1))
+
+
+def test_a_cache_that_cannot_be_written_is_named(files, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache_dir: .*taken cannot be written to"):
+        _batches(files, _on_disk(tmp_path / "taken"))
 
 
 def test_patches_are_the_pixels_of_the_files(files):
@@ -162,15 +215,14 @@ def test_patches_are_the_pixels_of_the_files(files):
         assert (versions[:, 0] == 0).all() and (versions[:, 1:] > 0).all()
 
 
-@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
 @pytest.mark.parametrize("way", ["at", "iterate"])
-def test_a_truncated_file_is_named(files, cache_gib, way):
+def test_a_truncated_file_is_named(files, kept, way):
     name = files[2].rainy[1]
     with open(name, "rb") as file:
         content = file.read()
     with open(name, "wb") as file:
         file.write(content[:-40])
-    batches = _batches(files, _config(cache_gib=cache_gib))
+    batches = _batches(files, _config(**kept))
     with pytest.raises(UserError, match=r"2-2\.png: cannot be read"):
         for step in range(4):
             batches.at(step) if way == "at" else list(batches.iterate(step, step + 1))
@@ -305,12 +357,14 @@ def test_evaluation_refuses_unequal_pairs():
         list(pipeline.evaluation_pairs(bad, _config()))
 
 
-def test_memory_stays_flat():
+@pytest.mark.parametrize("cache_dir", ["", "cache"])
+def test_memory_stays_flat(cache_dir, tmp_path):
     """Peak memory grows by far less than what the batches made would fill."""
     large = tuple(
         scenes.Scene(f"s{i}", _coded(0, i, (80, 80)), (_coded(1, i, (80, 80)),)) for i in range(3)
     )
-    config = _config(transfer=1.0, cache_gib=0.0)
+    folder = cache_dir and str(tmp_path / cache_dir)
+    config = _config(transfer=1.0, cache_gib=0.0, cache_dir=folder)
     stream = _batches(large, config, batch_scenes=8, crop=64).iterate(0)
     for _ in range(30):
         next(stream)

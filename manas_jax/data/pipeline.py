@@ -11,7 +11,9 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import logging
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -43,8 +45,9 @@ class Batches:
     The K versions and the clean picture share one crop and one of the eight flips and quarter
     turns.
 
-    Decoded pictures are kept in memory where all of them fit `config.cache_gib`, else files are
-    decoded each time. Batches are the same either way.
+    Decoded pictures are kept in memory where all of them fit `config.cache_gib`, else on disk
+    where `config.cache_dir` names a folder, else files are decoded each time. Batches are the same
+    either way.
     """
 
     def __init__(
@@ -71,7 +74,8 @@ class Batches:
 
         Raises:
           UserError: no scenes, a picture smaller than the crop, a value out of range, more versions
-            wanted than the mixture can give, or hosts that do not share the batch evenly.
+            wanted than the mixture can give, hosts that do not share the batch evenly, or a
+            `cache_dir` that is needed and cannot be written to.
         """
         scenes = tuple(scenes)
         _check(scenes, config, batch_scenes, crop, process_count)
@@ -85,7 +89,7 @@ class Batches:
         pictures = [p for scene in scenes for p in (scene.clean, *scene.rainy)]
         scene_sizes = np.array([scene.size for scene in scenes], np.int64)
         sizes = np.repeat(scene_sizes, counts + 1, axis=0)
-        self._pictures = _Pictures(pictures, sizes, config.cache_gib)
+        self._pictures = _Pictures(pictures, sizes, config)
         sources = np.flatnonzero(counts)
         ranks = np.full(len(scenes), len(sources))
         ranks[sources] = np.arange(len(sources))
@@ -272,29 +276,48 @@ def _version_name(scene: Scene, version: int) -> str:
 
 
 class _Pictures:
-    """Patches of numbered pictures, from one flat tensor if all fit, else decoded each time."""
+    """Patches of numbered pictures: from one flat tensor if all fit, else from disk or files."""
 
-    def __init__(self, pictures: Sequence[Picture], sizes: np.ndarray, cache_gib: float):
+    def __init__(self, pictures: Sequence[Picture], sizes: np.ndarray, config):
         self._pictures, self._shapes = pictures, sizes
         self._starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
-        self._fit = self._starts[-1] <= cache_gib * 2**30
+        self._fit = self._starts[-1] <= config.cache_gib * 2**30
         self._flat = None
         self._failure = None
+        self._disk = None
+        if not self._fit and config.cache_dir:
+            self._disk = _Disk(config.cache_dir, self._starts)
+        elif not self._fit and config.cache_gib:
+            logging.info(
+                "decoded, the pictures take %.1f GiB, more than data.cache_gib=%g: files are "
+                "decoded each time; data.cache_dir names a folder to keep them in",
+                self._starts[-1] / 2**30,
+                config.cache_gib,
+            )
 
     def patch(self, picture: tf.Tensor, corner: tf.Tensor, side: int) -> tf.Tensor:
         """uint8 (side, side, 3) of the picture of that number, at (top, left) `corner`."""
         if not self._fit:
-            decoded = tf.numpy_function(
-                lambda i, yx: self._decode(i)[yx[0] : yx[0] + side, yx[1] : yx[1] + side],
-                [picture, corner],
-                tf.uint8,
+            cut = functools.partial(self._cut, side=side)
+            return tf.ensure_shape(
+                tf.numpy_function(cut, [picture, corner], tf.uint8), (side, side, 3)
             )
-            return tf.ensure_shape(decoded, (side, side, 3))
         flat, starts, widths = self._decoded()
         width, top, left = widths[picture], corner[0], corner[1]
         begin = starts[picture] + top * width * 3
         rows = tf.reshape(flat[begin : begin + side * width * 3], (side, width, 3))
         return tf.ensure_shape(rows[:, left : left + side], (side, side, 3))
+
+    def _cut(self, picture: int, corner: np.ndarray, side: int) -> np.ndarray:
+        """`patch` of a picture that is not in memory."""
+        (top, left), width = corner, self._shapes[picture, 1]
+        if self._disk and picture in self._disk:
+            rows = self._disk.read(picture, top * width * 3, side * width * 3)
+            return rows.reshape(side, width, 3)[:, left : left + side]
+        pixels = self._decode(picture)
+        if self._disk:
+            self._disk.write(picture, pixels)
+        return pixels[top : top + side, left : left + side]
 
     @contextlib.contextmanager
     def user_errors(self):
@@ -333,6 +356,61 @@ class _Pictures:
                     tf.constant(self._shapes[:, 1], tf.int64),
                 )
         return self._flat
+
+
+class _Disk:
+    """Decoded pictures in a file without a name, which is gone when the process is.
+
+    So nothing in it can be out of date, or left behind. A picture is put there when it is first
+    decoded; until then its place is a hole, which takes no room.
+    """
+
+    def __init__(self, folder: str, starts: np.ndarray):
+        """Opens the file.
+
+        Args:
+          folder: where it lies; made if it is missing.
+          starts: the first byte of each picture, and the end of the last one.
+
+        Raises:
+          UserError: the folder cannot be written to.
+        """
+        try:
+            os.makedirs(folder, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as we do
+        except OSError as error:
+            raise UserError(
+                f"data.cache_dir: {folder} cannot be written to ({error.strerror})"
+            ) from error
+        self._starts = starts
+        self._there = np.zeros(len(starts) - 1, bool)
+        self._full = False
+
+    def __contains__(self, picture: int) -> bool:
+        return self._there[picture]
+
+    def read(self, picture: int, offset: int, count: int) -> np.ndarray:
+        """uint8 (count,) of a picture that is there, from `offset` on."""
+        begin = int(self._starts[picture]) + int(offset)
+        return np.frombuffer(os.pread(self._file.fileno(), int(count), begin), np.uint8)
+
+    def write(self, picture: int, pixels: np.ndarray) -> None:
+        """Keeps a picture; on a full disk it says so once and keeps no more."""
+        if self._full:
+            return
+        begin, left = int(self._starts[picture]), memoryview(np.ascontiguousarray(pixels).ravel())
+        try:
+            while left:
+                written = os.pwrite(self._file.fileno(), left, begin)
+                begin, left = begin + written, left[written:]
+        except OSError as error:
+            self._full = True
+            logging.warning(
+                "data.cache_dir: keeps %d of %d pictures (%s); the others are decoded each time",
+                self._there.sum(), len(self._there), error.strerror,
+            )  # fmt: skip
+            return
+        self._there[picture] = True  # after its last byte: other threads read it from now on
 
 
 def _check(scenes: tuple[Scene, ...], config, batch_scenes: int, crop: int, hosts: int) -> None:
