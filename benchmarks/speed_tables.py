@@ -33,11 +33,11 @@ def _cases(name: str) -> dict[str, Any]:
     return {key: case for key, case in load(name)["cases"].items() if "error" not in case}
 
 
-def measured(name: str = "speed") -> str:
-    """Steps, memory and the time to the first step, beside the released code."""
+def measured(name: str = "speed", released: bool = True) -> str:
+    """Steps, memory and the time to the first step, beside the released code if wanted."""
     head = [
-        "work", "seconds", "times as fast as released code (at equal product)", "share of product",
-        "first step s, cold / warm", "peak GB, cold / warm", "product GFLOP/s",
+        "work", "seconds", *["times as fast as released code (at equal product)"] * released,
+        "share of product", "first step s, cold / warm", "peak GB, cold / warm", "product GFLOP/s",
     ]  # fmt: skip
     rows = []
     for key, case in _cases(name).items():
@@ -46,7 +46,7 @@ def measured(name: str = "speed") -> str:
                 [
                     TITLES[key],
                     _seconds(case),
-                    speed.against_released(key, case, digits=1),
+                    *[speed.against_released(key, case, digits=1)] * released,
                     f"{case['share_of_product']:.0%}" if case["gflop"] else "-",
                     _both(case["first_step_seconds"], 1),
                     _both(case["peak_gb"], 2),
@@ -56,9 +56,24 @@ def measured(name: str = "speed") -> str:
     return f"{_origin(name)}\n\n{table(head, rows)}"
 
 
-def doublings() -> str:
+def against_released(name: str, released: str) -> str:
+    """Steps and memory beside those of the released code on the same machine."""
+    head = [
+        "work", "released code s", "here s", "times as fast", "peak GB, released code / here, warm"
+    ]  # fmt: skip
+    ours, rows = _cases(name), []
+    for key, theirs in _cases(released).items():
+        case = ours[key]
+        ratio = theirs["seconds"]["median"] / case["seconds"]["median"]
+        peaks = f"{theirs['peak_gb']:.2f} / {case['peak_gb']['warm']:.2f}"
+        rows.append([TITLES[key], _seconds(theirs), _seconds(case), f"{ratio:.1f}", peaks])
+    torch = next(iter(_cases(released).values()))["torch"]
+    return f"{_origin(released)[:-1]}; PyTorch {torch}.\n\n{table(head, rows)}"
+
+
+def doublings(name: str = "speed") -> str:
     """What each doubling costs."""
-    rows = speed.size_costs(_cases("speed"))
+    rows = speed.size_costs(_cases(name))
     return table(["doubled", "times the cost (range)"], rows)
 
 
@@ -82,9 +97,9 @@ def before_and_after(name: str, *results: str) -> str:
     return table(head, rows)
 
 
-def parts_of_a_step() -> str:
+def parts_of_a_step(name: str = "parts") -> str:
     """Where a step of the small search spends its time."""
-    record = load("parts")
+    record = load(name)
     step = statistics.median(record["step_seconds"])
     made = (
         f"A step took {step:.3g} s, the product {record['product_gflops']:.0f} GFLOP/s; compiling "
@@ -112,6 +127,10 @@ def _both(values: Mapping[str, float], digits: int) -> str:
 
 
 TABLES = {
+    "speed_epyc": functools.partial(measured, "speed_epyc", released=False),
+    "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
+    "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
+    "speed_epyc_parts": functools.partial(parts_of_a_step, "parts_epyc"),
     "speed": measured,
     "speed_doublings": doublings,
     "speed_later": functools.partial(measured, "speed_later"),

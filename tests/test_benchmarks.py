@@ -1,5 +1,6 @@
 """The measuring command: what it measures is real, and what it says of two measurements is so."""
 
+import importlib.util
 import inspect
 import itertools
 import json
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, parts, speed
+from benchmarks import cases, compare, parts, released, speed, speed_tables
 from manas_jax.data import images
 from manas_jax.space import SearchSpace
 
@@ -62,6 +63,43 @@ def test_alternating_networks_are_those_that_the_released_code_was_measured_on(s
 
 def test_figures_of_the_released_code_belong_to_cases():
     assert speed.RELEASED.keys() <= cases.CASES.keys()
+
+
+def test_cases_of_the_released_code_are_ours():
+    assert released.CASES.keys() <= speed.RELEASED.keys()
+
+
+@pytest.mark.parametrize(
+    ("files", "torch", "patterns", "words"),
+    [
+        ([], True, [], "no Networks.py; give"),
+        (["Networks.py"], False, [], "pip install torch"),
+        (["Networks.py"], True, ["train_*", "nothing"], "nothing: fits no case"),
+    ],
+)
+def test_mistakes_of_the_released_command_end_in_a_line(
+    files, torch, patterns, words, tmp_path, monkeypatch, capsys
+):
+    for name in files:
+        (tmp_path / name).write_text("")
+    found = importlib.util.find_spec("json") if torch else None
+    monkeypatch.setattr(released.importlib.util, "find_spec", lambda _: found)
+    out = tmp_path / "out.json"
+    assert released.main([str(tmp_path), *patterns, "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_released_code_stands_beside_ours(tmp_path, monkeypatch):
+    theirs = {"seconds": {"median": 2.2, "min": 2.0, "max": 2.4}, "peak_gb": 0.5, "torch": "2.0"}
+    machine = {"machine": {"processor": "P", "cores": 2}, "versions": {"jax": "1"}, "commit": "c",
+               "date": "2026-01-01"}  # fmt: skip
+    files = {"ours": {"train_small": _record()}, "theirs": {"train_small": theirs}}
+    found = {name: {"provenance": machine, "runs": 3, "cases": x} for name, x in files.items()}
+    monkeypatch.setattr(speed_tables, "load", found.get)
+    line = speed_tables.against_released("ours", "theirs").splitlines()[-1]
+    assert "| 2.2 (2-2.4) | 1.1 (1-1.2) | 2.0 | 0.50 / 1.00 |" in line
 
 
 @pytest.mark.parametrize("case", {**cases.CASES, **cases.TINY}.values(), ids=lambda case: "")
