@@ -160,7 +160,21 @@ def compile_all(
             facts = begun.pop(0).finish()
             made.append(Compilation(time.monotonic() - since, **facts))
             since = time.monotonic()
+        _spare_collector()
     return made
+
+
+def _spare_collector() -> None:
+    """Takes what is there out of what Python's garbage collector looks through.
+
+    Nearly all of it stays, and to look through it stops some step for half a second. What an
+    earlier call took out is looked through once: a process that compiles for one network after the
+    other would else keep what was left of all of them.
+    """
+    if gc.get_freeze_count():
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
 
 
 class _Begun(NamedTuple):

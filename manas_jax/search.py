@@ -146,29 +146,20 @@ def make_step(
 
         return bilevel.mixed_product(slope, weights_, architecture, v)
 
-    def update_architecture(state, gradient):
+    # Not of the whole state: thousands of arrays that a program only hands on take their time.
+    def update_architecture(architecture, optimizer, gradient):
         judged = functools.partial(
             objectives.architecture, weights=weights, complexity_model=complexity_model
         )
-        extra, terms = jax.grad(judged, has_aux=True)(state.architecture)
+        extra, terms = jax.grad(judged, has_aux=True)(architecture)
         gradient = jax.tree.map(jnp.add, gradient, extra)
-        updates, optimizer = architecture_optimizer.update(
-            gradient, state.architecture_optimizer, state.architecture
-        )
-        moved = optax.apply_updates(state.architecture, updates)
+        updates, optimizer = architecture_optimizer.update(gradient, optimizer, architecture)
         terms["architecture_gradient_norm"] = optax.tree.norm(gradient)
-        return state.replace(architecture=moved, architecture_optimizer=optimizer), terms
+        return optax.apply_updates(architecture, updates), optimizer, terms
 
-    def update_weights(state, gradient, batch_stats):
-        updates, optimizer = weight_optimizer.update(
-            gradient, state.weight_optimizer, state.weights
-        )
-        return state.replace(
-            step=state.step + 1,
-            weights=optax.apply_updates(state.weights, updates),
-            batch_stats=batch_stats,
-            weight_optimizer=optimizer,
-        )
+    def update_weights(step, weights_, optimizer, gradient):
+        updates, optimizer = weight_optimizer.update(gradient, optimizer, weights_)
+        return step + 1, optax.apply_updates(weights_, updates), optimizer
 
     exact = hypergradient == "exact"
     ahead = functools.partial(Ahead.of, identity=identity)
@@ -179,8 +170,8 @@ def make_step(
         "pullback": ahead(
             functools.partial(bilevel.pullback, weight_optimizer, xi=xi), name="pullback"
         ),
-        "update_architecture": ahead(update_architecture, donate=0),
-        "update_weights": ahead(update_weights, donate=(0, 2)),
+        "update_architecture": ahead(update_architecture, donate=(0, 1)),
+        "update_weights": ahead(update_weights, donate=(0, 1, 2)),
     }
 
     def evaluate_in_parts(w, a, batch_stats, step, batch):
@@ -224,14 +215,23 @@ def make_step(
             gradient = bilevel.finite_difference(*arguments, epsilon)
         else:
             gradient = bilevel.exact(*arguments)
-        state, more = pieces["update_architecture"](state, gradient)
-        return state, {**terms, **more}
+        moved, optimizer, more = pieces["update_architecture"](
+            state.architecture, state.architecture_optimizer, gradient
+        )
+        moved_state = state.replace(architecture=moved, architecture_optimizer=optimizer)
+        return moved_state, {**terms, **more}
 
     def move_weights(state, batch):
         result = evaluate_in_parts(
             state.weights, state.architecture, state.batch_stats, state.step, batch
         )
-        return pieces["update_weights"](state, result.weights, result.batch_stats), result.terms
+        step, moved, optimizer = pieces["update_weights"](
+            state.step, state.weights, state.weight_optimizer, result.weights
+        )
+        moved_state = state.replace(
+            step=step, weights=moved, batch_stats=result.batch_stats, weight_optimizer=optimizer
+        )
+        return moved_state, result.terms
 
     if fuse:
         whole = ahead(move_architecture, donate=0), ahead(move_weights, donate=0)
@@ -245,7 +245,10 @@ def make_step(
 
     def compile_parts(state, batch):
         w, a, stats = state.weights, state.architecture, state.batch_stats
-        wanted = {"update_architecture": (state, a), "update_weights": (state, w, stats)}
+        wanted = {
+            "update_architecture": (a, state.architecture_optimizer, a),
+            "update_weights": (state.step, w, state.weight_optimizer, w),
+        }
         if hypergradient != "first_order":
             wanted["virtual"] = state.weight_optimizer, w, w
             wanted["pullback"] = state.weight_optimizer, w, w, w

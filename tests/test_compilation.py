@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -279,6 +280,26 @@ def test_other_arguments_than_foreseen_are_compiled_for():
     np.testing.assert_allclose(ahead(state, factor).trace["a"][0], WANTED, rtol=1e-6)
     np.testing.assert_allclose(_run(ahead), WANTED, rtol=1e-6)
     assert len(traces) <= 3
+
+
+class _Circle:
+    """Garbage that only the collector finds, once it is let go."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_what_is_there_is_not_looked_through_but_is_at_the_next_compilation():
+    circle = _Circle()
+    there = weakref.ref(circle)
+    compilation.Ahead(jax.jit(jnp.sin)).compile(1.0)
+    assert gc.isenabled() and gc.get_freeze_count() > 1000
+    del circle
+    gc.collect()
+    assert there()
+    compilation.Ahead(jax.jit(jnp.cos)).compile(1.0)
+    assert not there() and gc.get_freeze_count() > 1000
+    gc.unfreeze()
 
 
 def test_collection_goes_on_afterwards():
