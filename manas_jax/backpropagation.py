@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.extend
+import numpy as np
 
 from manas_jax import objectives, sharding
 from manas_jax.compilation import Programs, kinds
@@ -212,12 +213,12 @@ class _Signature(NamedTuple):
 
     module: nn.Module
     structure: Any
-    kinds: tuple[tuple[tuple[int, ...], str], ...]
+    kinds: tuple[tuple[tuple[int, ...], np.dtype], ...]
 
     @classmethod
     def of(cls, module: nn.Module, args: PyTree) -> _Signature:
         leaves, structure = jax.tree.flatten(args)
-        return cls(module, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+        return cls(module, structure, tuple((x.shape, x.dtype) for x in leaves))
 
 
 _STRUCTURES: dict[_Signature, Any] = {}
