@@ -135,13 +135,15 @@ def test_keys_that_change_no_result_may_differ(tmp_path, make_config):
         log_every=1,
         evaluate__pictures=1,
         data__cache_gib=0.5,
+        data__cache_dir="elsewhere",
         search__fuse=True,
         devices=0,
         height_shards=2,
         max_rollbacks=3,
     )
     claim_workdir(other, tmp_path)
-    free = {"stage", "log_every", "evaluate.pictures", "data.cache_gib", "search.fuse"}
+    free = {"stage", "log_every", "evaluate.pictures", "search.fuse"}
+    free |= {"data.cache_gib", "data.cache_dir"}
     assert free | {"devices", "height_shards", "max_rollbacks"} == set(FREE_KEYS)
 
 

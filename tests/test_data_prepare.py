@@ -87,7 +87,14 @@ def test_batches_are_the_same_from_the_folder_and_prepared(tmp_path, rain100l):
     data = tmp_path / "data"
     assert _run("rain100l", "--root", rain100l, "--data_dir", data, "--partial") == 0
     config = _config(
-        versions=1, real=1.0, transfer=0.0, synthetic=0.0, level="mixed", veil=0.0, cache_gib=0.0
+        versions=1,
+        real=1.0,
+        transfer=0.0,
+        synthetic=0.0,
+        level="mixed",
+        veil=0.0,
+        cache_gib=0.0,
+        cache_dir="",
     )
     from_folder, _ = scenes.find_folder(rain100l)
     prepared, _ = scenes.find_tfds("derain/rain100l", str(data))
