@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import parts, speed
+from benchmarks import parts, ratios, speed
 from benchmarks.markdown import load, machine, table
 
 TITLES = {
@@ -97,6 +97,15 @@ def before_and_after(name: str, *results: str) -> str:
     return table(head, rows)
 
 
+def in_turn() -> str:
+    """What cases cost against each other, measured in turn."""
+    record = load("ratios")
+    origin = machine(record[0]["provenance"])
+    rounds = len(next(iter(record[0]["seconds"].values())))
+    made = table(ratios.HEAD, [ratios.row(one) for one in record])
+    return f"{rounds} rounds; {origin}.\n\n{made}"
+
+
 def parts_of_a_step(name: str = "parts") -> str:
     """Where a step of the small search spends its time."""
     record = load(name)
@@ -130,6 +139,7 @@ TABLES = {
     "speed_epyc": functools.partial(measured, "speed_epyc", released=False),
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
+    "speed_ratios": in_turn,
     "speed_epyc_parts": functools.partial(parts_of_a_step, "parts_epyc"),
     "speed": measured,
     "speed_doublings": doublings,

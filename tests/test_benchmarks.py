@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, parts, released, speed, speed_tables
+from benchmarks import cases, compare, parts, ratios, released, speed, speed_tables
 from manas_jax.data import images
 from manas_jax.space import SearchSpace
 
@@ -89,6 +89,41 @@ def test_mistakes_of_the_released_command_end_in_a_line(
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not out.exists()
+
+
+def test_ratios_are_those_of_a_round_and_add_to_the_file(tmp_path, monkeypatch, capsys):
+    """A machine that slows down from round to round changes no ratio."""
+    steps = {"one": 1.0, "two": 2.0, "three": 3.0}
+    made = {name: cases.Case(lambda _, s=s: cases.Work(lambda: s, 1)) for name, s in steps.items()}
+    for module in (ratios, speed):
+        monkeypatch.setattr(module, "CASES", made)
+    out = tmp_path / "new" / "ratios.json"
+    for patterns, count in ((["two"], 2), (["t*"], 3)):
+        calls = itertools.count()
+        monkeypatch.setattr(
+            ratios,
+            "_timed",
+            lambda run, calls=calls, count=count: (1 + next(calls) // count) * run(),
+        )
+        assert ratios.main(["one", *patterns, "--rounds", "3", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert [(x["case"], x["ratio"]["median"]) for x in record] == [("two", 2), ("three", 3)]
+    assert record[0]["seconds"]["one"] == [3, 4, 5]  # behind two that are not counted
+    assert "| three | one     | 3.00 (3.00-3.00)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train_*", "losses"], "name one as the base"),
+        (["losses", "nothing"], "fits no case"),
+        (["losses", "losses", "--rounds", "0"], "--rounds=0"),
+    ],
+)
+def test_mistakes_of_ratios_end_in_a_line(arguments, words, tmp_path, capsys):
+    assert ratios.main([*arguments, "--out", str(tmp_path / "x.json")]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
 
 
 def test_released_code_stands_beside_ours(tmp_path, monkeypatch):
