@@ -33,16 +33,25 @@ class Value(NamedTuple):
     high: float
 
 
+def read(path: str | os.PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
 def load(path: str | os.PathLike) -> dict[str, Any]:
     """Reads what `benchmarks.speed` wrote.
 
     Raises:
       UserError: the file cannot be read or is something else.
     """
-    try:
-        record = json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    record = read(path)
     if not isinstance(record, dict) or not {"cases", "runs"} <= record.keys():
         raise UserError(f"{path}: not written by benchmarks.speed; give two of its files")
     return record

@@ -4,24 +4,25 @@ python -m benchmarks.ratios BASE CASE [CASE ...] [--rounds 9] [--out results/rat
 
 On a shared machine, whose speed drifts within minutes, two cases measured one after the other
 differ by more than what they cost. Here a round is one step of each, and what is said is the median
-over the rounds of each case's seconds over those of the base in the same round. Results are added
-to the file; those of the same base and case are replaced.
+over the rounds of each case's seconds over those of the base in the same round. No case is held to
+one core. Results are added to the file; those of the same base and case are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.cases import CASES
-from benchmarks.speed import ROOT, _timed, aligned, select
+from benchmarks.compare import read
+from benchmarks.speed import ROOT, aligned, ranged, select, spread, timed
 from manas_jax.errors import UserError
+
+HEAD = ("case", "against", "times the cost, median (range)")
 
 
 def measure(names: Sequence[str], rounds: int) -> dict[str, list[float]]:
@@ -36,23 +37,26 @@ def measure(names: Sequence[str], rounds: int) -> dict[str, list[float]]:
             works[name] = CASES[name].make(place)
         for work in works.values():
             for _ in range(2):
-                _timed(work.run)
+                timed(work.run)
         taken: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, work in works.items():
-                taken[name].append(_timed(work.run))
+                taken[name].append(timed(work.run))
     return taken
 
 
 def ratios(taken: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
     """Of each other case: median, minimum and maximum over the rounds of its cost in bases."""
-    made = {}
-    for name, seconds in taken.items():
-        if name != base:
-            each = [a / b for a, b in zip(seconds, taken[base], strict=True)]
-            middle = statistics.median(each)
-            made[name] = {"median": middle, "min": min(each), "max": max(each)}
-    return made
+    return {
+        name: spread([a / b for a, b in zip(seconds, taken[base], strict=True)])
+        for name, seconds in taken.items()
+        if name != base
+    }
+
+
+def row(one: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    return [one["case"], one["base"], ranged(one["ratio"], ".2f")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,16 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.rounds < 1:
             raise UserError(f"--rounds={options.rounds}: give at least 1")
-        if len(select([options.base])) != 1:
+        if len(select([options.base], CASES)) != 1:
             raise UserError(f"{options.base}: fits several cases; name one as the base")
-        others = [name for name in select(options.cases) if name != options.base]
+        others = [name for name in select(options.cases, CASES) if name != options.base]
+        if not others:
+            raise UserError(f"{options.base}: give other cases to compare it with")
 
         from manas_jax import provenance
         from manas_jax.checkpoint import write_json
 
-        record: list[dict[str, Any]] = []
-        if options.out.exists():
-            record = json.loads(options.out.read_text())
+        record = read(options.out) if options.out.exists() else []
+        if not isinstance(record, list):
+            raise UserError(f"{options.out}: not written by benchmarks.ratios; give another --out")
         options.out.parent.mkdir(parents=True, exist_ok=True)
         taken = measure([options.base, *others], options.rounds)
         found = ratios(taken, options.base)
@@ -93,14 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(aligned([HEAD, *(row(x) for x in record)]))
     return 0
-
-
-HEAD = ("case", "against", "times the cost, median (range)")
-
-
-def row(one: dict[str, Any]) -> list[str]:
-    """A line of the table."""
-    return [one["case"], one["base"], "{median:.2f} ({min:.2f}-{max:.2f})".format(**one["ratio"])]
 
 
 if __name__ == "__main__":

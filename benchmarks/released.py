@@ -15,27 +15,22 @@ On CPU, on as many threads as PyTorch takes by itself, each case in a process of
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import importlib.util
 import json
 import os
 import pathlib
-import resource
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks import speed
 from benchmarks.cases import PAPER, SMALL, alternating
 from manas_jax.errors import UserError
 from manas_jax.space import SearchSpace
 
 # PyTorch is imported where it is used: it is no part of what the project needs.
 
-ROOT = pathlib.Path(__file__).parent.parent
-WORKER = "MANAS_RELEASED_WORKER"  # environment variable: what a case's process is to do
 SCENES, VERSIONS, SIDE = 4, 3, 64
 PICTURE = (320, 480)
 
@@ -74,9 +69,9 @@ def build(modules: Any, space: SearchSpace, derived: bool):
 
     def attention(cell, branch):
         if not derived:
-            return modules.Attention(2, channels[branch])
+            return modules.Attention(space.attention_groups, channels[branch])
         chosen = [names.index(name) for name in genotype.attention[cell][branch]]
-        return modules.FixedAttention(channels[branch], 2, chosen)
+        return modules.FixedAttention(channels[branch], space.attention_groups, chosen)
 
     class Network(nn.Module):
         def __init__(self):
@@ -121,7 +116,9 @@ def build(modules: Any, space: SearchSpace, derived: bool):
                     share = next(of_columns)
                     branches = [share[0] * a + share[1] * b for a, b in zip(*paths, strict=True)]
                 branches = [
-                    module(x) if derived else module(x, [next(of_edges) for _ in range(3)])
+                    module(x)
+                    if derived
+                    else module(x, [next(of_edges) for _ in range(space.edges)])
                     for module, x in zip(attention, branches, strict=True)
                 ]
             return self.head(self.fuse(branches)[0])
@@ -257,9 +254,7 @@ def measure(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]:
     step = make_step(importlib.import_module("Networks"), what, SearchSpace(**space))
     for _ in range(2):
         step()
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-    seconds = []
+    peak, seconds = speed.peak_gb(), []
     for _ in range(runs):
         begun = time.perf_counter()
         step()
@@ -270,20 +265,13 @@ def measure(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]:
 def _measure_apart(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]:
     """Measures a case in a process of its own, which starts small: see `benchmarks.speed`."""
     task = {"folder": str(folder), "case": name, "runs": runs}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.released", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, WORKER: json.dumps(task)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["nothing said"]
-        raise UserError(f"{name}: {lines[-1]}")
-    measured = json.loads(done.stdout.splitlines()[-1])
+    try:
+        printed = speed.run_apart("benchmarks.released", [str(folder)], task)
+    except RuntimeError as error:
+        raise UserError(f"{name}: {error}") from None
+    measured = json.loads(printed.splitlines()[-1])
     seconds = measured["seconds"]
-    middle = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
-    return {**measured, "seconds": middle, "runs": seconds}
+    return {**measured, "seconds": speed.spread(seconds), "runs": seconds}
 
 
 def select(folder: pathlib.Path, patterns: Sequence[str]) -> list[str]:
@@ -296,10 +284,7 @@ def select(folder: pathlib.Path, patterns: Sequence[str]) -> list[str]:
         raise UserError(f"{folder}: no Networks.py; give a checkout of github.com/lcai-gz/MANAS")
     if importlib.util.find_spec("torch") is None:
         raise UserError("there is no PyTorch: pip install torch")
-    chosen = {name for pattern in patterns or ["*"] for name in fnmatch.filter(CASES, pattern)}
-    if lost := [pattern for pattern in patterns if not fnmatch.filter(CASES, pattern)]:
-        raise UserError(f"{lost[0]}: fits no case; there are {', '.join(CASES)}")
-    return [name for name in CASES if name in chosen]
+    return speed.select(patterns, CASES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -309,14 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "released.json")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=speed.ROOT / "results" / "released.json"
+    )
     options = parser.parse_args(arguments)
-    if task := os.environ.get(WORKER):
+    if task := os.environ.get(speed.WORKER):
         task = json.loads(task)
         print(json.dumps(measure(pathlib.Path(task["folder"]), task["case"], task["runs"])))
         return 0
 
-    from benchmarks.speed import aligned
     from manas_jax import provenance
     from manas_jax.checkpoint import write_json
 
@@ -327,20 +313,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = select(folder, options.cases)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         cases: dict[str, Mapping[str, Any]] = {}
+        record = {"provenance": provenance.describe(), "runs": options.runs, "cases": cases}
         for name in names:
             print(f"{time.strftime('%H:%M:%S')}  {name}", flush=True)
             cases[name] = _measure_apart(folder, name, options.runs)
-            record = {"provenance": provenance.describe(), "runs": options.runs, "cases": cases}
             write_json(options.out, record)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows = [
-        [name, "{median:.4g} ({min:.4g}-{max:.4g})".format(**case["seconds"]),
-         f"{case['peak_gb']:.2f}"]
+        [name, speed.ranged(case["seconds"], ".4g"), f"{case['peak_gb']:.2f}"]
         for name, case in cases.items()
-    ]  # fmt: skip
-    print(aligned([["case", "s a step (min-max)", "peak GB"], *rows]))
+    ]
+    print(speed.aligned([["case", "s a step (min-max)", "peak GB"], *rows]))
     return 0
 
 

@@ -55,19 +55,24 @@ RELEASED = {
 RELEASED_PRODUCT = 145.0
 
 
-def select(patterns: Sequence[str]) -> list[str]:
+def select(patterns: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
     """Names of the cases that any of the patterns fits, in their order; all without patterns.
+
+    Args:
+      patterns: see fnmatch(3).
+      names: the cases to choose among; by default `CASES`, and in full those of `TINY`.
 
     Raises:
       UserError: a pattern fits none.
     """
+    known, tests = (list(CASES), list(TINY)) if names is None else (list(names), [])
     chosen = set()
     for pattern in patterns or ["*"]:
-        found = fnmatch.filter(CASES, pattern) or [name for name in TINY if name == pattern]
+        found = fnmatch.filter(known, pattern) or [name for name in tests if name == pattern]
         if not found:
-            raise UserError(f"{pattern}: fits no case; there are {', '.join(CASES)}")
+            raise UserError(f"{pattern}: fits no case; there are {', '.join(known)}")
         chosen.update(found)
-    return [name for name in CASES | TINY if name in chosen]
+    return [name for name in known + tests if name in chosen]
 
 
 def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict[str, Any]:
@@ -92,23 +97,22 @@ def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict
     from manas_jax import provenance
 
     work = case.make(folder)
-    first = _timed(work.run)
+    first = timed(work.run)
     measured = {
         "first_step_seconds": time.time() - started,
         "compile_seconds": work.compile_seconds,
         "first_seconds": first,
         "images": work.images,
     }
-    _timed(work.run)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    timed(work.run)
     # Read here because the matrix products need memory of their own.
-    measured["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    measured["peak_gb"] = peak_gb()
     if peak := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
         measured["device_peak_gb"] = peak / 1e9
     if runs:
         before, seconds, resident = product_gflops(), [], []
         for _ in range(runs):
-            seconds.append(_timed(work.run, work.repeats))
+            seconds.append(timed(work.run, work.repeats))
             resident.append(psutil.Process().memory_info().rss)
         measured["seconds"] = seconds
         measured["growth_mib"] = (resident[-1] - resident[0]) / 2**20
@@ -116,6 +120,12 @@ def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict
         measured["gflop"] = work.flops() / 1e9
     flags = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
     return measured | {"provenance": provenance.describe() | flags}
+
+
+def peak_gb() -> float:
+    """The largest resident set of this process so far, in 1e9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def product_gflops() -> float:
@@ -134,10 +144,21 @@ def product_gflops() -> float:
             result = product(matrix, result)
         return result
 
-    _timed(lambda: chain(1))  # compiles
-    length = max(1, round(PRODUCT_SECONDS / _timed(lambda: chain(1))))
-    seconds = statistics.median(_timed(lambda: chain(length)) for _ in range(5))
+    timed(lambda: chain(1))  # compiles
+    length = max(1, round(PRODUCT_SECONDS / timed(lambda: chain(1))))
+    seconds = statistics.median(timed(lambda: chain(length)) for _ in range(5))
     return 2 * SIDE**3 * length / seconds / 1e9
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Their 'median', 'min' and 'max'."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ranged(values: Mapping[str, float], digits: str) -> str:
+    """What `spread` gave as text, in a format such as '.3g'."""
+    median, low, high = (f"{values[key]:{digits}}" for key in ("median", "min", "max"))
+    return f"{median} ({low}-{high})"
 
 
 def summarize(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +171,7 @@ def summarize(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any
     both = {"cold": cold, "warm": warm}
     kept = ("images", "gflop", "product_gflops", "growth_mib", "device_peak_gb")
     return {
-        "seconds": {"median": median, "min": min(cold["seconds"]), "max": max(cold["seconds"])},
+        "seconds": spread(cold["seconds"]),
         "runs": cold["seconds"],
         "compile_seconds": {
             name: process["compile_seconds"] + max(0.0, process["first_seconds"] - median)
@@ -190,8 +211,12 @@ def size_costs(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         name = f"{base}_{what}_doubled"
         if base in cases and name in cases:
             one, two = cases[base]["seconds"], cases[name]["seconds"]
-            low, high = two["min"] / one["max"], two["max"] / one["min"]
-            rows.append([name, f"{two['median'] / one['median']:.2f} ({low:.2f}-{high:.2f})"])
+            ratio = {
+                "median": two["median"] / one["median"],
+                "min": two["min"] / one["max"],
+                "max": two["max"] / one["min"],
+            }
+            rows.append([name, ranged(ratio, ".2f")])
     return rows
 
 
@@ -216,11 +241,11 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _row(name: str, case: Mapping[str, Any]) -> list[str]:
-    seconds, products = case["seconds"], case["product_gflops"]
+    products = case["product_gflops"]
     counted = case["gflop"] > 0
     return [
         name,
-        f"{seconds['median']:.4g} ({seconds['min']:.4g}-{seconds['max']:.4g})",
+        ranged(case["seconds"], ".4g"),
         f"{case['images_a_second']:.4g}",
         against_released(name, case, digits=2),
         *(
@@ -244,26 +269,56 @@ def _measure_apart(name: str, runs: int, limit: float, arguments: Sequence[str])
         for stage, count in {**stages, "cold": runs, "warm": 0}.items():
             task = {"case": name, "stage": stage, "folder": folder, "runs": count}
             file = pathlib.Path(folder) / f"{stage}.json"
-            done = subprocess.run(
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache")}
+            try:
                 # The same arguments, so that the provenance is that of this command.
-                [sys.executable, "-m", "benchmarks.speed", *arguments],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache"),
-                    WORKER: json.dumps(task | {"started": time.time()}),
-                },
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                timeout=limit,
-            )
-            if done.returncode:
-                lines = done.stderr.strip().splitlines() or ["nothing said"]
-                raise RuntimeError(f"{stage}: status {done.returncode}: {lines[-1]}")
+                run_apart("benchmarks.speed", arguments, task, limit, cache)
+            except RuntimeError as error:
+                raise RuntimeError(f"{stage}: {error}") from None
             if stage != "prepare":
                 measured[stage] = json.loads(file.read_text())
     return {**summarize(**measured), "provenance": measured["cold"]["provenance"]}
+
+
+def run_apart(
+    module: str,
+    arguments: Sequence[str],
+    task: Mapping[str, Any],
+    limit: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Runs a command of ours in a process of its own, which finds its task in `WORKER`.
+
+    Args:
+      module: of the command.
+      arguments: of the command.
+      task: as JSON; 'started' is added, in seconds since the epoch.
+      limit: seconds that the process may take.
+      environment: variables that are set besides.
+
+    Returns:
+      What it printed.
+
+    Raises:
+      RuntimeError: it failed; with its status and the last line that it said.
+      subprocess.TimeoutExpired: it took longer.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            **(environment or {}),
+            WORKER: json.dumps({**task, "started": time.time()}),
+        },
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["nothing said"]
+        raise RuntimeError(f"status {done.returncode}: {lines[-1]}")
+    return done.stdout
 
 
 def _work(task: Mapping[str, Any]) -> None:
@@ -321,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any("error" in case for case in cases.values()))
 
 
-def _timed(run: Callable[[], Any], repeats: int = 1) -> float:
+def timed(run: Callable[[], Any], repeats: int = 1) -> float:
     """Seconds of one of several steps."""
     import jax
 

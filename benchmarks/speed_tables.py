@@ -123,8 +123,7 @@ def _origin(name: str) -> str:
 
 
 def _seconds(case: Mapping[str, Any]) -> str:
-    median, low, high = (case["seconds"][key] for key in ("median", "min", "max"))
-    return f"{median:.3g} ({low:.3g}-{high:.3g})"
+    return speed.ranged(case["seconds"], ".3g")
 
 
 def _product(case: Mapping[str, Any]) -> str:

@@ -218,8 +218,8 @@ def make_step(
         moved, optimizer, more = pieces["update_architecture"](
             state.architecture, state.architecture_optimizer, gradient
         )
-        moved_state = state.replace(architecture=moved, architecture_optimizer=optimizer)
-        return moved_state, {**terms, **more}
+        state = state.replace(architecture=moved, architecture_optimizer=optimizer)
+        return state, {**terms, **more}
 
     def move_weights(state, batch):
         result = evaluate_in_parts(
@@ -228,10 +228,10 @@ def make_step(
         step, moved, optimizer = pieces["update_weights"](
             state.step, state.weights, state.weight_optimizer, result.weights
         )
-        moved_state = state.replace(
+        state = state.replace(
             step=step, weights=moved, batch_stats=result.batch_stats, weight_optimizer=optimizer
         )
-        return moved_state, result.terms
+        return state, result.terms
 
     if fuse:
         whole = ahead(move_architecture, donate=0), ahead(move_weights, donate=0)

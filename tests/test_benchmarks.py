@@ -95,14 +95,13 @@ def test_ratios_are_those_of_a_round_and_add_to_the_file(tmp_path, monkeypatch, 
     """A machine that slows down from round to round changes no ratio."""
     steps = {"one": 1.0, "two": 2.0, "three": 3.0}
     made = {name: cases.Case(lambda _, s=s: cases.Work(lambda: s, 1)) for name, s in steps.items()}
-    for module in (ratios, speed):
-        monkeypatch.setattr(module, "CASES", made)
+    monkeypatch.setattr(ratios, "CASES", made)
     out = tmp_path / "new" / "ratios.json"
     for patterns, count in ((["two"], 2), (["t*"], 3)):
         calls = itertools.count()
         monkeypatch.setattr(
             ratios,
-            "_timed",
+            "timed",
             lambda run, calls=calls, count=count: (1 + next(calls) // count) * run(),
         )
         assert ratios.main(["one", *patterns, "--rounds", "3", "--out", str(out)]) == 0
@@ -118,10 +117,17 @@ def test_ratios_are_those_of_a_round_and_add_to_the_file(tmp_path, monkeypatch, 
         (["train_*", "losses"], "name one as the base"),
         (["losses", "nothing"], "fits no case"),
         (["losses", "losses", "--rounds", "0"], "--rounds=0"),
+        (["losses", "losses"], "give other cases"),
+        (["losses", "train_small", "--out", "{damaged}"], "cannot be read"),
+        (["losses", "train_small", "--out", "{other}"], "not written by benchmarks.ratios"),
     ],
 )
 def test_mistakes_of_ratios_end_in_a_line(arguments, words, tmp_path, capsys):
-    assert ratios.main([*arguments, "--out", str(tmp_path / "x.json")]) == 1
+    files = {"damaged": "[{", "other": '{"cases": {}}'}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    arguments = [x.format(**{name: tmp_path / name for name in files}) for x in arguments]
+    assert ratios.main(["--out", str(tmp_path / "x.json"), *arguments]) == 1
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
@@ -182,12 +188,13 @@ def test_losses_and_evaluation_run(tmp_path):
     assert 1.9 * macs < made.flops() < 4 * macs
 
 
-def test_pipeline_reads_files_and_each_batch_is_another(tmp_path):
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_pipeline_reads_files_and_each_batch_is_another(on_disk, tmp_path):
     cases.prepare_pictures(tmp_path, count=2, height=72, width=80)
     clean, *_, rainy = sorted((tmp_path / cases.PICTURES).rglob("*.png"))
     assert images.read(clean).shape == (72, 80, 3)
     assert np.any(images.read(rainy) != images.read(clean))
-    made = cases.input_pipeline(tmp_path, scenes=2, repeats=3)
+    made = cases.input_pipeline(tmp_path, on_disk=on_disk, scenes=2, repeats=3)
     batches = [made.run() for _ in range(2)]
     assert batches[0]["rainy"].shape == (2, 3, 64, 64, 3) and made.images == 6
     assert not np.array_equal(batches[0]["rainy"], batches[1]["rainy"])

@@ -160,6 +160,7 @@ def files(tmp_path):
     return tuple(found)
 
 
+@pytest.mark.parametrize("kept", ["memory", "disk"], indirect=True)
 def test_a_cache_changes_nothing(files, kept):
     cached = _batches(files, _config(**ALL_KINDS, **kept))
     uncached = _batches(files, _config(**ALL_KINDS, cache_gib=0.0))
@@ -181,6 +182,12 @@ def test_what_is_on_disk_is_decoded_once_and_leaves_nothing(files, tmp_path):
             pathlib.Path(path).unlink()
     _assert_same(batches.at(1), wanted)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_cache_may_lie_in_the_home(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _batches(files, _on_disk("~/cache")).at(0)
+    assert (tmp_path / "cache").is_dir()
 
 
 def test_a_full_disk_is_said_once_and_changes_nothing(files, tmp_path, monkeypatch, caplog):

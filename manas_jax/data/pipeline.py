@@ -286,7 +286,7 @@ class _Pictures:
         self._failure = None
         self._disk = None
         if not self._fit and config.cache_dir:
-            self._disk = _Disk(config.cache_dir, self._starts)
+            self._disk = _Disk(os.path.expanduser(config.cache_dir), self._starts)
         elif not self._fit and config.cache_gib:
             logging.info(
                 "decoded, the pictures take %.1f GiB, more than data.cache_gib=%g: files are "
