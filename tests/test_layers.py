@@ -39,17 +39,20 @@ def _assert_same(ours, plain, *args):
 
 CONVOLUTIONS = {
     "few, 7x7": (7, 1, 2, 1),
+    "few": (3, 1, 2, 1),
     "few, dilated": (3, 2, 2, 4),
     "narrow": (3, 1, 5, 8),
     "narrow, dilated": (3, 2, 8, 6),
     "wide": (3, 1, 9, 10),
     "wide, dilated": (3, 2, 12, 9),
+    "narrowing": (3, 1, 10, 3),
     "1x1": (1, 1, 3, 4),
+    "1x1, narrowing": (1, 1, 6, 2),
 }
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-@pytest.mark.parametrize("size", [(8, 8), (5, 7)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (3, 24), (4, 12)], ids=str)
 def test_forms_of_a_convolution(kind, size):
     side, dilation, inputs, outputs = CONVOLUTIONS[kind]
     x, kernel = _draw((2, *size, inputs), (side, side, inputs, outputs))
@@ -63,7 +66,7 @@ def test_forms_of_a_convolution(kind, size):
     _assert_same(ours, plain, x, kernel)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 6, 3, 5), (1, 2, 2, 9, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3, 5), (1, 2, 2, 9, 4), (1, 4, 6, 5, 1)], ids=str)
 def test_halving_convolution(shape):
     *x_shape, outputs = shape
     x, kernel = _draw(tuple(x_shape), (3, 3, x_shape[-1], outputs))

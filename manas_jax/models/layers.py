@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -165,7 +166,7 @@ def _convolve(stride: int, x: jax.Array, kernel: jax.Array, *args: Any, **kwargs
 
 FEW, NARROW = 4, 8  # channels
 WIDE = 32  # channels from which on XLA's convolutions on CPU reach the speed of its products
-PATCH = 4  # pixels
+PATCH, BLOCK = 4, 8  # pixels
 
 
 class Forms(enum.Enum):
@@ -218,9 +219,9 @@ def same_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
         if forms is Forms.FORWARD and channels[0] <= FEW:
             # It writes many times what it reads; a sum is part of the loop that uses it.
             return sum(x[..., i : i + 1] * kernel[0, 0, i] for i in range(channels[0]))
-        # The product it is: on CPU XLA runs that faster, most of all its kernel's gradient.
-        y = x.reshape(-1, channels[0]) @ kernel[0, 0]
-        return y.reshape(*x.shape[:-1], -1)
+        # The product it is: on CPU XLA runs that faster.
+        product = _product if forms is Forms.GRADIENT else jnp.matmul
+        return product(x.reshape(-1, channels[0]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
     if forms is Forms.FORWARD and max(channels) <= WIDE // 2:
         return wide_convolution(x, kernel, dilation)
     if forms is Forms.GRADIENT and side == 3:
@@ -244,6 +245,35 @@ def _plain_convolution(
     )
 
 
+@jax.custom_vjp
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """The matrix product (M, C), (C, D) -> (M, D), M large; see `_product_over_rows`."""
+    return x @ matrix
+
+
+def _product_forward(x, matrix):
+    return x @ matrix, (x, matrix)
+
+
+def _product_backward(kept, gradient):
+    x, matrix = kept
+    return gradient @ matrix.T, _product_over_rows(x, gradient)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _product_over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The product x^T y over many rows: (M, C), (M, D) -> (C, D).
+
+    XLA:CPU takes much longer where C is the larger one: it is turned then, and the
+    barrier keeps the compiler from turning it back.
+    """
+    if x.shape[1] <= y.shape[1]:
+        return x.T @ y
+    return jax.lax.optimization_barrier(y.T @ x).T
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolution3(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """3x3 in the form that XLA:CPU runs fastest; each in its own for the three of its gradient."""
@@ -257,14 +287,21 @@ def _convolution3_forward(x, kernel, dilation):
 
 def _convolution3_backward(dilation, kept, gradient):
     x, kernel = kept
-    rows = _shifts(gradient, dilation, axis=1)
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    if max(kernel.shape[2:]) <= NARROW:
-        # Shares the shifts. Forward, a part would keep its products, three times what they make.
-        of_x = _product_of_rows(rows, turned, dilation)
+    block = math.gcd(x.shape[2], BLOCK)
+    if max(kernel.shape[2:]) <= FEW and block >= dilation:
+        rows = _shifts(_blocks(gradient, block, dilation), dilation, axis=1)
+        taps = _block_taps(block, dilation)
+        of_x = _product_of_blocks(rows, turned, taps).reshape(x.shape)
+        of_kernel = _kernel_gradient_of_blocks(x, rows, taps)
     else:
-        of_x = _plain_convolution(gradient, turned, dilation)
-    return of_x, _kernel_gradient(x, rows, dilation).astype(kernel.dtype)
+        rows = _shifts(gradient, dilation, axis=1)
+        if max(kernel.shape[2:]) <= NARROW:
+            of_x = _product_of_rows(rows, turned, dilation)
+        else:
+            of_x = _plain_convolution(gradient, turned, dilation)
+        of_kernel = _kernel_gradient(x, rows, dilation)
+    return of_x, of_kernel.astype(kernel.dtype)
 
 
 _convolution3.defvjp(_convolution3_forward, _convolution3_backward)
@@ -330,7 +367,7 @@ def _kernel_gradient(x: jax.Array, rows: jax.Array, dilation: int) -> jax.Array:
     makes on CPU to run this as a convolution whose kernel is as large as the picture.
     """
     columns = _shifts(x, dilation, axis=2)
-    product = columns.reshape(-1, columns.shape[-1]).T @ rows.reshape(-1, rows.shape[-1])
+    product = _product_over_rows(*(z.reshape(-1, z.shape[-1]) for z in (columns, rows)))
     # The gradient that was shifted down meets the tap above.
     return product.reshape(3, x.shape[-1], 3, -1).transpose(2, 0, 1, 3)[::-1]
 
@@ -349,6 +386,55 @@ def _shifts(x: jax.Array, step: int, axis: int) -> jax.Array:
         return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
 
     return placed(0) + placed(1) + placed(2)
+
+
+def _blocks(x: jax.Array, block: int, reach: int) -> jax.Array:
+    """Blocks of pixels of a row, with what lies `reach` pixels around each, as channels.
+
+    (N, H, W, C) -> (N, H, W / block, (block + 2 * reach) * C), zero beyond the borders.
+    """
+    x = x.reshape(*x.shape[:2], -1, block * x.shape[3])
+    beside = reach * x.shape[3] // block
+    before, after = x[..., -beside:], x[..., :beside]
+    zero = jnp.zeros((), x.dtype)
+
+    def placed(part, step, at):
+        end = x.shape[3] + 2 * beside - at - part.shape[3]
+        return jax.lax.pad(part, zero, [(0, 0, 0), (0, 0, 0), (step, -step, 0), (at, end, 0)])
+
+    whole = placed(before, 1, 0) + placed(x, 0, beside) + placed(after, -1, beside + x.shape[3])
+    # Written once: it is shifted thrice.
+    return jax.lax.optimization_barrier(whole)
+
+
+def _block_taps(block: int, dilation: int) -> np.ndarray:
+    """Which pixel of `_blocks` meets which pixel of the block by which tap of three: 1 or 0."""
+    source, to, tap = np.ogrid[: block + 2 * dilation, :block, :3]
+    return source - to == dilation * tap
+
+
+def _product_of_blocks(rows: jax.Array, kernel: jax.Array, taps: np.ndarray) -> jax.Array:
+    """A 3x3 convolution of `_shifts` of `_blocks` along rows as one product.
+
+    It multiplies by zeros, but arrays of one or two channels, of which a processor's vectors are
+    mostly empty, become such of many.
+    """
+    there = jnp.asarray(taps, kernel.dtype)
+    # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
+    matrix = jnp.einsum("stx,yxio->ysito", there, kernel, precision=jax.lax.Precision.HIGHEST)
+    return rows.reshape(-1, rows.shape[-1]) @ matrix.reshape(rows.shape[-1], -1)
+
+
+def _kernel_gradient_of_blocks(x: jax.Array, rows: jax.Array, taps: np.ndarray) -> jax.Array:
+    """`_kernel_gradient` of `_shifts` of `_blocks` of the output's gradient along rows."""
+    source, to, _ = taps.shape
+    product = _product_over_rows(
+        x.reshape(-1, to * x.shape[-1]), rows.reshape(-1, rows.shape[-1])
+    ).reshape(to, x.shape[-1], 3, source, -1)
+    there = jnp.asarray(taps, product.dtype)
+    highest = jax.lax.Precision.HIGHEST
+    # The gradient that was shifted down or right meets the tap above or left.
+    return jnp.einsum("tiyso,stx->yxio", product, there, precision=highest)[::-1, ::-1]
 
 
 @jax.custom_vjp
@@ -400,10 +486,13 @@ def _halving_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
         shifted = jax.lax.pad(before, zero, [(0, 0, 0)] * 2 + [(1, -1, 0), (2 * inputs, 0, 0)])
         return (here + shifted).reshape(-1, 3 * inputs)
 
+    def product(row, of_outputs):
+        return _product_over_rows(taps(row), of_outputs.reshape(-1, of_outputs.shape[-1]))
+
     behind = jax.lax.pad(gradient, zero, [(0, 0, 0), (-1, 1, 0), (0, 0, 0), (outputs, 0, 0)])
     both = behind + jax.lax.pad(gradient, zero, [(0, 0, 0)] * 3 + [(0, outputs, 0)])
-    of_even = taps(rows[:, :, 0]).T @ gradient.reshape(-1, outputs)
-    of_odd = (taps(rows[:, :, 1]).T @ both.reshape(-1, 2 * outputs)).reshape(-1, 2, outputs)
+    of_even = product(rows[:, :, 0], gradient)
+    of_odd = product(rows[:, :, 1], both).reshape(-1, 2, outputs)
     of_rows = jnp.stack([of_odd[:, 1], of_even, of_odd[:, 0]])
     return of_rows.reshape(3, 3, inputs, outputs)[:, jnp.array([2, 0, 1])]
 
