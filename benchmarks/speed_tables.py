@@ -138,6 +138,7 @@ TABLES = {
     "speed_epyc": functools.partial(measured, "speed_epyc", released=False),
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
+    "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
     "speed_ratios": in_turn,
     "speed_epyc_parts": functools.partial(parts_of_a_step, "parts_epyc"),
     "speed": measured,
