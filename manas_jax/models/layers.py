@@ -266,8 +266,8 @@ _product.defvjp(_product_forward, _product_backward)
 def _product_over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
     """The product x^T y over many rows: (M, C), (M, D) -> (C, D).
 
-    XLA:CPU takes much longer where C is the larger one: it is turned then, and the
-    barrier keeps the compiler from turning it back.
+    XLA:CPU takes much longer where C is the larger one: it is turned then, and the barrier keeps
+    the compiler from turning it back.
     """
     if x.shape[1] <= y.shape[1]:
         return x.T @ y
@@ -297,6 +297,7 @@ def _convolution3_backward(dilation, kept, gradient):
     else:
         rows = _shifts(gradient, dilation, axis=1)
         if max(kernel.shape[2:]) <= NARROW:
+            # Shares the shifts. Forward, a part would keep its products, thrice what they make.
             of_x = _product_of_rows(rows, turned, dilation)
         else:
             of_x = _plain_convolution(gradient, turned, dilation)
@@ -320,9 +321,16 @@ def _product_of_rows(rows: jax.Array, kernel: jax.Array, dilation: int) -> jax.A
     return _moved(left, dilation) + here + _moved(right, -dilation)
 
 
-def _moved(x: jax.Array, step: int) -> jax.Array:
-    """x[j - step] along the columns, zero beyond the borders."""
-    padding = [(0, 0, 0), (0, 0, 0), (step, -step, 0), (0, 0, 0)]
+def _moved(
+    x: jax.Array, step: int, axis: int = 2, first: int = 0, channels: int | None = None
+) -> jax.Array:
+    """x[i - step] along an axis, zero beyond the borders; its channels from `first` on.
+
+    Of so many channels, of which the others are zero; by default there are no others.
+    """
+    behind = 0 if channels is None else channels - first - x.shape[-1]
+    padding = [(0, 0, 0)] * (x.ndim - 1) + [(first, behind, 0)]
+    padding[axis] = (step, -step, 0)
     return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
 
 
@@ -377,15 +385,9 @@ def _shifts(x: jax.Array, step: int, axis: int) -> jax.Array:
 
     As a sum of padded arrays, which XLA writes in one pass; concatenating takes twice as long.
     """
-    channels = x.shape[-1]
-
-    def placed(i):
-        padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = ((1 - i) * step, (i - 1) * step, 0)
-        padding[-1] = (i * channels, (2 - i) * channels, 0)
-        return jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
-
-    return placed(0) + placed(1) + placed(2)
+    c = x.shape[-1]
+    before, here, after = (_moved(x, (1 - i) * step, axis, i * c, 3 * c) for i in range(3))
+    return before + here + after
 
 
 def _blocks(x: jax.Array, block: int, reach: int) -> jax.Array:
@@ -395,14 +397,10 @@ def _blocks(x: jax.Array, block: int, reach: int) -> jax.Array:
     """
     x = x.reshape(*x.shape[:2], -1, block * x.shape[3])
     beside = reach * x.shape[3] // block
-    before, after = x[..., -beside:], x[..., :beside]
-    zero = jnp.zeros((), x.dtype)
-
-    def placed(part, step, at):
-        end = x.shape[3] + 2 * beside - at - part.shape[3]
-        return jax.lax.pad(part, zero, [(0, 0, 0), (0, 0, 0), (step, -step, 0), (at, end, 0)])
-
-    whole = placed(before, 1, 0) + placed(x, 0, beside) + placed(after, -1, beside + x.shape[3])
+    inside, channels = beside + x.shape[3], 2 * beside + x.shape[3]
+    before = _moved(x[..., -beside:], 1, channels=channels)
+    after = _moved(x[..., :beside], -1, first=inside, channels=channels)
+    whole = before + _moved(x, 0, first=beside, channels=channels) + after
     # Written once: it is shifted thrice.
     return jax.lax.optimization_barrier(whole)
 
@@ -477,20 +475,17 @@ def _halving_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """`_kernel_gradient` for stride 2: even rows meet one row of outputs, odd rows two."""
     count, height, width, outputs = gradient.shape
     inputs = x.shape[-1]
-    zero = jnp.zeros((), x.dtype)
     rows = x.reshape(count, height, 2, width, 2 * inputs)
 
     def taps(row):  # pixels of a pair and the last one before it: taps 1, 2 and 0
-        before = row[..., inputs:]
-        here = jax.lax.pad(row, zero, [(0, 0, 0)] * 3 + [(0, inputs, 0)])
-        shifted = jax.lax.pad(before, zero, [(0, 0, 0)] * 2 + [(1, -1, 0), (2 * inputs, 0, 0)])
-        return (here + shifted).reshape(-1, 3 * inputs)
+        before = _moved(row[..., inputs:], 1, first=2 * inputs, channels=3 * inputs)
+        return (_moved(row, 0, channels=3 * inputs) + before).reshape(-1, 3 * inputs)
 
     def product(row, of_outputs):
         return _product_over_rows(taps(row), of_outputs.reshape(-1, of_outputs.shape[-1]))
 
-    behind = jax.lax.pad(gradient, zero, [(0, 0, 0), (-1, 1, 0), (0, 0, 0), (outputs, 0, 0)])
-    both = behind + jax.lax.pad(gradient, zero, [(0, 0, 0)] * 3 + [(0, outputs, 0)])
+    behind = _moved(gradient, -1, axis=1, first=outputs, channels=2 * outputs)
+    both = behind + _moved(gradient, 0, channels=2 * outputs)
     of_even = product(rows[:, :, 0], gradient)
     of_odd = product(rows[:, :, 1], both).reshape(-1, 2, outputs)
     of_rows = jnp.stack([of_odd[:, 1], of_even, of_odd[:, 0]])
