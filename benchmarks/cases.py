@@ -207,17 +207,31 @@ def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> N
     save_weights(folder / WEIGHTS, variables, genotype, {})
 
 
-def inference(folder: pathlib.Path, height: int, width: int, whole: bool = False) -> Work:
-    """One 8-bit picture de-rained; `whole`: its channel gates see all of it."""
+def inference(
+    folder: pathlib.Path, height: int, width: int, whole: bool = False, frames: int = 1
+) -> Work:
+    """An 8-bit picture, or frames, de-rained; `whole`: its channel gates see all of it."""
+    import numpy as np
+
     from manas_jax import memory
     from manas_jax.inference.derainer import Derainer
 
     memory.keep()  # as `manas_jax.derain` does
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
-    picture = _picture(height, width)
+    pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
     network = derainer.network.clone(pool_cell=None)  # of a picture that nothing is added to
-    flops = functools.partial(_network_flops, network, height, width)
-    return Work(lambda: derainer(picture), 1, flops=flops)
+    return Work(
+        lambda: derainer(pictures),
+        frames,
+        flops=lambda: frames * _network_flops(network, height, width),
+    )
+
+
+def video_frames(folder: pathlib.Path, height: int, width: int) -> Work:
+    """As many frames as are de-rained of a video at a time."""
+    from manas_jax.inference import video
+
+    return inference(folder, height, width, frames=video.BATCH)
 
 
 def prepare_pictures(
@@ -338,6 +352,10 @@ CASES = {
     "inference_320x480_whole_paper": _inference(PAPER, 320, 480, whole=True),
     "inference_512x512_small": _inference(SMALL, 512, 512),
     "inference_512x512_paper": _inference(PAPER, 512, 512),
+    "inference_1080p_small": _inference(SMALL, 1080, 1920),
+    "inference_1080p_frames_small": Case(
+        functools.partial(video_frames, height=1080, width=1920), prepare_weights
+    ),
     "inference_4k_small": _inference(SMALL, 2160, 3840),
     "pipeline_files": Case(input_pipeline, prepare_pictures, one_core=True),
     "pipeline_cached": Case(

@@ -19,6 +19,8 @@ TITLES = {
     "train_paper": "training step, derived paper's size",
     "inference_320x480_small": "a picture of 320x480, derived small",
     "inference_320x480_paper": "a picture of 320x480, derived paper's size",
+    "inference_1080p_small": "a picture of 1920x1080, derived small",
+    "inference_1080p_frames_small": "8 frames of a video of 1920x1080, derived small",
     "inference_4k_small": "a picture in 4K by tiles, derived small",
     "pipeline_files": "a training batch from PNG files, one core",
     "pipeline_cached": "a training batch from the cache, one core",
