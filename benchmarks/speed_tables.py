@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import parts, ratios, speed
+from benchmarks import parts, picture_parts, ratios, speed
 from benchmarks.markdown import load, machine, table
 
 TITLES = {
@@ -60,17 +60,34 @@ def measured(name: str = "speed", released: bool = True) -> str:
 
 def against_released(name: str, released: str) -> str:
     """Steps and memory beside those of the released code on the same machine."""
+    theirs = _cases(released)
+    torch = next(iter(theirs.values()))["torch"]
+    made = _beside("released code", theirs, "here", _cases(name))
+    return f"{_origin(released)[:-1]}; PyTorch {torch}.\n\n{made}"
+
+
+def change(before: str, after: str) -> str:
+    """Steps and memory of the cases of one file beside those of an earlier one."""
+    old, new = _cases(before), _cases(after)
+    commits = [next(iter(cases.values()))["commit"][:9] for cases in (old, new)]
+    made = _beside(commits[0], old, commits[1], new)
+    return f"{_origin(after)}\n\n{made}"
+
+
+def _beside(old: str, old_cases: Mapping[str, Any], new: str, new_cases: Mapping[str, Any]) -> str:
+    """The old cases beside the same of the new ones, each under its name."""
     head = [
-        "work", "released code s", "here s", "times as fast", "peak GB, released code / here, warm"
+        "work", f"{old} s", f"{new} s", "times as fast", f"peak GB, {old} / {new}, warm"
     ]  # fmt: skip
-    ours, rows = _cases(name), []
-    for key, theirs in _cases(released).items():
-        case = ours[key]
-        ratio = theirs["seconds"]["median"] / case["seconds"]["median"]
-        peaks = f"{theirs['peak_gb']:.2f} / {case['peak_gb']['warm']:.2f}"
-        rows.append([TITLES[key], _seconds(theirs), _seconds(case), f"{ratio:.1f}", peaks])
-    torch = next(iter(_cases(released).values()))["torch"]
-    return f"{_origin(released)[:-1]}; PyTorch {torch}.\n\n{table(head, rows)}"
+    rows = []
+    for key, before in old_cases.items():
+        after = new_cases[key]
+        ratio = before["seconds"]["median"] / after["seconds"]["median"]
+        peaks = [case["peak_gb"] for case in (before, after)]
+        # The released code is measured in one process alone.
+        gb = " / ".join(f"{p['warm'] if isinstance(p, Mapping) else p:.2f}" for p in peaks)
+        rows.append([TITLES[key], _seconds(before), _seconds(after), f"{ratio:.1f}", gb])
+    return table(head, rows)
 
 
 def doublings(name: str = "speed") -> str:
@@ -119,6 +136,13 @@ def parts_of_a_step(name: str = "parts") -> str:
     return f"{made}\n\n{table(parts.HEAD, parts.rows(record))}"
 
 
+def parts_of_a_picture(size: str) -> str:
+    """Where de-raining a picture of this size of network spends its time."""
+    record = load("picture_parts")
+    made = f"{picture_parts.summary(record, size)}. {machine(record['provenance'])}."
+    return f"{made}\n\n{table(picture_parts.HEAD, picture_parts.rows(record[size]))}"
+
+
 def _origin(name: str) -> str:
     record = load(name)
     return f"Measured on {machine(record['provenance'])}; median of {record['runs']} runs (range)."
@@ -141,8 +165,11 @@ TABLES = {
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
     "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
+    "speed_tiles": functools.partial(change, "speed_tiles_before", "speed_tiles"),
     "speed_ratios": in_turn,
     "speed_epyc_parts": functools.partial(parts_of_a_step, "parts_epyc"),
+    "speed_picture_parts_small": functools.partial(parts_of_a_picture, "small"),
+    "speed_picture_parts_paper": functools.partial(parts_of_a_picture, "paper"),
     "speed": measured,
     "speed_doublings": doublings,
     "speed_later": functools.partial(measured, "speed_later"),

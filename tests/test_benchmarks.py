@@ -14,7 +14,16 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cases, compare, parts, ratios, released, speed, speed_tables
+from benchmarks import (
+    cases,
+    compare,
+    parts,
+    picture_parts,
+    ratios,
+    released,
+    speed,
+    speed_tables,
+)
 from manas_jax.data import images
 from manas_jax.space import SearchSpace
 
@@ -421,4 +430,48 @@ def test_parts_need_a_step(capsys, tmp_path):
     out = tmp_path / "parts.json"
     assert parts.main(["--steps=0", f"--out={out}"]) == 1
     assert capsys.readouterr().err == "error: --steps=0: give at least 1\n"
+    assert not out.exists()
+
+
+def test_a_picture_is_measured_by_its_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(picture_parts, "SPACES", {"tiny": cases.NARROW})
+    monkeypatch.setattr(picture_parts, "HEIGHT", 16)
+    monkeypatch.setattr(picture_parts, "WIDTH", 24)
+    monkeypatch.setattr(picture_parts, "product_gflops", lambda: 100.0)
+    out = tmp_path / "parts.json"
+    assert picture_parts.main(["--runs=2", f"--out={out}"]) == 0
+    record = json.loads(out.read_text())["tiny"]
+    kinds = {"stem", "transition", "columns of cell 1", "head"}
+    assert record["parts"].keys() == kinds | {f"attention, scale {i}" for i in range(2)}
+    for measured in (*record["parts"].values(), record["whole"]):
+        assert measured["milliseconds"] > 0 and measured["processor_milliseconds"] > 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*kinds, picture_parts.WHOLE))
+
+
+def test_what_a_picture_reaches_and_could_reach():
+    whole = {"milliseconds": 200.0, "processor_milliseconds": 300.0}
+    parts = {
+        "stem": {"milliseconds": 50.0, "processor_milliseconds": 100.0},
+        "head": {"milliseconds": 150.0, "processor_milliseconds": 150.0},
+    }
+    record = {
+        "provenance": {"machine": {"cores": 2}},
+        "product_gflops": 200.0,
+        "small": {"gflop": 10.0, "parts": parts, "whole": whole},
+    }
+    said = picture_parts.summary(record, "small")
+    assert "10 GFLOP in 200 ms: 25% of the 200 GFLOP/s" in said
+    assert "it would be 50 ms" in said and said.endswith("always busy: 150 ms, 33%")
+    assert picture_parts.rows(record["small"]) == [
+        ["head", "150.0", "150.0", "1.00", "75%"],
+        ["stem", "50.0", "100.0", "2.00", "25%"],
+        [picture_parts.WHOLE, "200.0", "300.0", "1.50", ""],
+    ]
+
+
+def test_parts_of_a_picture_need_a_run(capsys, tmp_path):
+    out = tmp_path / "parts.json"
+    assert picture_parts.main(["--runs=0", f"--out={out}"]) == 1
+    assert capsys.readouterr().err == "error: --runs=0: give at least 1\n"
     assert not out.exists()

@@ -105,9 +105,26 @@ def test_types_agree(derain):
     assert derain(picture(16, 16, np.float16)).dtype == np.float16
 
 
-def test_several_at_once_are_each_alone(derain):
+@pytest.mark.parametrize(("cpu", "groups"), [(True, [1, 1, 1]), (False, [2, 1])])
+def test_several_are_each_alone_and_no_more_at_once_than_a_tile(
+    weights, derain, monkeypatch, cpu, groups
+):
+    """On a CPU one by one; elsewhere two of these are as large as a tile."""
+    monkeypatch.setattr(module, "_OVERLAP", 8)
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
-    np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
+    several = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL)
+    sizes, inner = [], several._apply
+
+    def apply(variables, pictures):
+        sizes.append(len(pictures))
+        return inner(variables, pictures)
+
+    monkeypatch.setattr(several, "_apply", apply)
+    monkeypatch.setattr(several, "_cpu", cpu)
+    restored = several(stack)
+    assert sizes == groups
+    for pixels, made in zip(stack, restored, strict=True):
+        assert np.abs(made.astype(int) - derain(pixels)).max() <= 1  # a rounded half
 
 
 def test_the_ensemble_does_not_care_how_the_picture_lies(derain):
@@ -182,7 +199,7 @@ def test_tiles_fit_into_memory(small, monkeypatch):
         monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
         return module.fitting_tile(network)
 
-    assert tile(2**40) == 1024
+    assert tile(2**40) == 2048
     assert tile(100e6) == 768
     assert tile(1) == 512
 

@@ -30,8 +30,11 @@ PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 32
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
-TILES = (1024, 768, 512)
-"""Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
+TILES = (2048, 1536, 1024, 768, 512)
+"""Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles.
+
+The larger, the less is computed twice where tiles overlap: Full HD is one tile of 2048 pixels.
+"""
 
 _OVERLAP = 192  # pixels; beyond half of it surroundings change no pixel by more than a grey level
 _STEP = 64  # pixels, of which tiles are shortened by multiples: few sizes, so that little compiles
@@ -106,7 +109,7 @@ class Derainer:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
         self.tile = -(-tile // self._cell) * self._cell
 
-        cpu = devices[0].platform == "cpu"
+        self._cpu = cpu = devices[0].platform == "cpu"
 
         def apply(folded, pictures):
             return jnp.clip(folding.apply(network, folded, pictures, cpu=cpu), 0, 1)
@@ -208,10 +211,16 @@ class Derainer:
 
     def _run(self, pictures: np.ndarray) -> np.ndarray:
         """(N, h, w, 3) float32, sides multiples of the cell, to the same; height split if even."""
-        even = pictures.shape[1] % self._unit == 0
+        count, height, width = pictures.shape[:3]
+        even = height % self._unit == 0
         split = sharding.split(self._mesh, pictures.ndim)
         where = split if even else sharding.replicated(self._mesh)
-        return np.asarray(self._apply(self._folded, jax.device_put(pictures, where)))
+        # A CPU is no faster with several; elsewhere as many as are no larger than one tile may be.
+        tile = self.tile**2 * (self._mesh.devices.size if even else 1)
+        at_once = 1 if self._cpu else max(1, tile // (height * width))
+        groups = (pictures[i : i + at_once] for i in range(0, count, at_once))
+        made = [np.asarray(self._apply(self._folded, jax.device_put(g, where))) for g in groups]
+        return np.concatenate(made)
 
     @property
     def _unit(self) -> int:

@@ -8,7 +8,7 @@ place of those of its modules, and `layers` is told which forms of convolutions 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -79,11 +79,18 @@ def apply(
     Returns:
       (N, H, W, 3), not clamped.
     """
-    # Exports are for other runtimes, and of any size.
-    forms = layers.Forms.FORWARD if cpu else layers.Forms.PLAIN
-    keeping = nn.intercept_methods(_keep) if cpu else contextlib.nullcontext()
-    with layers.convolution_forms(forms), nn.intercept_methods(_add_bias), keeping:
+    with forms(cpu=cpu):
         return network.apply(variables, images)
+
+
+@contextlib.contextmanager
+def forms(*, cpu: bool) -> Iterator[None]:
+    """Within, modules with folded variables are traced in the forms that `apply` speaks of."""
+    # Exports are for other runtimes, and of any size.
+    convolutions = layers.Forms.FORWARD if cpu else layers.Forms.PLAIN
+    keeping = nn.intercept_methods(_keep) if cpu else contextlib.nullcontext()
+    with layers.convolution_forms(convolutions), nn.intercept_methods(_add_bias), keeping:
+        yield
 
 
 # --- interceptors: (the module's method, its arguments, its keywords, context) -> its result ------

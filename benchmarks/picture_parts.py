@@ -1,0 +1,169 @@
+"""Where de-raining a picture spends its time, and how busy the cores are meanwhile.
+
+python -m benchmarks.picture_parts [--runs 9] [--out results/picture_parts.json]
+
+Each part of the derived networks of `benchmarks.cases` is a program of its own here, in the form
+that pictures are de-rained in, and all are run in turn, as is the whole network. Beside seconds
+stand those of the processor: both cores busy all the time would be twice as many. What a part takes
+alone is not what it takes in the whole, where parts that do not need each other run at once. On
+CPU alone; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.cases import PAPER, SMALL, alternating
+from benchmarks.markdown import ROOT
+from benchmarks.parts import kind
+from benchmarks.speed import aligned, product_gflops
+from manas_jax.errors import UserError
+from manas_jax.space import SearchSpace
+
+SPACES = {"small": SMALL, "paper": PAPER}
+HEIGHT, WIDTH = 320, 480
+WHOLE = "the whole"
+HEAD = ("part", "ms", "processor ms", "cores busy", "share of all parts")
+
+
+def programs(space: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The network's parts, by what they belong to, and the whole; each ready to be run."""
+    import jax
+    import numpy as np
+
+    from manas_jax.inference import folding
+    from manas_jax.inference.derainer import POOL_CELL
+    from manas_jax.models.network import Network, init_variables
+
+    genotype = alternating(SearchSpace(**space))
+    network = Network(genotype.space, genotype, pool_cell=POOL_CELL)
+    folded = jax.device_put(folding.fold(init_variables(network, seed=0)))
+    images = np.random.default_rng(0).random((1, HEIGHT, WIDTH, 3), np.float32)
+    compiled = functools.partial(jax.jit, compiler_options=folding.CPU_OPTIONS)
+
+    def run(part, params, taken):
+        with folding.forms(cpu=True):
+            return part.run(part.make().bind({"params": params}), taken, False, {})
+
+    def whole(variables, images):
+        return folding.apply(network, variables, images, cpu=True)
+
+    made = {WHOLE: functools.partial(compiled(whole), folded, jax.device_put(images))}
+    branches = network.fold(images)
+    for part in network.parts():
+        step = functools.partial(
+            compiled(functools.partial(run, part)), folded["params"][part.name], part.take(branches)
+        )
+        made[part.name] = step
+        branches = part.put(branches, step())
+    return made
+
+
+def profile(space: Mapping[str, Any], runs: int) -> dict[str, Any]:
+    """Milliseconds of the clock and of the processor, of each kind of part and of the whole.
+
+    Returns:
+      'gflop' of a picture; 'parts' and 'whole': 'milliseconds' and 'processor_milliseconds',
+      medians over the runs, of all parts of a kind together.
+    """
+    import jax
+
+    made = programs(space)
+    rounds = []
+    for _ in range(1 + runs):  # the first one compiles
+        spent: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+        for name, run in made.items():
+            begun = time.perf_counter(), time.process_time()
+            jax.block_until_ready(run())
+            ended = time.perf_counter(), time.process_time()
+            group = WHOLE if name == WHOLE else kind(name)
+            for i in range(2):
+                spent[group][i] += 1e3 * (ended[i] - begun[i])
+        rounds.append(spent)
+
+    def medians(group: str) -> dict[str, float]:
+        clock, processor = zip(*(spent[group] for spent in rounds[1:]), strict=True)
+        return {
+            "milliseconds": statistics.median(clock),
+            "processor_milliseconds": statistics.median(processor),
+        }
+
+    genotype = alternating(SearchSpace(**space))
+    return {
+        "gflop": 2e-9 * genotype.cost(HEIGHT, WIDTH).macs,
+        "parts": {group: medians(group) for group in rounds[0] if group != WHOLE},
+        "whole": medians(WHOLE),
+    }
+
+
+def rows(profiled: Mapping[str, Any]) -> list[list[str]]:
+    """The largest first, then the whole."""
+    parts = profiled["parts"]
+    total = sum(there["milliseconds"] for there in parts.values())
+
+    def row(name: str, there: Mapping[str, float]) -> list[str]:
+        clock, processor = there["milliseconds"], there["processor_milliseconds"]
+        return [name, f"{clock:.1f}", f"{processor:.1f}", f"{processor / clock:.2f}"]
+
+    order = sorted(parts, key=lambda name: -parts[name]["milliseconds"])
+    made = [
+        [*row(name, parts[name]), f"{parts[name]['milliseconds'] / total:.0%}"] for name in order
+    ]
+    return [*made, [*row(WHOLE, profiled["whole"]), ""]]
+
+
+def summary(record: Mapping[str, Any], size: str) -> str:
+    """What the whole reaches of the matrix product, and what it could."""
+    there, product = record[size], record["product_gflops"]
+    clock, processor = (there["whole"][key] for key in ("milliseconds", "processor_milliseconds"))
+    cores = record["provenance"]["machine"]["cores"]
+    reached = there["gflop"] / (clock / 1e3) / product
+    possible = there["gflop"] / (processor / cores / 1e3) / product
+    return (
+        f"{there['gflop']:.0f} GFLOP in {clock:.0f} ms: {reached:.0%} of the {product:.0f} GFLOP/s "
+        f"of a matrix product, with which it would be {1e3 * there['gflop'] / product:.0f} ms; "
+        f"the same work with every core always busy: {processor / cores:.0f} ms, {possible:.0%}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "picture_parts.json")
+    options = parser.parse_args(arguments)
+    try:
+        if options.runs < 1:
+            raise UserError(f"--runs={options.runs}: give at least 1")
+
+        import jax
+
+        from manas_jax import memory, provenance
+        from manas_jax.checkpoint import write_json
+
+        memory.keep()  # as `manas_jax.derain` does
+        if jax.default_backend() != "cpu":
+            raise UserError("this is for CPU alone: it measures the processor's time")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        record = {size: profile(space, options.runs) for size, space in SPACES.items()}
+        record = {"provenance": provenance.describe(), "product_gflops": product_gflops(), **record}
+        write_json(options.out, record)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for size in SPACES:
+        print(f"{size}: {summary(record, size)}")
+        print(aligned([HEAD, *rows(record[size])]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
