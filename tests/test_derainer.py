@@ -199,7 +199,7 @@ def test_tiles_fit_into_memory(small, monkeypatch):
         monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
         return module.fitting_tile(network)
 
-    assert tile(2**40) == 2048
+    assert tile(2**40) == 1024
     assert tile(100e6) == 768
     assert tile(1) == 512
 

@@ -30,11 +30,8 @@ PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 32
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
-TILES = (2048, 1536, 1024, 768, 512)
-"""Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles.
-
-The larger, the less is computed twice where tiles overlap: Full HD is one tile of 2048 pixels.
-"""
+TILES = (1024, 768, 512)
+"""Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
 
 _OVERLAP = 192  # pixels; beyond half of it surroundings change no pixel by more than a grey level
 _STEP = 64  # pixels, of which tiles are shortened by multiples: few sizes, so that little compiles
