@@ -60,34 +60,17 @@ def measured(name: str = "speed", released: bool = True) -> str:
 
 def against_released(name: str, released: str) -> str:
     """Steps and memory beside those of the released code on the same machine."""
-    theirs = _cases(released)
-    torch = next(iter(theirs.values()))["torch"]
-    made = _beside("released code", theirs, "here", _cases(name))
-    return f"{_origin(released)[:-1]}; PyTorch {torch}.\n\n{made}"
-
-
-def change(before: str, after: str) -> str:
-    """Steps and memory of the cases of one file beside those of an earlier one."""
-    old, new = _cases(before), _cases(after)
-    commits = [next(iter(cases.values()))["commit"][:9] for cases in (old, new)]
-    made = _beside(commits[0], old, commits[1], new)
-    return f"{_origin(after)}\n\n{made}"
-
-
-def _beside(old: str, old_cases: Mapping[str, Any], new: str, new_cases: Mapping[str, Any]) -> str:
-    """The old cases beside the same of the new ones, each under its name."""
     head = [
-        "work", f"{old} s", f"{new} s", "times as fast", f"peak GB, {old} / {new}, warm"
+        "work", "released code s", "here s", "times as fast", "peak GB, released code / here, warm"
     ]  # fmt: skip
-    rows = []
-    for key, before in old_cases.items():
-        after = new_cases[key]
-        ratio = before["seconds"]["median"] / after["seconds"]["median"]
-        peaks = [case["peak_gb"] for case in (before, after)]
-        # The released code is measured in one process alone.
-        gb = " / ".join(f"{p['warm'] if isinstance(p, Mapping) else p:.2f}" for p in peaks)
-        rows.append([TITLES[key], _seconds(before), _seconds(after), f"{ratio:.1f}", gb])
-    return table(head, rows)
+    ours, rows = _cases(name), []
+    for key, theirs in _cases(released).items():
+        case = ours[key]
+        ratio = theirs["seconds"]["median"] / case["seconds"]["median"]
+        peaks = f"{theirs['peak_gb']:.2f} / {case['peak_gb']['warm']:.2f}"
+        rows.append([TITLES[key], _seconds(theirs), _seconds(case), f"{ratio:.1f}", peaks])
+    torch = next(iter(_cases(released).values()))["torch"]
+    return f"{_origin(released)[:-1]}; PyTorch {torch}.\n\n{table(head, rows)}"
 
 
 def doublings(name: str = "speed") -> str:
@@ -165,7 +148,18 @@ TABLES = {
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
     "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
-    "speed_tiles": functools.partial(change, "speed_tiles_before", "speed_tiles"),
+    "speed_frames": functools.partial(
+        before_and_after,
+        "inference_1080p_frames_small",
+        "speed_tiles_before",
+        "speed_frames",
+    ),
+    "speed_tiles_1080p": functools.partial(
+        before_and_after, "inference_1080p_small", "speed_tiles_before", "speed_tiles"
+    ),
+    "speed_tiles_4k": functools.partial(
+        before_and_after, "inference_4k_small", "speed_tiles_before", "speed_tiles"
+    ),
     "speed_ratios": in_turn,
     "speed_epyc_parts": functools.partial(parts_of_a_step, "parts_epyc"),
     "speed_picture_parts_small": functools.partial(parts_of_a_picture, "small"),
