@@ -105,10 +105,13 @@ def test_types_agree(derain):
     assert derain(picture(16, 16, np.float16)).dtype == np.float16
 
 
+def test_several_at_once_are_each_alone(derain):
+    stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
+    np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
+
+
 @pytest.mark.parametrize(("cpu", "groups"), [(True, [1, 1, 1]), (False, [2, 1])])
-def test_several_are_each_alone_and_no_more_at_once_than_a_tile(
-    weights, derain, monkeypatch, cpu, groups
-):
+def test_no_more_pictures_at_once_than_a_tile_is_large(weights, derain, monkeypatch, cpu, groups):
     """On a CPU one by one; elsewhere two of these are as large as a tile."""
     monkeypatch.setattr(module, "_OVERLAP", 8)
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
