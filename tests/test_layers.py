@@ -172,3 +172,39 @@ def test_small_convolution_is_the_convolution(kernel, dilation, size):
     np.testing.assert_allclose(got, wanted, atol=1e-4)
     for a, b in zip(pull_small(wanted), pull(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+SEPARABLE = {
+    "few": (2, 1, 1),
+    "narrow": (8, 8, 1),
+    "narrow, dilated": (3, 5, 2),
+    "wide": (12, 12, 1),
+    "wide, dilated": (40, 9, 2),
+}
+
+
+@pytest.mark.parametrize("kind", SEPARABLE)
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1), (3, 12)], ids=str)
+def test_separable_convolution_is_two_convolutions(kind, size):
+    inputs, outputs, dilation = SEPARABLE[kind]
+    args = _draw((2, *size, inputs), (3, 3, 1, inputs), (1, 1, inputs, outputs))
+
+    def ours(x, spatial, pointwise):
+        return layers.separable_convolution(x, spatial, pointwise, dilation)
+
+    def plain(x, spatial, pointwise):
+        y = jax.lax.conv_general_dilated(
+            x,
+            spatial,
+            window_strides=(1, 1),
+            padding=[(dilation, dilation)] * 2,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=inputs,
+        )
+        return jnp.einsum("nhwc,cd->nhwd", y, pointwise[0, 0])
+
+    _assert_same(ours, plain, *args)
+    for forms in (layers.Forms.PLAIN, layers.Forms.FORWARD):
+        with layers.convolution_forms(forms):
+            np.testing.assert_allclose(ours(*args), plain(*args), atol=1e-12)

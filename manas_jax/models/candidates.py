@@ -157,7 +157,7 @@ class FactoredConv(nn.Module):
         spatial = self.param("spatial", layers.KERNEL_INIT, spatial_shape)
         pointwise = self.param("pointwise", layers.KERNEL_INIT, (1, 1, middle, self.features))
         if self.depthwise:
-            spatial = spatial.swapaxes(2, 3)
+            return layers.separable_convolution(x, spatial, pointwise, self.dilation)
         return layers.same_convolution(x, (spatial * pointwise).astype(x.dtype), self.dilation)
 
 
