@@ -91,7 +91,8 @@ class Pools:
         if self.cell is None:
             return gate[:, None, None, :]
         height, width = self.x.shape[1:3]
-        return _interpolate(_interpolate(gate, self.cell, 1), self.cell, 2)[:, :height, :width]
+        columns = layers.stored(_interpolate(gate, self.cell, 2))
+        return _interpolate(columns, self.cell, 1)[:, :height, :width]
 
 
 def _windows(
@@ -136,7 +137,8 @@ class FactoredConv(nn.Module):
     """A 3x3 convolution followed by a pointwise one, run as the one dense convolution they make.
 
     With nothing between the two, the product of their kernels is the kernel of both: same
-    function, same parameters. XLA's grouped convolution on CPU is slower than the dense one.
+    function, same parameters. One a channel has a form of its own on CPU, see
+    `layers.separable_convolution`.
 
     Attributes:
       features: outputs of the pointwise convolution.

@@ -203,6 +203,15 @@ def _current_forms() -> Forms:
     return Forms.GRADIENT if jax.default_backend() == "cpu" else Forms.PLAIN
 
 
+def stored(x: jax.Array) -> jax.Array:
+    """Has an array written once, before the loops that read it, where forms are `FORWARD`.
+
+    XLA:CPU otherwise makes it within those loops, again for each time that they read an element,
+    and looks up what it is made of by divisions. See `folding.CPU_OPTIONS`.
+    """
+    return jax.lax.optimization_barrier(x) if _current_forms() is Forms.FORWARD else x
+
+
 def same_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
     """A convolution of stride 1 and odd kernel that keeps the size, in the form that runs fastest.
 
@@ -314,7 +323,7 @@ def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int, block: 
     beside = dilation * channels
     rows = x.reshape(n, height, width * channels)
     rows = jnp.pad(rows, ((0, 0), (dilation, dilation), (beside, beside)))
-    rows = jax.lax.optimization_barrier(rows)  # written once
+    rows = stored(rows)
 
     def shifted(down: int, across: int) -> jax.Array:
         top, left = down * dilation, across * beside
@@ -448,7 +457,7 @@ def wide_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
         kernel,
         precision=jax.lax.Precision.HIGHEST,
     )
-    x = jnp.pad(x, ((0, 0), (0, 0), (reach, block - reach + -width % block), (0, 0)))
+    x = jnp.pad(stored(x), ((0, 0), (0, 0), (reach, block - reach + -width % block), (0, 0)))
     y = jax.lax.conv_general_dilated(
         x.reshape(n, height, -1, block * inputs),
         kernel.reshape(size, 2, block * inputs, block * outputs),
