@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks import (
     cases,
+    checkouts,
     compare,
     parts,
     picture_parts,
@@ -137,6 +138,55 @@ def test_mistakes_of_ratios_end_in_a_line(arguments, words, tmp_path, capsys):
         (tmp_path / name).write_text(content)
     arguments = [x.format(**{name: tmp_path / name for name in files}) for x in arguments]
     assert ratios.main(["--out", str(tmp_path / "x.json"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def _checkout(folder, steps):
+    """A checkout whose case `losses` says how often it was run, and takes so long for it."""
+    for name in ("benchmarks", "manas_jax"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").touch()
+    (folder / "manas_jax" / "provenance.py").write_text(f"commit = lambda: {folder.name!r}")
+    (folder / "benchmarks" / "cases.py").write_text(
+        "import time, types\nprint('a line of its own')\n"
+        f"run = lambda: time.sleep({steps})\n"
+        "made = lambda folder: types.SimpleNamespace(run=run)\n"
+        "CASES = {'losses': types.SimpleNamespace(make=made)}\n"
+    )
+    return folder
+
+
+def test_checkouts_are_measured_in_turn(tmp_path, monkeypatch, capsys):
+    there, here = _checkout(tmp_path / "old", 0.05), _checkout(tmp_path / "new", 0.2)
+    monkeypatch.setattr(checkouts, "ROOT", here)
+    out = tmp_path / "out" / "checkouts.json"
+    for rounds in (5, 3):  # the second takes the place of the first
+        arguments = [str(there), "losses", "--rounds", str(rounds), "--out", str(out)]
+        assert checkouts.main(arguments) == 0
+    (one,) = json.loads(out.read_text())
+    assert one["commits"] == {"there": "old", "here": "new"}
+    assert len(one["seconds"]["there"]) == 3 and min(one["seconds"]["here"]) >= 0.2
+    assert one["ratio"]["median"] > 1
+    assert "| losses | old -> new |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{empty}", "losses"], "no checkout of this project"),
+        (["{old}", "nothing"], "fits no case"),
+        (["{old}", "losses", "--rounds", "0"], "--rounds=0"),
+        (["{old}", "train_small", "--rounds", "1"], "does not run there: KeyError"),
+        (["{old}", "losses", "--out", "{other}"], "not written by benchmarks.checkouts"),
+    ],
+)
+def test_mistakes_of_checkouts_end_in_a_line(arguments, words, tmp_path, capsys):
+    (tmp_path / "other").write_text('{"cases": {}}')
+    _checkout(tmp_path / "old", 0)
+    places = {name: tmp_path / name for name in ("empty", "old", "other")}
+    arguments = [x.format(**places) for x in arguments]
+    assert checkouts.main(["--out", str(tmp_path / "x.json"), *arguments]) == 1
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 

@@ -265,9 +265,7 @@ def _dense_kernel(spatial: jax.Array, pointwise: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _separable(
-    x: jax.Array, spatial: jax.Array, pointwise: jax.Array, dilation: int
-) -> jax.Array:
+def _separable(x: jax.Array, spatial: jax.Array, pointwise: jax.Array, dilation: int) -> jax.Array:
     """`separable_convolution` as a sum of shifted arrays and a product.
 
     XLA:CPU's grouped convolution is slower than the dense one that both make, this is faster.
