@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import parts, picture_parts, ratios, speed
+from benchmarks import checkouts, parts, picture_parts, ratios, speed
 from benchmarks.markdown import load, machine, table
 
 TITLES = {
@@ -108,6 +108,14 @@ def in_turn() -> str:
     return f"{rounds} rounds; {origin}.\n\n{made}"
 
 
+def against_checkouts() -> str:
+    """What cases cost against earlier commits, measured in turn."""
+    record = load("checkouts")
+    rounds = len(record[0]["seconds"]["here"])
+    made = table(checkouts.HEAD, [checkouts.row(one) for one in record])
+    return f"{rounds} rounds; {machine(record[0]['provenance'])}.\n\n{made}"
+
+
 def parts_of_a_step(name: str = "parts") -> str:
     """Where a step of the small search spends its time."""
     record = load(name)
@@ -148,6 +156,8 @@ TABLES = {
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
     "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
+    "speed_separable": functools.partial(measured, "speed_separable", released=False),
+    "speed_checkouts": against_checkouts,
     "speed_frames": functools.partial(
         before_and_after,
         "inference_1080p_frames_small",

@@ -315,7 +315,7 @@ def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int, block: 
     """
     n, height, width, channels = x.shape
     # The kernel as often as a block has pixels, by a product: XLA makes loops of their own of
-    # these, and would else look it up in the loop of the sum, which then takes five times as long.
+    # these, and would else look it up in the loop of the sum, several times as slow then.
     repeated = jnp.asarray(np.tile(np.eye(channels), block), x.dtype)
     taps = jnp.matmul(kernel[:, :, 0], repeated, precision=jax.lax.Precision.HIGHEST)
     beside = dilation * channels
