@@ -99,9 +99,9 @@ def before_and_after(name: str, *results: str) -> str:
     return table(head, rows)
 
 
-def in_turn() -> str:
+def in_turn(name: str = "ratios") -> str:
     """What cases cost against each other, measured in turn."""
-    record = load("ratios")
+    record = load(name)
     origin = machine(record[0]["provenance"])
     rounds = len(next(iter(record[0]["seconds"].values())))
     made = table(ratios.HEAD, [ratios.row(one) for one in record])
@@ -158,6 +158,7 @@ TABLES = {
     "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
     "speed_separable": functools.partial(measured, "speed_separable", released=False),
     "speed_checkouts": against_checkouts,
+    "speed_separable_ratios": functools.partial(in_turn, "ratios_separable"),
     "speed_frames": functools.partial(
         before_and_after,
         "inference_1080p_frames_small",
