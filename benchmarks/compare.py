@@ -45,6 +45,18 @@ def read(path: str | os.PathLike) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
+def entries(path: pathlib.Path, command: str) -> list[dict[str, Any]]:
+    """The results that a command adds to, of which there may be none yet.
+
+    Raises:
+      UserError: the file cannot be read or is something else.
+    """
+    record = read(path) if path.exists() else []
+    if not isinstance(record, list):
+        raise UserError(f"{path}: not written by {command}; give another --out")
+    return record
+
+
 def load(path: str | os.PathLike) -> dict[str, Any]:
     """Reads what `benchmarks.speed` wrote.
 

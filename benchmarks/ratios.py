@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.cases import CASES
-from benchmarks.compare import read
+from benchmarks.compare import entries
 from benchmarks.speed import ROOT, aligned, ranged, select, spread, timed
 from manas_jax.errors import UserError
 
@@ -80,9 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from manas_jax import provenance
         from manas_jax.checkpoint import write_json
 
-        record = read(options.out) if options.out.exists() else []
-        if not isinstance(record, list):
-            raise UserError(f"{options.out}: not written by benchmarks.ratios; give another --out")
+        record = entries(options.out, "benchmarks.ratios")
         options.out.parent.mkdir(parents=True, exist_ok=True)
         taken = measure([options.base, *others], options.rounds)
         found = ratios(taken, options.base)

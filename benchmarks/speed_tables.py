@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from benchmarks import checkouts, parts, picture_parts, ratios, speed
@@ -99,21 +100,13 @@ def before_and_after(name: str, *results: str) -> str:
     return table(head, rows)
 
 
-def in_turn(name: str = "ratios") -> str:
-    """What cases cost against each other, measured in turn."""
+def in_turn(command: ModuleType, name: str) -> str:
+    """What cases cost against each other or other commits, as `ratios` or `checkouts` has it."""
     record = load(name)
     origin = machine(record[0]["provenance"])
     rounds = len(next(iter(record[0]["seconds"].values())))
-    made = table(ratios.HEAD, [ratios.row(one) for one in record])
+    made = table(command.HEAD, [command.row(one) for one in record])
     return f"{rounds} rounds; {origin}.\n\n{made}"
-
-
-def against_checkouts() -> str:
-    """What cases cost against earlier commits, measured in turn."""
-    record = load("checkouts")
-    rounds = len(record[0]["seconds"]["here"])
-    made = table(checkouts.HEAD, [checkouts.row(one) for one in record])
-    return f"{rounds} rounds; {machine(record[0]['provenance'])}.\n\n{made}"
 
 
 def parts_of_a_step(name: str = "parts") -> str:
@@ -157,8 +150,8 @@ TABLES = {
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
     "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
     "speed_separable": functools.partial(measured, "speed_separable", released=False),
-    "speed_checkouts": against_checkouts,
-    "speed_separable_ratios": functools.partial(in_turn, "ratios_separable"),
+    "speed_checkouts": functools.partial(in_turn, checkouts, "checkouts"),
+    "speed_separable_ratios": functools.partial(in_turn, ratios, "ratios_separable"),
     "speed_frames": functools.partial(
         before_and_after,
         "inference_1080p_frames_small",
@@ -171,7 +164,7 @@ TABLES = {
     "speed_tiles_4k": functools.partial(
         before_and_after, "inference_4k_small", "speed_tiles_before", "speed_tiles"
     ),
-    "speed_ratios": in_turn,
+    "speed_ratios": functools.partial(in_turn, ratios, "ratios"),
     "speed_epyc_parts": functools.partial(parts_of_a_step, "parts_epyc"),
     "speed_picture_parts_small": functools.partial(parts_of_a_picture, "small"),
     "speed_picture_parts_paper": functools.partial(parts_of_a_picture, "paper"),

@@ -134,11 +134,11 @@ def _interpolate(x: jax.Array, factor: int, axis: int) -> jax.Array:
 
 
 class FactoredConv(nn.Module):
-    """A 3x3 convolution followed by a pointwise one, run as the one dense convolution they make.
+    """A 3x3 convolution followed by a pointwise one, with nothing between the two.
 
-    With nothing between the two, the product of their kernels is the kernel of both: same
-    function, same parameters. One a channel has a form of its own on CPU, see
-    `layers.separable_convolution`.
+    The product of their kernels is then the kernel of the one dense convolution that they make:
+    same function, same parameters. So they run but for one a channel on CPU, which has a form of
+    its own, see `layers.separable_convolution`.
 
     Attributes:
       features: outputs of the pointwise convolution.

@@ -274,8 +274,8 @@ def _separable(x: jax.Array, spatial: jax.Array, pointwise: jax.Array, dilation:
 
 
 def _separable_forward(x, spatial, pointwise, dilation):
-    block = _filling(x)
-    y = _depthwise_of_blocks(x, spatial, dilation, block)
+    y = _depthwise_of_blocks(x, spatial, dilation)
+    block = y.shape[3] // x.shape[3]
     matrix = jnp.kron(jnp.eye(block, dtype=x.dtype), pointwise[0, 0])
     y = y.reshape(-1, y.shape[-1]) @ matrix
     return y.reshape(*x.shape[:3], pointwise.shape[3]), (x, spatial, pointwise)
@@ -288,7 +288,7 @@ def _separable_backward(dilation, kept, gradient):
         of_x, of_dense = _convolution3_backward(dilation, (x, dense), gradient)
     else:
         channels = gradient @ pointwise[0, 0].T
-        of_x = _depthwise_of_blocks(channels, spatial[::-1, ::-1], dilation, _filling(x))
+        of_x = _depthwise_of_blocks(channels, spatial[::-1, ::-1], dilation)
         of_dense = _kernel_gradient(x, _shifts(gradient, dilation, axis=1), dilation)
     return of_x.reshape(x.shape), *of_kernels(of_dense)
 
@@ -296,32 +296,26 @@ def _separable_backward(dilation, kept, gradient):
 _separable.defvjp(_separable_forward, _separable_backward)
 
 
-def _filling(x: jax.Array) -> int:
-    """As many pixels of a row as fill the processor's vectors, and divide it."""
-    return math.gcd(x.shape[2], max(1, WIDE // x.shape[3]))
-
-
-def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int, block: int) -> jax.Array:
+def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """A 3x3 convolution a channel as a sum of shifted arrays.
 
     Args:
       x: (N, H, W, C).
       kernel: (3, 3, 1, C).
       dilation: of the kernel.
-      block: pixels of a row that are taken together; a divisor of W.
 
     Returns:
-      (N, H, W / block, block * C).
+      (N, H, W / block, block * C), of as many pixels in a block as fill the processor's vectors.
     """
     n, height, width, channels = x.shape
+    block = math.gcd(width, max(1, WIDE // channels))
     # The kernel as often as a block has pixels, by a product: XLA makes loops of their own of
     # these, and would else look it up in the loop of the sum, several times as slow then.
     repeated = jnp.asarray(np.tile(np.eye(channels), block), x.dtype)
     taps = jnp.matmul(kernel[:, :, 0], repeated, precision=jax.lax.Precision.HIGHEST)
     beside = dilation * channels
     rows = x.reshape(n, height, width * channels)
-    rows = jnp.pad(rows, ((0, 0), (dilation, dilation), (beside, beside)))
-    rows = stored(rows)
+    rows = stored(jnp.pad(rows, ((0, 0), (dilation, dilation), (beside, beside))))
 
     def shifted(down: int, across: int) -> jax.Array:
         top, left = down * dilation, across * beside
