@@ -45,6 +45,7 @@ CONVOLUTIONS = {
     "narrow, dilated": (3, 2, 8, 6),
     "wide": (3, 1, 9, 10),
     "wide, dilated": (3, 2, 12, 9),
+    "many": (3, 1, 16, 18),
     "narrowing": (3, 1, 10, 3),
     "1x1": (1, 1, 3, 4),
     "1x1, narrowing": (1, 1, 6, 2),
@@ -64,6 +65,27 @@ def test_forms_of_a_convolution(kind, size):
         return layers._plain_convolution(x, kernel, dilation)
 
     _assert_same(ours, plain, x, kernel)
+    with layers.convolution_forms(layers.Forms.FORWARD):
+        np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), atol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [(5, 7), (16, 16), (16, 20), (20, 40)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (4, 5), (7, 12), (8, 8), (5, 3)], ids=str)
+def test_minimal_convolution_is_the_convolution(channels, size):
+    x, kernel = _draw((2, *size, channels[0]), (3, 3, *channels))
+    wanted = layers._plain_convolution(x, kernel)
+    np.testing.assert_allclose(layers.minimal_convolution(x, kernel), wanted, atol=1e-11)
+
+
+def test_pictures_multiply_less_where_many_channels_are_kept():
+    def made(*channels):
+        x, kernel = jnp.zeros((1, 8, 8, channels[0])), jnp.zeros((3, 3, *channels))
+        with layers.convolution_forms(layers.Forms.FORWARD):
+            return str(jax.make_jaxpr(lambda *a: layers.same_convolution(*a))(x, kernel))
+
+    assert made(16, 16).count("conv_general_dilated[") == 6
+    assert made(64, 64).count("conv_general_dilated[") == 6
+    assert made(64, 16).count("conv_general_dilated[") == 1
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3, 5), (1, 2, 2, 9, 4), (1, 4, 6, 5, 1)], ids=str)
