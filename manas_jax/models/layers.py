@@ -501,9 +501,8 @@ def minimal_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     seen = [_moved(inside[-1], 1, axis=1), *inside, _moved(inside[0], -1, axis=1)]
     beside = (inputs, (block * length - width - 1) * inputs)
 
-    def along_rows(of_rows: np.ndarray, of_taps: np.ndarray) -> jax.Array:
-        row = jnp.pad(_weighted(of_rows, seen), ((0, 0), (0, 0), beside))
-        taps = _taps_of_blocks(_weighted(of_taps, kernel), block)
+    def along_rows(weights: np.ndarray, taps: jax.Array) -> jax.Array:
+        row = jnp.pad(_weighted(weights, seen), ((0, 0), (0, 0), beside))
         y = jax.lax.conv_general_dilated(
             row.reshape(n, 1, tiles * length, block * inputs),
             taps[None],
@@ -513,7 +512,8 @@ def minimal_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         )
         return y.reshape(n, tiles, block * length, outputs)[:, :, :width]
 
-    products = [along_rows(*sums) for sums in zip(_SEEN, _TAPS, strict=True)]
+    sums = jnp.tensordot(jnp.asarray(_TAPS, kernel.dtype), kernel, 1, precision="highest")
+    products = [along_rows(*pair) for pair in zip(_SEEN, _taps_of_blocks(sums, block), strict=True)]
     y = jnp.stack([_weighted(weights, products) for weights in _MADE], 2)
     return y.reshape(n, -1, width, outputs)[:, :height]
 
@@ -524,10 +524,10 @@ def _weighted(weights: np.ndarray, arrays: Iterable[jax.Array]) -> jax.Array:
 
 
 def _taps_of_blocks(kernel: jax.Array, block: int) -> jax.Array:
-    """A filter of three taps along pixels (3, c, o) as one along blocks of them.
+    """Filters of three taps along pixels (_, 3, c, o) as such along blocks of them.
 
     Returns:
-      (blocks that a block looks at, block * c, block * o); its first pixel sees that block's first.
+      (_, blocks seen by a block, block * c, block * o): its first pixel sees the first of them.
     """
     if block == 1:
         return kernel
@@ -535,8 +535,8 @@ def _taps_of_blocks(kernel: jax.Array, block: int) -> jax.Array:
     other, source, to, tap = np.ogrid[:blocks, :block, :block, :3]
     there = jnp.asarray(block * other + source == to + tap, kernel.dtype)
     # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
-    taps = jnp.einsum("bsxt,xio->bsito", there.swapaxes(2, 3), kernel, precision="highest")
-    return taps.reshape(blocks, block * kernel.shape[1], -1)
+    taps = jnp.einsum("bsxt,kxio->kbsito", there.swapaxes(2, 3), kernel, precision="highest")
+    return taps.reshape(-1, blocks, block * kernel.shape[2], block * kernel.shape[3])
 
 
 def _kernel_gradient(x: jax.Array, rows: jax.Array, dilation: int) -> jax.Array:
