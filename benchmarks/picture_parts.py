@@ -5,8 +5,9 @@ python -m benchmarks.picture_parts [--runs 9] [--out results/picture_parts.json]
 Each part of the derived networks of `benchmarks.cases` is a program of its own here, in the form
 that pictures are de-rained in, and all are run in turn, as is the whole network. Beside seconds
 stand those of the processor: two cores busy all the time would be twice as many. What a part takes
-alone is not what it takes in the whole, where parts that do not need each other run at once. On
-CPU alone; nothing else should run meanwhile.
+alone is not what it takes in the whole, where parts that do not need each other run at once. A
+matrix product is measured in each round, just before the whole: machines drift. On CPU alone;
+nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from benchmarks.cases import PAPER, SMALL, alternating
 from benchmarks.markdown import ROOT
 from benchmarks.parts import kind
-from benchmarks.speed import aligned, product_gflops
+from benchmarks.speed import aligned, product_gflops, ranged, spread
 from manas_jax.errors import UserError
 from manas_jax.space import Genotype, SearchSpace
 
@@ -70,15 +71,17 @@ def profile(space: Mapping[str, Any], runs: int) -> dict[str, Any]:
     """Milliseconds of the clock and of the processor, of each kind of part and of the whole.
 
     Returns:
-      'gflop' of a picture; 'parts' and 'whole': 'milliseconds' and 'processor_milliseconds',
-      medians over the runs, of all parts of a kind together.
+      'gflop' of a picture; 'parts' by kind and 'whole': 'milliseconds' and
+      'processor_milliseconds', of all parts of a kind together; 'product_gflops' of the matrix
+      product. All but the first are lists over the runs.
     """
     import jax
 
     genotype = alternating(SearchSpace(**space))
     made = programs(genotype)
-    rounds = []
+    rounds, products = [], []
     for _ in range(1 + runs):  # the first one compiles the whole
+        products.append(product_gflops())
         spent: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
         for name, run in made.items():
             begun = time.perf_counter(), time.process_time()
@@ -89,47 +92,51 @@ def profile(space: Mapping[str, Any], runs: int) -> dict[str, Any]:
                 spent[group][i] += 1e3 * (ended[i] - begun[i])
         rounds.append(spent)
 
-    def medians(group: str) -> dict[str, float]:
+    def times(group: str) -> dict[str, Sequence[float]]:
         clock, processor = zip(*(spent[group] for spent in rounds[1:]), strict=True)
-        return {
-            "milliseconds": statistics.median(clock),
-            "processor_milliseconds": statistics.median(processor),
-        }
+        return {"milliseconds": clock, "processor_milliseconds": processor}
 
     return {
         "gflop": 2e-9 * genotype.cost(HEIGHT, WIDTH).macs,
-        "parts": {group: medians(group) for group in rounds[0] if group != WHOLE},
-        "whole": medians(WHOLE),
+        "parts": {group: times(group) for group in rounds[0] if group != WHOLE},
+        "whole": times(WHOLE),
+        "product_gflops": products[1:],
     }
+
+
+def _medians(there: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    """Milliseconds of the clock and of the processor."""
+    clock, processor = there["milliseconds"], there["processor_milliseconds"]
+    return statistics.median(clock), statistics.median(processor)
 
 
 def rows(profiled: Mapping[str, Any]) -> list[list[str]]:
     """The largest first, then the whole."""
-    parts = profiled["parts"]
-    total = sum(there["milliseconds"] for there in parts.values())
+    parts = {name: _medians(there) for name, there in profiled["parts"].items()}
+    total = sum(clock for clock, _ in parts.values())
 
-    def row(name: str, there: Mapping[str, float]) -> list[str]:
-        clock, processor = there["milliseconds"], there["processor_milliseconds"]
+    def row(name: str, clock: float, processor: float) -> list[str]:
         return [name, f"{clock:.1f}", f"{processor:.1f}", f"{processor / clock:.2f}"]
 
-    order = sorted(parts, key=lambda name: -parts[name]["milliseconds"])
-    made = [
-        [*row(name, parts[name]), f"{parts[name]['milliseconds'] / total:.0%}"] for name in order
-    ]
-    return [*made, [*row(WHOLE, profiled["whole"]), ""]]
+    order = sorted(parts, key=lambda name: -parts[name][0])
+    made = [[*row(name, *parts[name]), f"{parts[name][0] / total:.0%}"] for name in order]
+    return [*made, [*row(WHOLE, *_medians(profiled["whole"])), ""]]
 
 
 def summary(record: Mapping[str, Any], size: str) -> str:
     """What the whole reaches of the matrix product, and what it could."""
-    there, product = record[size], record["product_gflops"]
-    clock, processor = (there["whole"][key] for key in ("milliseconds", "processor_milliseconds"))
+    there = record[size]
+    gflop, products, whole = there["gflop"], there["product_gflops"], there["whole"]
+    clock, processor = _medians(whole)
     cores = record["provenance"]["machine"]["cores"]
-    reached = there["gflop"] / (clock / 1e3) / product
-    possible = there["gflop"] / (processor / cores / 1e3) / product
+    pairs = zip(whole["milliseconds"], products, strict=True)
+    reached = [gflop / (one / 1e3) / product for one, product in pairs]
+    product, share = statistics.median(products), statistics.median(reached)
     return (
-        f"{there['gflop']:.0f} GFLOP in {clock:.0f} ms: {reached:.0%} of the {product:.0f} GFLOP/s "
-        f"of a matrix product, with which it would be {1e3 * there['gflop'] / product:.0f} ms; "
-        f"the same work with every core always busy: {processor / cores:.0f} ms, {possible:.0%}"
+        f"{gflop:.0f} GFLOP in {clock:.0f} ms: {ranged(spread(reached), '.0%')} of a matrix "
+        f"product in the same round, {product:.0f} GFLOP/s, with which it would be "
+        f"{1e3 * gflop / product:.0f} ms; the same work with every core always busy: "
+        f"{processor / cores:.0f} ms, {share * clock * cores / processor:.0%}"
     )
 
 
@@ -152,8 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if jax.default_backend() != "cpu":
             raise UserError("this is for CPU alone: it measures the processor's time")
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {size: profile(space, options.runs) for size, space in SPACES.items()}
-        record = {"provenance": provenance.describe(), "product_gflops": product_gflops(), **record}
+        profiles = {size: profile(space, options.runs) for size, space in SPACES.items()}
+        record = {"provenance": provenance.describe(), **profiles}
         write_json(options.out, record)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -495,25 +495,26 @@ def test_a_picture_is_measured_by_its_parts(tmp_path, monkeypatch, capsys):
     kinds = {"stem", "transition", "columns of cell 1", "head"}
     assert record["parts"].keys() == kinds | {f"attention, scale {i}" for i in range(2)}
     for measured in (*record["parts"].values(), record["whole"]):
-        assert measured["milliseconds"] > 0 and measured["processor_milliseconds"] > 0
+        for clock in ("milliseconds", "processor_milliseconds"):
+            assert len(measured[clock]) == 2 and min(measured[clock]) > 0
+    assert record["product_gflops"] == [100.0, 100.0]
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*kinds, picture_parts.WHOLE))
 
 
 def test_what_a_picture_reaches_and_could_reach():
-    whole = {"milliseconds": 200.0, "processor_milliseconds": 300.0}
-    parts = {
-        "stem": {"milliseconds": 50.0, "processor_milliseconds": 100.0},
-        "head": {"milliseconds": 150.0, "processor_milliseconds": 150.0},
-    }
-    record = {
-        "provenance": {"machine": {"cores": 2}},
-        "product_gflops": 200.0,
-        "small": {"gflop": 10.0, "parts": parts, "whole": whole},
-    }
+    def times(clock, processor):
+        return {"milliseconds": clock, "processor_milliseconds": processor}
+
+    whole = times([200.0, 100.0, 400.0], [300.0, 150.0, 600.0])
+    parts = {"stem": times([50.0] * 3, [100.0] * 3), "head": times([150.0] * 3, [150.0] * 3)}
+    products = [200.0, 500.0, 50.0]
+    there = {"gflop": 10.0, "parts": parts, "whole": whole, "product_gflops": products}
+    record = {"provenance": {"machine": {"cores": 2}}, "small": there}
     said = picture_parts.summary(record, "small")
-    assert "10 GFLOP in 200 ms: 25% of the 200 GFLOP/s" in said
-    assert "it would be 50 ms" in said and said.endswith("always busy: 150 ms, 33%")
+    assert "10 GFLOP in 200 ms: 25% (20%-50%) of a matrix product" in said
+    assert "200 GFLOP/s, with which it would be 50 ms" in said
+    assert said.endswith("always busy: 150 ms, 33%")
     assert picture_parts.rows(record["small"]) == [
         ["head", "150.0", "150.0", "1.00", "75%"],
         ["stem", "50.0", "100.0", "2.00", "25%"],
