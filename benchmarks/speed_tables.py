@@ -150,6 +150,7 @@ TABLES = {
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
     "speed_emerald": functools.partial(measured, "speed_emerald", released=False),
     "speed_separable": functools.partial(measured, "speed_separable", released=False),
+    "speed_minimal": functools.partial(measured, "speed_minimal", released=False),
     "speed_checkouts": functools.partial(in_turn, checkouts, "checkouts"),
     "speed_separable_ratios": functools.partial(in_turn, ratios, "ratios_separable"),
     "speed_frames": functools.partial(

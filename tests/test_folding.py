@@ -13,7 +13,7 @@ from manas_jax.inference.weights import flatten
 from manas_jax.models.network import Network, init_variables
 from manas_jax.space import COLUMNS, Genotype, SearchSpace
 
-SPACE = SearchSpace((4, 8), (1, 2), (1, 2), stem_blocks=2)
+SPACE = SearchSpace((4, 16), (1, 2), (1, 2), stem_blocks=2)
 
 
 def _genotype():
