@@ -15,6 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from manas_jax import build, compilation, kept, sharding
 from manas_jax.compilation import Ahead, compile_all
+from manas_jax.inference import folding
+from manas_jax.inference.derainer import Derainer
 
 STATE = optax.TraceState({"a": np.arange(6, dtype=np.float32)})  # a pytree of a class of its own
 
@@ -197,6 +199,25 @@ def test_programs_of_other_results_are_told_apart():
     functions = lambda x, _: {"a": x.trace["a"]}, lambda x, _: {"b": x.trace["a"]}
     keys = {kept.key_by_text(jax.jit(f).lower(*arguments), arguments) for f in functions}
     assert len(keys) == 2
+
+
+def test_pictures_are_restored_by_kept_programs(folder, weights, monkeypatch):
+    """Untraced; other sizes and gates have programs of their own."""
+    traces, apply = [], folding.apply
+
+    def traced(*args, **kwargs):
+        traces.append(1)
+        return apply(*args, **kwargs)
+
+    monkeypatch.setattr(folding, "apply", traced)
+    made = []
+    for height, pool_cell in ((8, 8), (8, 8), (16, 8), (8, None), (8, 8)):
+        picture = np.random.default_rng(0).integers(256, size=(height, 8, 3), dtype=np.uint8)
+        derain = Derainer.from_pretrained(weights, pool_cell=pool_cell)
+        made.append((len(traces), derain(picture), derain(picture)))
+    assert [before for before, *_ in made] == [0, 1, 1, 2, 3] and len(traces) == 3
+    for again in (*made[0][1:], *made[1][1:], *made[4][1:]):
+        np.testing.assert_array_equal(again, made[0][1])
 
 
 def test_without_identity_nothing_is_kept(folder):

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from manas_jax import sharding
+from manas_jax import compilation, sharding
 from manas_jax.errors import UserError
 from manas_jax.inference import folding
 from manas_jax.inference.tiling import Axis
@@ -108,10 +108,13 @@ class Derainer:
 
         self._cpu = cpu = devices[0].platform == "cpu"
 
-        def apply(folded, pictures):
+        def restore(folded, pictures):
             return jnp.clip(folding.apply(network, folded, pictures, cpu=cpu), 0, 1)
 
-        self._apply = jax.jit(apply, compiler_options=folding.CPU_OPTIONS if cpu else None)
+        self._restore = jax.jit(restore, compiler_options=folding.CPU_OPTIONS if cpu else None)
+        made_of = network.space, network.genotype, network.dtype, network.pool_cell
+        self._identity = f"restore {made_of}"
+        self._programs: dict[Any, compilation.Ahead] = {}
 
     @classmethod
     def from_pretrained(
@@ -217,6 +220,15 @@ class Derainer:
         split = sharding.split(self._mesh, pictures.ndim)
         where = split if even else sharding.replicated(self._mesh)
         return np.asarray(self._apply(self._folded, jax.device_put(pictures, where)))
+
+    def _apply(self, folded: Mapping[str, Any], pictures: jax.Array) -> jax.Array:
+        """The network, by a program for pictures of this kind, which is kept between runs."""
+        kind = compilation.kinds([pictures])
+        if kind not in self._programs:
+            program = compilation.Ahead(self._restore, self._identity, counted=False)
+            program.compile(folded, pictures)
+            self._programs[kind] = program
+        return self._programs[kind](folded, pictures)
 
     @property
     def _unit(self) -> int:
