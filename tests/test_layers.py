@@ -31,8 +31,12 @@ def _assert_same(ours, plain, *args):
 
         return jax.grad(total, argnums=tuple(range(len(args))))
 
-    np.testing.assert_allclose(ours(*args), plain(*args), atol=1e-12)
-    got, wanted = (jax.jvp(judged(f), args, args) for f in (ours, plain))
+    def all_of(function):
+        """Compiled as one: operations one by one take several times as long."""
+        return jax.jit(lambda *args: (function(*args), jax.jvp(judged(function), args, args)))
+
+    (made, got), (expected, wanted) = (all_of(f)(*args) for f in (ours, plain))
+    np.testing.assert_allclose(made, expected, atol=1e-12)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-10 * max(1, np.abs(b).max()))
 
@@ -66,7 +70,7 @@ def test_forms_of_a_convolution(kind, size):
 
     _assert_same(ours, plain, x, kernel)
     with layers.convolution_forms(layers.Forms.FORWARD):
-        np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), atol=1e-11)
+        np.testing.assert_allclose(jax.jit(ours)(x, kernel), plain(x, kernel), atol=1e-11)
 
 
 @pytest.mark.parametrize("channels", [(5, 7), (16, 16), (16, 20), (20, 40)], ids=str)
@@ -74,7 +78,8 @@ def test_forms_of_a_convolution(kind, size):
 def test_minimal_convolution_is_the_convolution(channels, size):
     x, kernel = _draw((2, *size, channels[0]), (3, 3, *channels))
     wanted = layers._plain_convolution(x, kernel)
-    np.testing.assert_allclose(layers.minimal_convolution(x, kernel), wanted, atol=1e-11)
+    got = jax.jit(layers.minimal_convolution)(x, kernel)
+    np.testing.assert_allclose(got, wanted, atol=1e-11)
 
 
 def test_pictures_multiply_less_where_many_channels_are_kept():
