@@ -443,19 +443,11 @@ def wide_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
     size, inputs, outputs = kernel.shape[1:]
     (n, height, width), reach = x.shape[:3], dilation * (size // 2)
     block = max(WIDE // max(inputs, outputs), 2 * reach)
-    other, source, to, tap = np.ogrid[:2, :block, :block, :size]
-    there = block * other + source - reach == to + dilation * (tap - size // 2)
-    # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
-    kernel = jnp.einsum(
-        "bsxt,yxio->ybsito",
-        jnp.asarray(there, kernel.dtype).swapaxes(2, 3),
-        kernel,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    taps = _taps_of_blocks(kernel, block, dilation)
     x = jnp.pad(stored(x), ((0, 0), (0, 0), (reach, block - reach + -width % block), (0, 0)))
     y = jax.lax.conv_general_dilated(
         x.reshape(n, height, -1, block * inputs),
-        kernel.reshape(size, 2, block * inputs, block * outputs),
+        taps,
         window_strides=(1, 1),
         padding=((reach, reach), (0, 0)),
         rhs_dilation=(dilation, 1),
@@ -523,20 +515,22 @@ def _weighted(weights: np.ndarray, arrays: Iterable[jax.Array]) -> jax.Array:
     return sum(float(weight) * x for weight, x in zip(weights, arrays, strict=True) if weight)
 
 
-def _taps_of_blocks(kernel: jax.Array, block: int) -> jax.Array:
-    """Filters of three taps along pixels (_, 3, c, o) as such along blocks of them.
+def _taps_of_blocks(kernel: jax.Array, block: int, dilation: int = 1) -> jax.Array:
+    """Taps along pixels of a row (_, k, c, o) as such along blocks of them.
 
     Returns:
       (_, blocks seen by a block, block * c, block * o): its first pixel sees the first of them.
     """
-    if block == 1:
+    if block == dilation == 1:
         return kernel
-    blocks = 1 + -(-2 // block)
-    other, source, to, tap = np.ogrid[:blocks, :block, :block, :3]
-    there = jnp.asarray(block * other + source == to + tap, kernel.dtype)
+    size, inputs, outputs = kernel.shape[1:]
+    blocks = 1 + -(-dilation * (size - 1) // block)
+    other, source, to, tap = np.ogrid[:blocks, :block, :block, :size]
+    there = jnp.asarray(block * other + source == to + dilation * tap, kernel.dtype)
     # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
-    taps = jnp.einsum("bsxt,kxio->kbsito", there.swapaxes(2, 3), kernel, precision="highest")
-    return taps.reshape(-1, blocks, block * kernel.shape[2], block * kernel.shape[3])
+    highest = jax.lax.Precision.HIGHEST
+    taps = jnp.einsum("bsxt,yxio->ybsito", there.swapaxes(2, 3), kernel, precision=highest)
+    return taps.reshape(-1, blocks, block * inputs, block * outputs)
 
 
 def _kernel_gradient(x: jax.Array, rows: jax.Array, dilation: int) -> jax.Array:
