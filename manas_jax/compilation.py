@@ -11,7 +11,7 @@ import pathlib
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -110,6 +110,7 @@ class Ahead:
         name: str | None = None,
         donate: int | tuple[int, ...] = (),
         counted: bool = True,
+        options: Mapping[str, Any] | None = None,
     ) -> Ahead:
         """Of a function still to be jitted.
 
@@ -119,9 +120,11 @@ class Ahead:
           name: of the function, where it has none of its own.
           donate: arguments whose memory is given away.
           counted: as above.
+          options: of the compiler, see `jax.jit`; a matter of the package's source.
         """
         named = f"{name or function.__name__} {identity}" if identity else ""
-        return cls(jax.jit(function, donate_argnums=donate), named, counted)
+        jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
+        return cls(jitted, named, counted)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the compiled program if there is one and it takes these, else the function."""
@@ -288,9 +291,10 @@ class Programs:
     a program.
     """
 
-    def __init__(self, identity: str = ""):
-        """`identity` is that of `Ahead`, of all the functions together."""
+    def __init__(self, identity: str = "", options: Mapping[str, Any] | None = None):
+        """`identity` and `options` are those of `Ahead`, of all the functions together."""
         self._identity = identity
+        self._options = options
         self._by_key: dict[Any, Ahead] = {}
         self._by_kind: dict[Any, Ahead] = {}
         self._unfinished: dict[Ahead, _Begun] = {}  # let go at once, as they hold traced programs
@@ -305,7 +309,7 @@ class Programs:
         if kind not in self._by_kind:
             bound = functools.partial(function, static)
             name = f"{function.__name__} {static!r}"
-            ahead = Ahead.of(bound, self._identity, name=name, counted=False)
+            ahead = Ahead.of(bound, self._identity, name=name, counted=False, options=self._options)
             with collection_paused():
                 self._by_kind[kind] = ahead
                 self._unfinished[ahead] = _begin(self._pool, ahead, args)

@@ -107,14 +107,9 @@ class Derainer:
         self.tile = -(-tile // self._cell) * self._cell
 
         self._cpu = cpu = devices[0].platform == "cpu"
-
-        def restore(folded, pictures):
-            return jnp.clip(folding.apply(network, folded, pictures, cpu=cpu), 0, 1)
-
-        self._restore = jax.jit(restore, compiler_options=folding.CPU_OPTIONS if cpu else None)
-        made_of = network.space, network.genotype, network.dtype, network.pool_cell
-        self._identity = f"restore {made_of}"
-        self._programs: dict[Any, compilation.Ahead] = {}
+        options = folding.CPU_OPTIONS if cpu else None
+        self._programs = compilation.Programs("pictures", options)
+        self._static = network, cpu
 
     @classmethod
     def from_pretrained(
@@ -222,13 +217,9 @@ class Derainer:
         return np.asarray(self._apply(self._folded, jax.device_put(pictures, where)))
 
     def _apply(self, folded: Mapping[str, Any], pictures: jax.Array) -> jax.Array:
-        """The network, by a program for pictures of this kind, which is kept between runs."""
-        kind = compilation.kinds([pictures])
-        if kind not in self._programs:
-            program = compilation.Ahead(self._restore, self._identity, counted=False)
-            program.compile(folded, pictures)
-            self._programs[kind] = program
-        return self._programs[kind](folded, pictures)
+        """`_restore`, by a program for pictures of this kind, which is kept between runs."""
+        key = pictures.shape, pictures.sharding
+        return self._programs(key, _restore, self._static, folded, pictures)
 
     @property
     def _unit(self) -> int:
@@ -251,6 +242,14 @@ class Derainer:
             return made[:, :, ::-1] if flip else made
 
         return sum(turned(*symmetry) for symmetry in _SYMMETRIES) / len(_SYMMETRIES)
+
+
+def _restore(
+    static: tuple[Network, bool], folded: Mapping[str, Any], pictures: jax.Array
+) -> jax.Array:
+    """What is compiled; `static` is the network, and whether for CPU."""
+    network, cpu = static
+    return jnp.clip(folding.apply(network, folded, pictures, cpu=cpu), 0, 1)
 
 
 def _mirrored(stack: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
