@@ -103,10 +103,12 @@ def before_and_after(name: str, *results: str) -> str:
 def in_turn(command: ModuleType, name: str) -> str:
     """What cases cost against each other or other commits, as `ratios` or `checkouts` has it."""
     record = load(name)
-    origin = machine(record[0]["provenance"])
-    rounds = len(next(iter(record[0]["seconds"].values())))
+    origins = dict.fromkeys(
+        f"{len(next(iter(one['seconds'].values())))} rounds; {machine(one['provenance'])}."
+        for one in record
+    )
     made = table(command.HEAD, [command.row(one) for one in record])
-    return f"{rounds} rounds; {origin}.\n\n{made}"
+    return f"{' '.join(origins)}\n\n{made}"
 
 
 def parts_of_a_step(name: str = "parts") -> str:
