@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from skimage.metrics import structural_similarity
+import skimage  # reads its parts, which take a while, when they are first used
 
 from manas_jax.data import images
 from manas_jax.errors import Diverged, UserError
@@ -93,7 +93,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
             f"{height}x{width}; leave it out of the scoring"
         )
     return float(
-        structural_similarity(
+        skimage.metrics.structural_similarity(
             image,
             reference,
             gaussian_weights=True,

@@ -35,9 +35,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool, probabilities: jax.Array | None = None
+        self, x: jax.Array, train: bool, probabilities: Sequence[jax.Array] | None = None
     ) -> jax.Array:
-        """(N, H, W, C) -> the same shape. `probabilities` is (edges, candidates)."""
+        """(N, H, W, C) -> the same shape. `probabilities` are (candidates,) of each edge."""
         channels = x.shape[-1]
         groups = layers.split(x, self.space.attention_groups)
         edges = iter(range(self.space.edges))

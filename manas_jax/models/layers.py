@@ -20,6 +20,9 @@ KERNEL_INIT = nn.initializers.he_normal()
 # statistics where PyTorch keeps the unbiased one: they differ by 1 / (pixels - 1).
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5
 
+# A function that is traced once for all arrays of a kind. Programs do not tell it from a plain one.
+_traced_once = functools.partial(jax.jit, inline=True)
+
 
 @jax.custom_vjp
 def batch_norm(
@@ -42,12 +45,14 @@ def batch_norm(
     return _batch_norm_forward(x, scale, bias)[0]
 
 
+@_traced_once
 def _batch_norm_forward(x, scale, bias):
     mean, variance = _moments(x)
     y = apply_norm(x, mean, variance, scale, bias)
     return (y, mean, variance), (x, mean, variance, scale)
 
 
+@_traced_once
 def _batch_norm_backward(kept, gradients):
     x, mean, variance, scale = kept
     gradient = gradients[0]
@@ -291,8 +296,8 @@ def _separable_backward(dilation, kept, gradient):
         of_x, of_dense = _convolution3_backward(dilation, (x, dense), gradient)
     else:
         channels = gradient @ pointwise[0, 0].T
-        of_x = _depthwise_of_blocks(channels, spatial[::-1, ::-1], dilation)
-        of_dense = _kernel_gradient(x, _shifts(gradient, dilation, axis=1), dilation)
+        of_x = _depthwise_of_blocks(channels, spatial, -dilation)
+        of_dense = _kernel_gradient(x, _shifts(gradient, -dilation, axis=1), dilation)
     return of_x.reshape(x.shape), *of_kernels(of_dense)
 
 
@@ -305,7 +310,7 @@ def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.
     Args:
       x: (N, H, W, C).
       kernel: (3, 3, 1, C).
-      dilation: of the kernel.
+      dilation: of the kernel; below zero that of the kernel turned by half a turn.
 
     Returns:
       (N, H, W / block, block * C), of as many pixels in a block as fill the processor's vectors.
@@ -316,14 +321,24 @@ def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.
     # these, and would else look it up in the loop of the sum, several times as slow then.
     repeated = jnp.asarray(np.tile(np.eye(channels), block), x.dtype)
     taps = jnp.matmul(kernel[:, :, 0], repeated, precision=jax.lax.Precision.HIGHEST)
-    beside = dilation * channels
+    reach = abs(dilation)
     rows = x.reshape(n, height, width * channels)
-    rows = stored(jnp.pad(rows, ((0, 0), (dilation, dilation), (beside, beside))))
+    rows = stored(jnp.pad(rows, ((0, 0), (reach, reach), (reach * channels, reach * channels))))
+    return _sum_of_shifted(rows, taps, dilation, block)
+
+
+@functools.partial(_traced_once, static_argnums=(2, 3))
+def _sum_of_shifted(rows: jax.Array, taps: jax.Array, dilation: int, block: int) -> jax.Array:
+    """The sum of `_depthwise_of_blocks`, of padded rows and of taps (3, 3, block * C)."""
+    n, length = rows.shape[0], taps.shape[2]
+    reach, step = abs(dilation), dilation * (length // block)
+    beside = abs(step)
+    height, width = rows.shape[1] - 2 * reach, rows.shape[2] - 2 * beside
 
     def shifted(down: int, across: int) -> jax.Array:
-        top, left = down * dilation, across * beside
-        seen = rows[:, top : top + height, left : left + width * channels]
-        return seen.reshape(n, height, width // block, block * channels)
+        top, left = reach + (down - 1) * dilation, beside + (across - 1) * step
+        seen = rows[:, top : top + height, left : left + width]
+        return seen.reshape(n, height, width // length, length)
 
     return sum(shifted(i, j) * taps[i, j] for i, j in np.ndindex(3, 3))
 
@@ -384,19 +399,19 @@ def _convolution3_forward(x, kernel, dilation):
 
 def _convolution3_backward(dilation, kept, gradient):
     x, kernel = kept
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     block = math.gcd(x.shape[2], BLOCK)
     if max(kernel.shape[2:]) <= FEW and block >= dilation:
-        rows = _shifts(_blocks(gradient, block, dilation), dilation, axis=1)
+        rows = _shifts(_blocks(gradient, block, dilation), -dilation, axis=1)
         taps = _block_taps(block, dilation)
-        of_x = _product_of_blocks(rows, turned, taps).reshape(x.shape)
+        of_x = _turned_product_of_blocks(rows, kernel, taps).reshape(x.shape)
         of_kernel = _kernel_gradient_of_blocks(x, rows, taps)
     else:
-        rows = _shifts(gradient, dilation, axis=1)
+        rows = _shifts(gradient, -dilation, axis=1)
         if max(kernel.shape[2:]) <= NARROW:
             # Shares the shifts. Forward, a part would keep its products, thrice what they make.
-            of_x = _product_of_rows(rows, turned, dilation)
+            of_x = _turned_product_of_rows(rows, kernel, dilation)
         else:
+            turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
             of_x = _plain_convolution(gradient, turned, dilation)
         of_kernel = _kernel_gradient(x, rows, dilation)
     return of_x, of_kernel.astype(kernel.dtype)
@@ -405,17 +420,18 @@ def _convolution3_backward(dilation, kept, gradient):
 _convolution3.defvjp(_convolution3_forward, _convolution3_backward)
 
 
-def _product_of_rows(rows: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """A 3x3 convolution of `_shifts` along rows as one product, then three shifts along columns.
+def _turned_product_of_rows(rows: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """The gradient by the input of a 3x3 convolution as one product, then three shifts.
 
-    A few channels, taken three times, fill the processor's vectors, and nothing is multiplied by
-    zero.
+    The product is of `_shifts` of the output's gradient along rows: a few channels, taken three
+    times, fill the processor's vectors, and nothing is multiplied by zero.
     """
     size, _, inputs, outputs = kernel.shape
-    taps = kernel.transpose(0, 2, 1, 3).reshape(size * inputs, size * outputs)
-    products = rows.reshape(-1, size * inputs) @ taps
+    taps = kernel.transpose(0, 3, 1, 2).reshape(size * outputs, size * inputs)
+    products = rows.reshape(-1, size * outputs) @ taps
     left, here, right = jnp.split(products.reshape(*rows.shape[:-1], -1), size, axis=-1)
-    return _moved(left, dilation) + here + _moved(right, -dilation)
+    # What the left tap reads lies before the output.
+    return _moved(left, -dilation) + here + _moved(right, dilation)
 
 
 def _moved(
@@ -537,13 +553,14 @@ def _kernel_gradient(x: jax.Array, rows: jax.Array, dilation: int) -> jax.Array:
     """Gradient of a 3x3 kernel as one matrix product, (N, H, W, C), (N, H, W, 3 D) -> (3, 3, C, D).
 
     The input shifted sideways three times, against the output's gradient shifted up and down three
-    times: all nine products, none of them twice, without the transposed copies of both that XLA
-    makes on CPU to run this as a convolution whose kernel is as large as the picture.
+    times, as the upper tap meets it first: all nine products, none of them twice, without the
+    transposed copies of both that XLA makes on CPU to run this as a convolution whose kernel is as
+    large as the picture.
     """
     columns = _shifts(x, dilation, axis=2)
     product = _product_over_rows(*(z.reshape(-1, z.shape[-1]) for z in (columns, rows)))
-    # The gradient that was shifted down meets the tap above.
-    return product.reshape(3, x.shape[-1], 3, -1).transpose(2, 0, 1, 3)[::-1]
+    product = product.reshape(3, x.shape[-1], 3, -1)
+    return jnp.stack([product[:, :, row] for row in range(3)])  # transposed, XLA writes it twice
 
 
 def _shifts(x: jax.Array, step: int, axis: int) -> jax.Array:
@@ -572,20 +589,21 @@ def _blocks(x: jax.Array, block: int, reach: int) -> jax.Array:
 
 
 def _block_taps(block: int, dilation: int) -> np.ndarray:
-    """Which pixel of `_blocks` meets which pixel of the block by which tap of three: 1 or 0."""
-    source, to, tap = np.ogrid[: block + 2 * dilation, :block, :3]
-    return source - to == dilation * tap
+    """By which tap of three a pixel of the block reaches an output among `_blocks`: 1 or 0."""
+    output, pixel, tap = np.ogrid[: block + 2 * dilation, :block, :3]
+    return output - pixel == dilation * (2 - tap)
 
 
-def _product_of_blocks(rows: jax.Array, kernel: jax.Array, taps: np.ndarray) -> jax.Array:
-    """A 3x3 convolution of `_shifts` of `_blocks` along rows as one product.
+def _turned_product_of_blocks(rows: jax.Array, kernel: jax.Array, taps: np.ndarray) -> jax.Array:
+    """The gradient by the input of a 3x3 convolution as one product.
 
-    It multiplies by zeros, but arrays of one or two channels, of which a processor's vectors are
-    mostly empty, become such of many.
+    The product is of `_shifts` of `_blocks` of the output's gradient along rows. It multiplies by
+    zeros, but arrays of one or two channels, of which a processor's vectors are mostly empty,
+    become such of many.
     """
     there = jnp.asarray(taps, kernel.dtype)
     # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
-    matrix = jnp.einsum("stx,yxio->ysito", there, kernel, precision=jax.lax.Precision.HIGHEST)
+    matrix = jnp.einsum("stx,yxio->ysoti", there, kernel, precision=jax.lax.Precision.HIGHEST)
     return rows.reshape(-1, rows.shape[-1]) @ matrix.reshape(rows.shape[-1], -1)
 
 
@@ -597,8 +615,7 @@ def _kernel_gradient_of_blocks(x: jax.Array, rows: jax.Array, taps: np.ndarray) 
     ).reshape(to, x.shape[-1], 3, source, -1)
     there = jnp.asarray(taps, product.dtype)
     highest = jax.lax.Precision.HIGHEST
-    # The gradient that was shifted down or right meets the tap above or left.
-    return jnp.einsum("tiyso,stx->yxio", product, there, precision=highest)[::-1, ::-1]
+    return jnp.einsum("tiyso,stx->yxio", product, there, precision=highest)
 
 
 @jax.custom_vjp
@@ -620,10 +637,11 @@ def _halving_backward(kept, gradient):
     # Tap 1 leads from the first pixel of a pair to the output there, tap 2 from the second one,
     # tap 0 from the second one to the output behind.
     output, source, tap = np.ogrid[:2, :2, :3]
-    there = jnp.asarray(2 * output - source == 1 - tap, kernel.dtype)
-    taps = jnp.einsum(
-        "ysa,xtb,abio->yxosti", there, there, kernel, precision=jax.lax.Precision.HIGHEST
-    )
+    there = 2 * output - source == 1 - tap
+    # Every entry is an entry of the kernel or 0: exact in any type, if it is not rounded.
+    there = jnp.asarray(np.einsum("ysa,xtb->yxstab", there, there), kernel.dtype)
+    highest = jax.lax.Precision.HIGHEST
+    taps = jnp.einsum("yxstab,abio->yxosti", there, kernel, precision=highest)
     squares = jax.lax.conv_general_dilated(
         gradient,
         taps.reshape(2, 2, gradient.shape[-1], -1),
@@ -643,9 +661,10 @@ def _halving_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     inputs = x.shape[-1]
     rows = x.reshape(count, height, 2, width, 2 * inputs)
 
-    def taps(row):  # pixels of a pair and the last one before it: taps 1, 2 and 0
-        before = _moved(row[..., inputs:], 1, first=2 * inputs, channels=3 * inputs)
-        return (_moved(row, 0, channels=3 * inputs) + before).reshape(-1, 3 * inputs)
+    def taps(row):  # the last pixel before a pair and those of the pair: taps 0, 1 and 2
+        before = _moved(row[..., inputs:], 1, channels=3 * inputs)
+        pair = _moved(row, 0, first=inputs, channels=3 * inputs)
+        return (before + pair).reshape(-1, 3 * inputs)
 
     def product(row, of_outputs):
         return _product_over_rows(taps(row), of_outputs.reshape(-1, of_outputs.shape[-1]))
@@ -655,7 +674,7 @@ def _halving_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     of_even = product(rows[:, :, 0], gradient)
     of_odd = product(rows[:, :, 1], both).reshape(-1, 2, outputs)
     of_rows = jnp.stack([of_odd[:, 1], of_even, of_odd[:, 0]])
-    return of_rows.reshape(3, 3, inputs, outputs)[:, jnp.array([2, 0, 1])]
+    return of_rows.reshape(3, 3, inputs, outputs)
 
 
 def small_convolution(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:

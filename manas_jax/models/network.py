@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manas_jax import kept
+from manas_jax import compilation, kept
 from manas_jax.models import layers
 from manas_jax.models.attention import Attention
 from manas_jax.models.columns import Branches, Column, Fusion, Transition
@@ -149,11 +149,19 @@ class Network(nn.Module):
         return tuple(made)
 
     @nn.nowrap
-    def choices(self, architecture: Architecture) -> dict[str, jax.Array]:
-        """The probabilities that each part of the supernet mixes by, under the part's name."""
+    def choices(self, architecture: Architecture) -> dict[str, Any]:
+        """The probabilities that each part of the supernet mixes by, under the part's name.
+
+        Those of an attention module are an array an edge: what is alike on all edges then shares
+        its machine code, where each would else pick another row.
+        """
         probabilities = jax.tree.map(nn.softmax, dict(architecture))
-        chosen = ((part.name, *part.logits) for part in self.parts() if part.logits)
-        return {name: probabilities[kind][row] for name, kind, row in chosen}
+
+        def of(kind, row):
+            found = probabilities[kind][row]
+            return tuple(found) if kind == "attention" else found
+
+        return {part.name: of(*part.logits) for part in self.parts() if part.logits}
 
     @nn.nowrap
     def fold(self, images: jax.Array) -> Branches:
@@ -209,7 +217,7 @@ class Part:
         module: nn.Module,
         taken: jax.Array | Branches,
         train: bool,
-        choices: Mapping[str, jax.Array],
+        choices: Mapping[str, Any],
     ) -> jax.Array | Branches:
         """What the module makes of what it took."""
         choice = (choices.get(self.name),) if self.logits else ()
@@ -278,15 +286,48 @@ def variable_shapes(network: Network) -> dict[str, Any]:
 
     They are remembered between runs, see `manas_jax.kept`.
     """
-    side = network.space.multiple  # the smallest picture that needs no padding
-    architecture = None if network.genotype else init_architecture(network.space, 0)
-
-    def init():
-        return network.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), architecture)
-
     # Tracing takes seconds; what is made depends on this much of the network.
     made_of = network.space, network.genotype, network.scan
-    return kept.remembered(f"variable_shapes {made_of}", lambda: jax.eval_shape(init))
+    with compilation.collection_paused():
+        return kept.remembered(f"variable_shapes {made_of}", lambda: _variable_shapes(network))
+
+
+def _variable_shapes(network: Network) -> dict[str, Any]:
+    """`variable_shapes`, part by part: parts that are alike are traced once."""
+    side = network.space.multiple  # the smallest picture that needs no padding
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    branches, choices = jax.eval_shape(network.fold, images), {}
+    if network.genotype is None:
+        choices = jax.eval_shape(lambda: network.choices(init_architecture(network.space, 0)))
+    by_module = {}
+    for part in network.parts():
+        choice = (choices[part.name],) if part.name in choices else ()
+        made, by_module[part.name] = _init_shapes(part.make(), part.take(branches), False, *choice)
+        branches = part.put(branches, made)
+    _, by_module["head_conv"] = _init_shapes(network.head(), branches[0])
+    return {
+        collection: {
+            name: tree[collection] for name, tree in by_module.items() if collection in tree
+        }
+        for collection in ("params", "batch_stats")
+    }
+
+
+@functools.cache
+def _init_shapes(module: nn.Module, taken: Any, *others: Any) -> tuple[Any, dict[str, Any]]:
+    """Shapes of what a module makes of what it takes and of its variables.
+
+    Args:
+      module: of a part, or the head.
+      taken: shapes of what it takes.
+      *others: what else it is called with, `train` and the shapes of its choice.
+    """
+    train, choice = others[:1], others[1:]
+
+    def init(taken, *choice):
+        return module.init_with_output(jax.random.key(0), taken, *train, *choice)
+
+    return jax.eval_shape(init, taken, *choice)
 
 
 def init_variables(network: Network, seed: int) -> dict[str, Any]:
