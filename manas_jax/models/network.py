@@ -288,7 +288,7 @@ def variable_shapes(network: Network) -> dict[str, Any]:
     """
     # Tracing takes seconds; what is made depends on this much of the network.
     made_of = network.space, network.genotype, network.scan
-    with compilation.collection_paused():
+    with compilation.collection_paused(), layers.convolution_forms(layers.Forms.PLAIN):
         return kept.remembered(f"variable_shapes {made_of}", lambda: _variable_shapes(network))
 
 
