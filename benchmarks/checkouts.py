@@ -1,26 +1,31 @@
 """What cases of `benchmarks.speed` cost here against another checkout, measured in turn.
 
-python -m benchmarks.checkouts FOLDER CASE [CASE ...] [--rounds 11] [--out results/checkouts.json]
+python -m benchmarks.checkouts FOLDER CASE [CASE ...] [--first] [--rounds 11]
+    [--out results/checkouts.json]
 
 FOLDER is another checkout of the project, such as `git worktree add FOLDER COMMIT` makes of the
 commit before a change. Each case runs in two processes at a time, one of FOLDER and one of this
 checkout. They wait for each other: a round is a step there and a step here, or here first, and what
 is said is the median over the rounds of the seconds here over those there. So a machine that drifts
 within minutes hides no change and makes none. Two processes of one commit may differ by some per
-cent, by where their memory lies: smaller changes cannot be told. Results are added to the file;
-those of the same case and commits are replaced.
+cent, by where their memory lies: smaller changes cannot be told. With `--first` a round is two
+processes one after the other, from their start to the end of their first step, and neither finds
+anything compiled. Results are added to the file; those of the same case and commits are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import IO, Any
 
 from benchmarks.cases import CASES
@@ -40,7 +45,8 @@ def seconds():
     start = time.perf_counter()
     jax.block_until_ready(work.run())
     return time.perf_counter() - start
-seconds(), seconds()
+for _ in range(int(sys.argv[3])):
+    seconds()
 print("MADE", provenance.commit(), flush=True)
 for _ in sys.stdin:
     print("MADE", seconds(), flush=True)
@@ -77,13 +83,19 @@ class Steps:
 
 
 @contextlib.contextmanager
-def steps(checkout: pathlib.Path, case: str, folder: pathlib.Path) -> Iterator[Steps]:
-    """Within, a case of a checkout is ready, and two steps of it are made."""
-    command = [sys.executable, "-c", STEPS, case, str(folder)]
+def steps(
+    checkout: pathlib.Path,
+    case: str,
+    folder: pathlib.Path,
+    made: int = 2,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Steps]:
+    """Within, a case of a checkout is ready, and so many steps of it are made."""
+    command = [sys.executable, "-c", STEPS, case, str(folder), str(made)]
     with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would fill
         process = subprocess.Popen(
             command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-            text=True,
+            text=True, env=os.environ | (environment or {}),
         )  # fmt: skip
         try:
             yield Steps(process, said, checkout)
@@ -92,28 +104,56 @@ def steps(checkout: pathlib.Path, case: str, folder: pathlib.Path) -> Iterator[S
             process.wait()
 
 
-def measure(case: str, checkout: pathlib.Path, rounds: int) -> dict[str, Any]:
-    """Seconds of a step by round and their ratio, there and here, and both commits."""
+def first_step(checkout: pathlib.Path, case: str, folder: pathlib.Path) -> tuple[str, float]:
+    """Commit of a checkout, and seconds to the end of the first step with nothing compiled."""
+    with tempfile.TemporaryDirectory() as cache:
+        begun = time.perf_counter()
+        with steps(checkout, case, folder, 1, {"JAX_COMPILATION_CACHE_DIR": cache}) as process:
+            return process.commit, time.perf_counter() - begun
+
+
+def measure(case: str, checkout: pathlib.Path, rounds: int, first: bool = False) -> dict[str, Any]:
+    """Seconds of a step by round and their ratio, there and here, and both commits.
+
+    Args:
+      case: its name.
+      checkout: what is "there".
+      rounds: how many.
+      first: whether it is the first step of a process of its own, from the process's start.
+    """
+    places = {"there": checkout, "here": ROOT}
+    taken: dict[str, list[float]] = {name: [] for name in places}
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if CASES[case].prepare:
             CASES[case].prepare(folder)
-        there, here = (stack.enter_context(steps(x, case, folder)) for x in (checkout, ROOT))
-        taken: dict[str, list[float]] = {"there": [], "here": []}
+        if first:
+            step = {name: partial(first_step, x, case, folder) for name, x in places.items()}
+        else:
+            ready = {
+                name: stack.enter_context(steps(x, case, folder)) for name, x in places.items()
+            }
+            step = {name: partial(_later_step, one) for name, one in ready.items()}
+        commits = {}
         for number in range(rounds):
-            both = [("there", there), ("here", here)]
-            for name, process in both if number % 2 else reversed(both):
-                taken[name].append(process.seconds())
+            for name in list(places) if number % 2 else reversed(places):
+                commits[name], seconds = step[name]()
+                taken[name].append(seconds)
     ratio = spread([b / a for a, b in zip(taken["there"], taken["here"], strict=True)])
-    commits = {"there": there.commit, "here": here.commit}
-    return {"case": case, "commits": commits, "ratio": ratio, "seconds": taken}
+    of = {"of": "first step"} if first else {}
+    return {"case": case, **of, "commits": commits, "ratio": ratio, "seconds": taken}
+
+
+def _later_step(process: Steps) -> tuple[str, float]:
+    return process.commit, process.seconds()
 
 
 def row(one: dict[str, Any]) -> list[str]:
     """A line of the table."""
+    case = ", ".join([one["case"], *([one["of"]] if "of" in one else [])])
     commits = " -> ".join(one["commits"][name][:9] for name in ("there", "here"))
     seconds = (f"{statistics.median(one['seconds'][name]):.3g}" for name in ("there", "here"))
-    return [one["case"], commits, *seconds, ranged(one["ratio"], ".2f")]
+    return [case, commits, *seconds, ranged(one["ratio"], ".2f")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("checkout", metavar="FOLDER", type=pathlib.Path)
     parser.add_argument("cases", nargs="+", metavar="CASE")
+    parser.add_argument("--first", action="store_true", help="measure the first step")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "checkouts.json")
     options = parser.parse_args(arguments)
@@ -138,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = entries(options.out, "benchmarks.checkouts")
         options.out.parent.mkdir(parents=True, exist_ok=True)
         for name in names:
-            one = measure(name, options.checkout, options.rounds)
-            keys = ("case", "commits")
+            one = measure(name, options.checkout, options.rounds, options.first)
+            keys = ("case", "of", "commits")
             record = [x for x in record if any(x.get(key) != one[key] for key in keys)]
             record.append(one | {"provenance": provenance.describe()})
             write_json(options.out, record)

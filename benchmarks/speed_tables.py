@@ -147,6 +147,8 @@ def _both(values: Mapping[str, float], digits: int) -> str:
 
 
 TABLES = {
+    "speed_genoa": functools.partial(measured, "speed_genoa"),
+    "speed_genoa_ratios": functools.partial(in_turn, ratios, "ratios_genoa"),
     "speed_epyc": functools.partial(measured, "speed_epyc", released=False),
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),
