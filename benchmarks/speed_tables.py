@@ -149,6 +149,12 @@ def _both(values: Mapping[str, float], digits: int) -> str:
 TABLES = {
     "speed_genoa": functools.partial(measured, "speed_genoa"),
     "speed_genoa_ratios": functools.partial(in_turn, ratios, "ratios_genoa"),
+    "speed_genoa_second_order": functools.partial(in_turn, ratios, "ratios_genoa_second"),
+    "speed_start": functools.partial(
+        before_and_after,
+        "search_first_order_small",
+        *(f"speed_start_{when}_{i}" for i in (1, 2, 3) for when in ("after", "before")),
+    ),
     "speed_epyc": functools.partial(measured, "speed_epyc", released=False),
     "speed_epyc_released": functools.partial(against_released, "speed_epyc", "released_epyc"),
     "speed_epyc_doublings": functools.partial(doublings, "speed_epyc"),

@@ -171,7 +171,8 @@ def test_checkouts_are_measured_in_turn(tmp_path, monkeypatch, capsys):
     assert one["ratio"]["median"] == np.median(np.divide(new, old))
     assert "| losses | old -> new |" in capsys.readouterr().out
     # With the first steps beside them; nothing of the project is kept between two of them.
-    assert checkouts.main([str(there), "losses", "--first", "--rounds", "2", "--out", str(out)]) == 0
+    arguments = [str(there), "losses", "--first", "--rounds", "2", "--out", str(out)]
+    assert checkouts.main(arguments) == 0
     later, first = json.loads(out.read_text())
     assert later == one and first["of"] == "first step" and first["commits"] == one["commits"]
     assert len(first["seconds"]["there"]) == 2 and min(first["seconds"]["here"]) > 0.2
