@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             one = measure(name, options.checkout, options.rounds, options.first)
             keys = ("case", "of", "commits")
-            record = [x for x in record if any(x.get(key) != one[key] for key in keys)]
+            record = [x for x in record if any(x.get(key) != one.get(key) for key in keys)]
             record.append(one | {"provenance": provenance.describe()})
             write_json(options.out, record)
     except (UserError, OSError) as error:
