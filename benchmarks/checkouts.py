@@ -67,11 +67,11 @@ class Steps:
         self._process, self._said, self._folder = process, said, folder
         self.commit = self._answer()
 
-    def seconds(self) -> float:
-        """Makes a step, and says how long it took."""
+    def step(self) -> tuple[str, float]:
+        """Makes a step; the checkout's commit and the seconds that it took."""
         with contextlib.suppress(BrokenPipeError):  # there is no answer then
             print("go", file=self._process.stdin, flush=True)
-        return float(self._answer())
+        return self.commit, float(self._answer())
 
     def _answer(self) -> str:
         for line in self._process.stdout:  # which the case may write to as well
@@ -105,7 +105,7 @@ def steps(
 
 
 def first_step(checkout: pathlib.Path, case: str, folder: pathlib.Path) -> tuple[str, float]:
-    """Commit of a checkout, and seconds to the end of the first step with nothing compiled."""
+    """As `Steps.step`: the first one, from the start of a process that finds nothing compiled."""
     with tempfile.TemporaryDirectory() as cache:
         begun = time.perf_counter()
         with steps(checkout, case, folder, 1, {"JAX_COMPILATION_CACHE_DIR": cache}) as process:
@@ -130,10 +130,9 @@ def measure(case: str, checkout: pathlib.Path, rounds: int, first: bool = False)
         if first:
             step = {name: partial(first_step, x, case, folder) for name, x in places.items()}
         else:
-            ready = {
-                name: stack.enter_context(steps(x, case, folder)) for name, x in places.items()
+            step = {
+                name: stack.enter_context(steps(x, case, folder)).step for name, x in places.items()
             }
-            step = {name: partial(_later_step, one) for name, one in ready.items()}
         commits = {}
         for number in range(rounds):
             for name in list(places) if number % 2 else reversed(places):
@@ -144,13 +143,9 @@ def measure(case: str, checkout: pathlib.Path, rounds: int, first: bool = False)
     return {"case": case, **of, "commits": commits, "ratio": ratio, "seconds": taken}
 
 
-def _later_step(process: Steps) -> tuple[str, float]:
-    return process.commit, process.seconds()
-
-
 def row(one: dict[str, Any]) -> list[str]:
     """A line of the table."""
-    case = ", ".join([one["case"], *([one["of"]] if "of" in one else [])])
+    case = f"{one['case']}, {one['of']}" if "of" in one else one["case"]
     commits = " -> ".join(one["commits"][name][:9] for name in ("there", "here"))
     seconds = (f"{statistics.median(one['seconds'][name]):.3g}" for name in ("there", "here"))
     return [case, commits, *seconds, ranged(one["ratio"], ".2f")]

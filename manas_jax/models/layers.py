@@ -324,14 +324,14 @@ def _depthwise_of_blocks(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.
     reach = abs(dilation)
     rows = x.reshape(n, height, width * channels)
     rows = stored(jnp.pad(rows, ((0, 0), (reach, reach), (reach * channels, reach * channels))))
-    return _sum_of_shifted(rows, taps, dilation, block)
+    return _sum_of_shifted(rows, taps, dilation, channels)
 
 
 @functools.partial(_traced_once, static_argnums=(2, 3))
-def _sum_of_shifted(rows: jax.Array, taps: jax.Array, dilation: int, block: int) -> jax.Array:
+def _sum_of_shifted(rows: jax.Array, taps: jax.Array, dilation: int, channels: int) -> jax.Array:
     """The sum of `_depthwise_of_blocks`, of padded rows and of taps (3, 3, block * C)."""
     n, length = rows.shape[0], taps.shape[2]
-    reach, step = abs(dilation), dilation * (length // block)
+    reach, step = abs(dilation), dilation * channels
     beside = abs(step)
     height, width = rows.shape[1] - 2 * reach, rows.shape[2] - 2 * beside
 

@@ -302,9 +302,12 @@ def _variable_shapes(network: Network) -> dict[str, Any]:
     by_module = {}
     for part in network.parts():
         choice = (choices[part.name],) if part.name in choices else ()
-        made, by_module[part.name] = _init_shapes(part.make(), part.take(branches), False, *choice)
+        made, by_module[part.name] = _init_shapes(part.make(), part.take(branches), *choice)
         branches = part.put(branches, made)
-    _, by_module["head_conv"] = _init_shapes(network.head(), branches[0])
+    head = network.head()
+    by_module["head_conv"] = jax.eval_shape(
+        lambda finest: head.init(jax.random.key(0), finest), branches[0]
+    )
     return {
         collection: {
             name: tree[collection] for name, tree in by_module.items() if collection in tree
@@ -314,20 +317,18 @@ def _variable_shapes(network: Network) -> dict[str, Any]:
 
 
 @functools.cache
-def _init_shapes(module: nn.Module, taken: Any, *others: Any) -> tuple[Any, dict[str, Any]]:
-    """Shapes of what a module makes of what it takes and of its variables.
+def _init_shapes(module: nn.Module, *args: Any) -> tuple[Any, dict[str, Any]]:
+    """Shapes of what a part's module makes and of its variables.
 
     Args:
-      module: of a part, or the head.
-      taken: shapes of what it takes.
-      *others: what else it is called with, `train` and the shapes of its choice.
+      module: of a part.
+      *args: shapes of what it takes and, if it is searched, of its choice.
     """
-    train, choice = others[:1], others[1:]
 
     def init(taken, *choice):
-        return module.init_with_output(jax.random.key(0), taken, *train, *choice)
+        return module.init_with_output(jax.random.key(0), taken, False, *choice)
 
-    return jax.eval_shape(init, taken, *choice)
+    return jax.eval_shape(init, *args)
 
 
 def init_variables(network: Network, seed: int) -> dict[str, Any]:
