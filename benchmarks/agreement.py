@@ -128,16 +128,20 @@ def _run(layout: Layout, task: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 def _work(task: Mapping[str, Any]) -> None:
     """What a process of a layout does."""
-    from manas_jax import distributed
+    from manas_jax.runtime import distributed
 
     distributed.start(*task["start"])
 
     import jax
 
-    from manas_jax import build, objectives, search, sharding, state, train
     from manas_jax.data import scenes
     from manas_jax.models.network import init_variables
+    from manas_jax.runtime import sharding
+    from manas_jax.search import run as search_run
     from manas_jax.space import random_genotype
+    from manas_jax.training import build, state
+    from manas_jax.training import run as train_run
+    from manas_jax.training.losses import ComplexityModel
 
     config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
     steps, dtype, folder = task["steps"], np.dtype(task["dtype"]), pathlib.Path(task["folder"])
@@ -184,22 +188,22 @@ def _work(task: Mapping[str, Any]) -> None:
 
     loop(
         "search",
-        search.make_step(
+        search_run.make_step(
             supernet,
             *optimizers,
             hypergradient=config.search.hypergradient,
             weights=weights,
-            complexity_model=objectives.ComplexityModel(supernet.space, 64, 64),
+            complexity_model=ComplexityModel(supernet.space, 64, 64),
         ),
         state.init_search(supernet, *optimizers, seed=0),
-        (splits.weights, search.WEIGHTS_ROLE),
-        (splits.architecture, search.ARCHITECTURE_ROLE),
+        (splits.weights, search_run.WEIGHTS_ROLE),
+        (splits.architecture, search_run.ARCHITECTURE_ROLE),
     )
     loop(
         "train",
-        train.make_step(network, train_optimizer, weights=weights, ema=config.train.ema),
+        train_run.make_step(network, train_optimizer, weights=weights, ema=config.train.ema),
         state.init_train(init_variables(network, 0), train_optimizer, average=True),
-        (splits.weights + splits.architecture, train.ROLE),
+        (splits.weights + splits.architecture, train_run.ROLE),
     )
 
 
@@ -252,8 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "agreement.json")
     options = parser.parse_args(arguments)
 
-    from manas_jax import provenance
-    from manas_jax.checkpoint import write_json
+    from manas_jax.workdir import provenance
+    from manas_jax.workdir.checkpoints import write_json
 
     kinds = ("float64", "float32")
     rows = {dtype: compare(LAYOUTS, options.steps, dtype) for dtype in kinds}

@@ -80,19 +80,18 @@ def configure(space: Mapping[str, Any]):
 
 def make_search_step(config, hypergradient: str = "first_order", fuse: bool = True):
     """The supernet of a configuration, its two optimizers and its search step."""
-    from manas_jax import build, objectives, search
+    from manas_jax.search import run as search_run
+    from manas_jax.training import build, losses
 
     options = config.search
     network = build.network(config)
     optimizers = build.search_weight_optimizer(options), build.architecture_optimizer(options)
-    step = search.make_step(
+    step = search_run.make_step(
         network,
         *optimizers,
         hypergradient=hypergradient,
         weights=build.loss_weights(config),
-        complexity_model=objectives.ComplexityModel(
-            network.space, *config.objectives.complexity_size
-        ),
+        complexity_model=losses.ComplexityModel(network.space, *config.objectives.complexity_size),
         xi=options.xi,
         epsilon=options.epsilon,
         fuse=fuse,
@@ -103,11 +102,12 @@ def make_search_step(config, hypergradient: str = "first_order", fuse: bool = Tr
 
 def make_train_step(config):
     """The alternating network of a configuration's space, its optimizer and its training step."""
-    from manas_jax import build, train
+    from manas_jax.training import build
+    from manas_jax.training import run as train_run
 
     network = build.network(config, alternating(SearchSpace(**config.space)))
     optimizer = build.train_optimizer(config.train)
-    step = train.make_step(
+    step = train_run.make_step(
         network,
         optimizer,
         weights=build.loss_weights(config),
@@ -130,10 +130,10 @@ def search_step(
     import jax
 
     import manas_jax.main  # noqa: F401  # what the command imports
-    from manas_jax import memory, sharding
-    from manas_jax.state import init_search
+    from manas_jax.runtime import malloc, sharding
+    from manas_jax.training.state import init_search
 
-    memory.keep()
+    malloc.keep()
     network, optimizers, step = make_search_step(
         configure(space),
         hypergradient=hypergradient,
@@ -162,11 +162,11 @@ def train_step(
 ) -> Work:
     """A step of the final training of the alternating network, on patches of noise."""
     import manas_jax.main  # noqa: F401
-    from manas_jax import memory, sharding
     from manas_jax.models.network import init_variables
-    from manas_jax.state import init_train
+    from manas_jax.runtime import malloc, sharding
+    from manas_jax.training.state import init_train
 
-    memory.keep()
+    malloc.keep()
     config = configure(space)
     network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)
@@ -189,18 +189,18 @@ def train_step(
 
 def _compiled(step, state, batch):
     """Compiles a step as the commands do, while TensorFlow is imported; their batches need it."""
-    from manas_jax.data import host
+    from manas_jax.data import lazy_tf
 
-    host.import_meanwhile()
+    lazy_tf.import_meanwhile()
     compilation = step.compile(state, batch)
-    host.tf.config  # noqa: B018  # waits for it, as the first batch would
+    lazy_tf.tf.config  # noqa: B018  # waits for it, as the first batch would
     return compilation
 
 
 def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> None:
     """Writes fresh weights of the alternating network as a weights file."""
-    from manas_jax.inference.weights import save_weights
     from manas_jax.models.network import Network, init_variables
+    from manas_jax.workdir.weights import save_weights
 
     genotype = alternating(SearchSpace(**space))
     variables = init_variables(Network(genotype.space, genotype), seed=0)
@@ -213,10 +213,10 @@ def inference(
     """An 8-bit picture, or frames, de-rained; `whole`: its channel gates see all of it."""
     import numpy as np
 
-    from manas_jax import memory
     from manas_jax.inference.derainer import Derainer
+    from manas_jax.runtime import malloc
 
-    memory.keep()  # as `manas_jax.derain` does
+    malloc.keep()  # as `manas_jax.derain` does
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
     pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
     network = derainer.network.clone(pool_cell=None)  # of a picture that nothing is added to
@@ -241,7 +241,7 @@ def prepare_pictures(
     from PIL import Image
 
     from manas_jax.data import images, rain, scenes
-    from manas_jax.data.host import tf
+    from manas_jax.data.lazy_tf import tf
 
     for number, scene in enumerate(scenes.find_photographs(crop=64)[0][:count]):
         photograph = Image.fromarray(scenes.read(scene.clean)).resize((width, height))
@@ -264,8 +264,10 @@ def input_pipeline(
     Nothing is taken while nothing is measured, so the batches made ahead are a few of a run's many.
     """
     import manas_jax.main  # noqa: F401
-    from manas_jax import build, sharding, train
     from manas_jax.data.scenes import load
+    from manas_jax.runtime import sharding
+    from manas_jax.training import build
+    from manas_jax.training import run as train_run
 
     config = configure(SMALL)
     config.data.update(root=str(folder / PICTURES), validation_scenes=0, cache_gib=cache_gib)
@@ -273,7 +275,9 @@ def input_pipeline(
     config.train.scenes = scenes
     splits = load(config.data, config.train.crop)
     found = splits.weights + splits.architecture
-    batches = build.batches(config, found, "train", train.ROLE, sharding.make_mesh(1)).iterate(0)
+    batches = build.batches(config, found, "train", train_run.ROLE, sharding.make_mesh(1)).iterate(
+        0
+    )
     return Work(lambda: next(batches), scenes * config.data.versions, repeats=repeats)
 
 
@@ -281,17 +285,17 @@ def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int =
     """Gradients of all losses: by the outputs and, for those of the architecture, by its logits."""
     import jax
 
-    from manas_jax import objectives
-    from manas_jax.compilation import Ahead
     from manas_jax.models.network import init_architecture
+    from manas_jax.runtime.compilation import Ahead
+    from manas_jax.training import losses
 
     space = SearchSpace(**SMALL)
-    model = objectives.ComplexityModel(space, *configure(SMALL).objectives.complexity_size)
-    weights = objectives.Weights()
+    model = losses.ComplexityModel(space, *configure(SMALL).objectives.complexity_size)
+    weights = losses.Weights()
 
     def total(outputs, logits, clean):
-        restoration, _ = objectives.restoration(outputs, clean, weights)
-        return restoration + objectives.architecture(logits, weights, model)[0]
+        restoration, _ = losses.restoration(outputs, clean, weights)
+        return restoration + losses.architecture(logits, weights, model)[0]
 
     gradients = Ahead(jax.jit(jax.grad(total, argnums=(0, 1))))
     batch = jax.device_put(_batch(scenes, versions, side, side))

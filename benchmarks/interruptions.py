@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.agreement import NARROW
-from manas_jax import interruption, provenance
-from manas_jax.checkpoint import write_json
+from manas_jax.runtime import signals
+from manas_jax.workdir import provenance
+from manas_jax.workdir.checkpoints import write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 60  # of the search and of the training
@@ -150,7 +151,7 @@ def interrupt(
             shutil.rmtree(workdir)
             workdir = folder / str(len(runs))
             continue
-        if len(rows) == count or status not in (-number, interruption.PREEMPTED):
+        if len(rows) == count or status not in (-number, signals.PREEMPTED):
             raise RuntimeError(f"status {status}: {said[-2000:]}")
         saved, stopped = _saved(workdir), re.findall(r"stopped at step (\d+) and saved", said)
         row = {

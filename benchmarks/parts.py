@@ -2,8 +2,8 @@
 
 python -m benchmarks.parts [--steps 8] [--out results/parts.json]
 
-The programs that `manas_jax.backpropagation` makes of the network's parts are timed where they are
-called, the compiler where it is called; programs of one kind are added up. Seconds of the compiler
+The programs that `manas_jax.search.modular_grad` makes of the network's parts are timed where they
+are called, the compiler where it is called; programs of one kind are added up. Compiler seconds
 are those of its threads, of which several share the cores. On CPU alone: elsewhere a step is one
 program. Nothing else should run meanwhile.
 """
@@ -73,7 +73,7 @@ def profile(steps: int) -> dict[str, Any]:
     """
     import jax
 
-    from manas_jax import compilation
+    from manas_jax.runtime import compilation
 
     compiler: list[float] = []
     with (
@@ -134,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before JAX is imported: nothing compiled earlier is to be found.
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
-        from manas_jax import provenance
-        from manas_jax.checkpoint import write_json
+        from manas_jax.workdir import provenance
+        from manas_jax.workdir.checkpoints import write_json
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         profiled = profile(options.steps)

@@ -40,21 +40,21 @@ def programs(genotype: Genotype) -> dict[str, Callable[[], Any]]:
     import jax
     import numpy as np
 
-    from manas_jax.inference import folding
+    from manas_jax.inference import fold_batch_norm
     from manas_jax.inference.derainer import POOL_CELL
     from manas_jax.models.network import Network, init_variables
 
     network = Network(genotype.space, genotype, pool_cell=POOL_CELL)
-    folded = jax.device_put(folding.fold(init_variables(network, seed=0)))
+    folded = jax.device_put(fold_batch_norm.fold(init_variables(network, seed=0)))
     images = np.random.default_rng(0).random((1, HEIGHT, WIDTH, 3), np.float32)
-    compiled = functools.partial(jax.jit, compiler_options=folding.CPU_OPTIONS)
+    compiled = functools.partial(jax.jit, compiler_options=fold_batch_norm.CPU_OPTIONS)
 
     def run(part, params, taken):
-        with folding.forms(cpu=True):
+        with fold_batch_norm.forms(cpu=True):
             return part.run(part.make().bind({"params": params}), taken, False, {})
 
     def whole(variables, images):
-        return folding.apply(network, variables, images, cpu=True)
+        return fold_batch_norm.apply(network, variables, images, cpu=True)
 
     made = {WHOLE: functools.partial(compiled(whole), folded, jax.device_put(images))}
     branches = network.fold(images)
@@ -152,10 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         import jax
 
-        from manas_jax import memory, provenance
-        from manas_jax.checkpoint import write_json
+        from manas_jax.runtime import malloc
+        from manas_jax.workdir import provenance
+        from manas_jax.workdir.checkpoints import write_json
 
-        memory.keep()  # as `manas_jax.derain` does
+        malloc.keep()  # as `manas_jax.derain` does
         if jax.default_backend() != "cpu":
             raise UserError("this is for CPU alone: it measures the processor's time")
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from manas_jax import metrics, provenance, report
-from manas_jax.checkpoint import write_json
+from manas_jax import metrics
 from manas_jax.config import default
 from manas_jax.data import pipeline, scenes
-from manas_jax.drawing import draw_genotype
 from manas_jax.errors import UserError
 from manas_jax.inference.derainer import PRETRAINED, Derainer
-from manas_jax.train import WEIGHTS
+from manas_jax.report import page
+from manas_jax.report.svg import draw_genotype
+from manas_jax.training.run import WEIGHTS
+from manas_jax.workdir import provenance
+from manas_jax.workdir.checkpoints import write_json
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 LARGEST = 8e6  # bytes of a weights file
@@ -79,7 +81,7 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
     config["train"]["weights"] = pathlib.Path(config["train"]["weights"]).name
-    curves = report.read_events(workdir / "train")
+    curves = page.read_events(workdir / "train")
     return {
         "starts": json.loads((workdir / "provenance.json").read_text()),
         "config": config,

@@ -189,7 +189,7 @@ def programs(space: Mapping[str, Any]) -> tuple[Any, dict[str, Program]]:
     import jax
 
     from manas_jax.models.network import variable_shapes
-    from manas_jax.state import init_search, init_train
+    from manas_jax.training.state import init_search, init_train
 
     config = cases.configure(space)
     network, optimizers, step = cases.make_search_step(config)
@@ -243,8 +243,9 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     """
     import jax
 
-    from manas_jax import build, sharding
     from manas_jax.models import layers
+    from manas_jax.runtime import sharding
+    from manas_jax.training import build
 
     start = time.monotonic()
     mesh = sharding.make_mesh(devices)
@@ -446,8 +447,8 @@ def run(
     Raises:
       UserError: as `measure`; the input pipeline fails; the file to resume is none of this command.
     """
-    from manas_jax import provenance
-    from manas_jax.checkpoint import write_json
+    from manas_jax.workdir import provenance
+    from manas_jax.workdir.checkpoints import write_json
 
     record: dict[str, Any] = _kept(out) if resume else {"sizes": {}, "pipeline": {}}
     record |= {

@@ -94,7 +94,7 @@ def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict
     """
     import jax
 
-    from manas_jax import provenance
+    from manas_jax.workdir import provenance
 
     work = case.make(folder)
     first = timed(work.run)
@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work(json.loads(task))
         return 0
 
-    from manas_jax.checkpoint import write_json
+    from manas_jax.workdir.checkpoints import write_json
 
     try:
         if options.runs < 1:

@@ -17,10 +17,13 @@ import sys
 import numpy as np
 from ml_collections import ConfigDict
 
-from manas_jax import compilation, provenance, search, selection
-from manas_jax.checkpoint import write_json
 from manas_jax.config import default
 from manas_jax.errors import UserError
+from manas_jax.runtime import compilation
+from manas_jax.search import run as search_run
+from manas_jax.search import selection
+from manas_jax.workdir import provenance
+from manas_jax.workdir.checkpoints import write_json
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "study" / "gradients.json"
 DECAY = 1e-3
@@ -32,7 +35,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     Raises:
       UserError: nothing was searched there.
     """
-    judge = search.judge(config, folder, batches)
+    judge = search_run.judge(config, folder, batches)
     found = {kind: np.asarray(rows) for kind, rows in judge.state.architecture.items()}
     result = {}
     for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):

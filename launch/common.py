@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-PREEMPTED = 75  # as manas_jax.interruption has it: saved, and the same command goes on from there
+PREEMPTED = (
+    75  # as manas_jax.runtime.signals has it: saved, and the same command goes on from there
+)
 CANCELLED = 130  # Ctrl-C
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -6,7 +6,7 @@ if ((BASH_VERSINFO[0] < 5)); then
   exit 2
 fi
 
-PREEMPTED=75 # as manas_jax.interruption has it: saved, and the same command goes on from there
+PREEMPTED=75 # as manas_jax.runtime.signals has it: saved, and the same command goes on from there
 CANCELLED=130 # Ctrl-C
 dry_run=false
 

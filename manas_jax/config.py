@@ -15,10 +15,11 @@ from typing import Any
 
 import ml_collections
 
-from manas_jax import bilevel, objectives
 from manas_jax.data import datasets
 from manas_jax.errors import UserError
+from manas_jax.search import bilevel
 from manas_jax.space import SearchSpace
+from manas_jax.training import losses
 
 STAGES = ("search", "train", "evaluate")
 
@@ -48,7 +49,7 @@ def default() -> ml_collections.ConfigDict:
     network.remat = False  # compute activations twice to save memory
     network.scan = False  # loop over the supernet's columns: less to compile, slow on CPU
 
-    config.objectives = ml_collections.ConfigDict(dataclasses.asdict(objectives.Weights()))
+    config.objectives = ml_collections.ConfigDict(dataclasses.asdict(losses.Weights()))
     config.objectives.complexity_size = (320, 480)  # pixels at which MACs are counted
 
     data = config.data = ml_collections.ConfigDict()
@@ -160,7 +161,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in ("search.architecture_warmup", "search.internal_warmup", "train.internal_warmup",
                 "train.ema", "objectives.complexity_macs_share"):  # fmt: skip
         _demand(config, key, 0 <= _get(config, key) <= 1, "a share from 0 to 1")
-    not_negative = [f"objectives.{f.name}" for f in dataclasses.fields(objectives.Weights)]
+    not_negative = [f"objectives.{f.name}" for f in dataclasses.fields(losses.Weights)]
     not_negative += [
         f"{stage}.{name}"
         for stage, names in {

@@ -25,11 +25,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from manas_jax import compilation, memory, metrics
+from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.errors import UserError
-from manas_jax.inference import pictures, video
+from manas_jax.inference import image_files, video
 from manas_jax.inference.derainer import Derainer, pretrained
+from manas_jax.runtime import compilation, malloc
 
 STREAM = "-"
 DEFAULT_WEIGHTS = "general"
@@ -179,7 +180,7 @@ def _main(options: argparse.Namespace) -> int:
     for line in problems:
         print(line, file=sys.stderr)
     if jobs:
-        memory.keep()
+        malloc.keep()
         derainer = Derainer.from_pretrained(options.weights, tile=options.tile)
         compilation.use_cache()
 
@@ -206,11 +207,11 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
     if job.is_video:
         video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
         return
-    picture = pictures.read(job.source or sys.stdin.buffer.read(), str(job))
+    picture = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
     _check_name(job, picture.format)
     restored = [restore(frame) for frame in picture.frames]
     if job.target:
-        pictures.write(picture, restored, job.target)
+        image_files.write(picture, restored, job.target)
     else:
         _write_to_standard_output(picture, restored)
     if job.comparison:
@@ -218,11 +219,11 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
         images.write_png(job.comparison, both)
 
 
-def _write_to_standard_output(picture: pictures.Picture, restored: Sequence[np.ndarray]) -> None:
+def _write_to_standard_output(picture: image_files.Picture, restored: Sequence[np.ndarray]) -> None:
     try:
         # A buffer of its own: what is left in that of sys.stdout would fail once more at the exit.
         with open(sys.stdout.fileno(), "wb", closefd=False) as stream:
-            pictures.write(picture, restored, stream)
+            image_files.write(picture, restored, stream)
     except OSError as error:
         raise UserError(f"standard output cannot be written to ({error.strerror})") from error
 
@@ -274,7 +275,7 @@ def _add_files(
 
 
 def _is_known(path: pathlib.Path) -> bool:
-    return pictures.is_picture(path) or video.is_video(path)
+    return image_files.is_picture(path) or video.is_video(path)
 
 
 def _is_there(job: Job) -> bool:

@@ -22,10 +22,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import checkpoint, distributed, interruption, metrics, provenance, train
+from manas_jax import metrics
 from manas_jax.data import images, pipeline, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
+from manas_jax.runtime import distributed, signals
+from manas_jax.training import run as train_run
+from manas_jax.workdir import checkpoints, provenance
 
 PyTree = Any
 LOGGED_PICTURES = 10
@@ -61,7 +64,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       Stopped: a signal came.
     """
     folder = pathlib.Path(workdir) / "evaluate"
-    network, variables, step = train.load(config, workdir)
+    network, variables, step = train_run.load(config, workdir)
     splits = scenes.load(config.data, config.train.crop)
     chosen = getattr(splits, config.evaluate.split)
     if not chosen:
@@ -79,7 +82,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     pairs = pipeline.evaluation_pairs(chosen, config.data, first=first, every=every)
     rows, seen, begin = [], set(), time.monotonic()
     for number, (name, rainy, clean) in zip(range(first, total, every), pairs, strict=True):
-        interruption.check()
+        signals.check()
         if rainy.shape not in seen:  # keep compiling out of the seconds a picture
             restore(variables, rainy)
             seen.add(rainy.shape)
@@ -118,7 +121,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         "mean": {side: dataclasses.asdict(scores) for side, scores in mean.items()},
         "images": rows,
     }
-    distributed.from_primary(lambda: checkpoint.write_json(folder / "scores.json", result))
+    distributed.from_primary(lambda: checkpoints.write_json(folder / "scores.json", result))
     logging.info(
         "%d pictures: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
         "PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on RGB",
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores = metrics.score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}
-            checkpoint.write_json(options.json, metrics.as_json(scores) | origin)
+            checkpoints.write_json(options.json, metrics.as_json(scores) | origin)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,21 +20,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax import (
-    compilation,
-    console,
-    distributed,
-    interruption,
-    memory,
-    provenance,
-    report,
-)
-from manas_jax.checkpoint import disk_trouble
 from manas_jax.config import STAGES, claim_workdir, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
-from manas_jax.search import search
-from manas_jax.train import train
+from manas_jax.report import page as report
+from manas_jax.runtime import compilation, distributed, log, malloc, signals
+from manas_jax.search.run import search
+from manas_jax.training.run import train
+from manas_jax.workdir import provenance
+from manas_jax.workdir.checkpoints import disk_trouble
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")
@@ -90,7 +84,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
             for stage in stages:
                 _RUN[stage](config, workdir)
         return pathlib.Path(distributed.from_primary(lambda: str(report.write(workdir))))
-    except (UserError, interruption.Stopped):
+    except (UserError, signals.Stopped):
         raise
     except Exception as error:  # each library has another for a full disk
         if (trouble := disk_trouble(error, workdir)) is None:
@@ -127,10 +121,10 @@ def main(argv: Sequence[str]) -> None:
             heartbeat=_HEARTBEAT.value,
         )
         path = run(_CONFIG.value, _WORKDIR.value)
-    except interruption.Stopped as stopped:
+    except signals.Stopped as stopped:
         distributed.leave(stopped.status)
     except KeyboardInterrupt:
-        distributed.leave(interruption.CANCELLED)
+        distributed.leave(signals.CANCELLED)
     except UserError as error:
         distributed.leave(f"error: {error}")
     except Exception as error:
@@ -140,18 +134,18 @@ def main(argv: Sequence[str]) -> None:
             traceback.print_exc()
             distributed.leave(1)
         logging.error("another process is gone: start all of them again to go on (%s)", error)
-        distributed.leave(interruption.PREEMPTED)
+        distributed.leave(signals.PREEMPTED)
     logging.info("report: %s", path)
 
 
 def start(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command that has --config and --workdir, and ends the process."""
     flags.mark_flags_as_required(["config", "workdir"])
-    console.show_progress()
+    log.show_progress()
     compilation.use_cache()
-    memory.keep()
+    malloc.keep()
     jax.config.config_with_absl()
-    interruption.listen()
+    signals.listen()
     app.run(command, flags_parser=parse_flags)
 
 

@@ -158,7 +158,7 @@ def small():
 @pytest.fixture(scope="session")
 def weights(small, tmp_path_factory):
     """The file of `small`."""
-    from manas_jax.inference.weights import save_weights
+    from manas_jax.workdir.weights import save_weights
 
     file = tmp_path_factory.mktemp("weights") / "small.safetensors"
     genotype, variables = small
@@ -197,7 +197,9 @@ def run_stages(loop_config):
     They may, because their configurations differ in nothing that a step is made of. That a fresh
     compilation gives the same bits is shown by a run in a process of its own.
     """
-    from manas_jax import main, search, train
+    from manas_jax import main
+    from manas_jax.search import run as search_run
+    from manas_jax.training import run as train_run
 
     made = {}
 
@@ -213,7 +215,7 @@ def run_stages(loop_config):
 
     def run(workdir, **changes):
         with pytest.MonkeyPatch.context() as patch:
-            for module in (search, train):
+            for module in (search_run, train_run):
                 patch.setattr(module, "make_step", once(module))
             return main.run(loop_config(**changes), workdir)
 

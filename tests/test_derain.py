@@ -25,7 +25,7 @@ from test_video import look
 
 from manas_jax import derain
 from manas_jax.errors import UserError
-from manas_jax.inference import pictures
+from manas_jax.inference import image_files
 from manas_jax.inference.derainer import Derainer
 
 open_once = functools.cache(Derainer.from_pretrained)
@@ -244,10 +244,10 @@ def state(root):
 
 def assert_derained(source, target, network):
     """That `target` is `source` with other colours, and the derainer's."""
-    before = pictures.read(source)
+    before = image_files.read(source)
     restored = [network(frame) for frame in before.frames]
     expected = io.BytesIO()
-    pictures.write(before, restored, expected)
+    image_files.write(before, restored, expected)
     assert target.read_bytes() == expected.getvalue()
     with Image.open(source) as a, Image.open(target) as b:
         assert (b.format, b.size, b.mode) == (a.format, a.size, a.mode)
@@ -263,7 +263,7 @@ def assert_derained(source, target, network):
             colours = network(np.array(a.convert("RGB")))
             np.testing.assert_array_equal(np.asarray(b.convert("RGB")), colours)
             assert colours.size < 50 or (colours != np.asarray(a.convert("RGB"))).any()
-    after = pictures.read(target).frames
+    after = image_files.read(target).frames
     assert [(x.shape, x.dtype) for x in after] == [(x.shape, x.dtype) for x in before.frames]
 
 
@@ -481,8 +481,8 @@ def test_formats_stay_and_names_may_not_promise_others(street, tmp_path, command
 def test_standard_input_and_output(street, capfdbinary, weights, monkeypatch, network):
     content = (street / "a.png").read_bytes()
     expected = io.BytesIO()
-    picture = pictures.read(content)
-    pictures.write(picture, [network(frame) for frame in picture.frames], expected)
+    picture = image_files.read(content)
+    image_files.write(picture, [network(frame) for frame in picture.frames], expected)
 
     def feed(content):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -610,21 +610,21 @@ def test_sound_in_no_known_codec_is_said(tmp_path, command):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
 def test_what_compresses_best_is_not_taken_for_a_lie(format, monkeypatch):
-    monkeypatch.setattr(pictures, "BELIEVED_PIXELS", 0)
+    monkeypatch.setattr(image_files, "BELIEVED_PIXELS", 0)
     blank = Image.new("1" if format == "PNG" else "L", (3000, 3000), 1)
     options = {"JPEG": {"quality": 1, "optimize": True, "progressive": True}}.get(format, {})
     content = encoded(blank, format, **options)
     assert len(content) < 100_000
-    assert pictures.read(content).frames[0].shape == (3000, 3000, 3)
+    assert image_files.read(content).frames[0].shape == (3000, 3000, 3)
 
 
 def test_canvases_beyond_their_format_are_said():
     content = bytearray(moving("WEBP")(np.random.default_rng(0)))
     assert content[12:16] == b"VP8X"
     content[24:27] = (20_000).to_bytes(3, "little")
-    picture = pictures.read(bytes(content), "wide.webp")
+    picture = image_files.read(bytes(content), "wide.webp")
     with pytest.raises(UserError, match=r"wide\.webp: cannot be stored as WEBP"):
-        pictures.write(picture, picture.frames, io.BytesIO())
+        image_files.write(picture, picture.frames, io.BytesIO())
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manas_jax import metrics, sharding, train, validation
+from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.data.scenes import Scene
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate, restorer
 from manas_jax.models.network import Network, init_variables
+from manas_jax.runtime import sharding
 from manas_jax.space import SearchSpace, random_genotype
+from manas_jax.training import evaluator
+from manas_jax.training import run as train_run
 
 SPACE = SearchSpace((4, 8), (1, 2), (0, 0), stem_blocks=1, residual=True)
 
@@ -61,11 +64,11 @@ DATA = types.SimpleNamespace(evaluation_level="medium", veil=0.0)
 @pytest.mark.parametrize("count", [1, 5])
 def test_validation_counts_each_picture_once(tmp_path, monkeypatch, count):
     """Also where the batch, here of 2, does not divide their number."""
-    monkeypatch.setattr(validation, "BATCH", 2)
+    monkeypatch.setattr(evaluator, "BATCH", 2)
     sizes = [(20, 24), (31, 17), (18, 40), (16, 16), (25, 25)][:count]
     made = _scenes(tmp_path, sizes)
     network, variables = _network()
-    ours = validation.Validation(network, made, DATA, 16, sharding.make_mesh(1))
+    ours = evaluator.Validation(network, made, DATA, 16, sharding.make_mesh(1))
     expected = _plain_scores(network, variables, made, 16)
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
     np.testing.assert_allclose(ours(variables).rgb_ssim, expected.rgb_ssim, atol=1e-3)
@@ -75,7 +78,7 @@ def test_validation_counts_each_picture_once(tmp_path, monkeypatch, count):
 def test_validation_takes_the_smallest_side_where_the_crop_is_larger(tmp_path):
     made = _scenes(tmp_path, [(20, 24), (31, 17)])
     network, variables = _network()
-    ours = validation.Validation(network, made, DATA, 64, sharding.make_mesh(1))
+    ours = evaluator.Validation(network, made, DATA, 64, sharding.make_mesh(1))
     expected = _plain_scores(network, variables, made, 17)
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
 
@@ -98,7 +101,7 @@ def test_scores_of_a_run_can_be_made_again_from_its_pictures(finished, loop_conf
     result = json.loads((folder / "scores.json").read_text())
     assert sorted(row["name"] for row in result["images"]) == ["0", "1", "2"]
     assert result["macs_at"] == [33, 21]
-    network, variables, step = train.load(loop_config(), finished)
+    network, variables, step = train_run.load(loop_config(), finished)
     assert result["step"] == step
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
     kept = sorted(p.name for p in (folder / "pictures").iterdir())
@@ -121,12 +124,12 @@ def test_scores_of_a_run_can_be_made_again_from_its_pictures(finished, loop_conf
 
 def test_averaged_weights_are_scored_and_the_best_step(finished, loop_config):
     config = loop_config()
-    _, variables, step = train.load(config, finished)
+    _, variables, step = train_run.load(config, finished)
     summary = json.loads((finished / "train" / "summary.json").read_text())
     assert step == summary["best_step"]
     config.train.ema = 0.0
     with pytest.raises(UserError, match="cannot read this checkpoint"):
-        train.load(config, finished)  # another structure
+        train_run.load(config, finished)  # another structure
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(variables))
 
 

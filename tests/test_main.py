@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from manas_jax import main, search, train
+from manas_jax import main
 from manas_jax.errors import UserError
-from manas_jax.inference.weights import load_weights, save_weights
 from manas_jax.models.network import Network, init_variables
+from manas_jax.search import run as search_run
 from manas_jax.space import Genotype
+from manas_jax.training import run as train_run
+from manas_jax.workdir.weights import load_weights, save_weights
 
 
 def _one_line(finished_process, *parts):
@@ -48,7 +50,7 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, run_command, arguments, 
 
 def test_tensorflow_is_imported_only_when_it_is_used():
     script = (
-        "import sys, manas_jax.main as _; from manas_jax.data.host import tf\n"
+        "import sys, manas_jax.main as _; from manas_jax.data.lazy_tf import tf\n"
         "print('tensorflow' in sys.modules, int(tf.constant(3)), 'tensorflow' in sys.modules)"
     )
     done = subprocess.run(
@@ -93,12 +95,12 @@ def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_confi
 def test_a_stage_done_before_computes_nothing(tmp_path, monkeypatch, finished, loop_config):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    for module in (search, train):
+    for module in (search_run, train_run):
         monkeypatch.setattr(module, "make_step", _never_compiled)
     before = (workdir / "train" / "summary.json").read_bytes()
-    genotype = search.search(loop_config(), workdir)
+    genotype = search_run.search(loop_config(), workdir)
     assert genotype == Genotype.load(workdir / "genotype.json")
-    train.train(loop_config(), workdir)
+    train_run.train(loop_config(), workdir)
     assert (workdir / "train" / "summary.json").read_bytes() == before
 
 

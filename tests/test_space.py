@@ -16,14 +16,7 @@ from jax.extend.core import jaxprs_in_params
 from manas_jax.errors import UserError
 from manas_jax.models import candidates, columns, layers
 from manas_jax.models.network import Network, init_architecture, variable_shapes
-from manas_jax.space import (
-    CANDIDATES,
-    COLUMNS,
-    Genotype,
-    SearchSpace,
-    derive,
-    random_genotype,
-)
+from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive, random_genotype
 
 PAPER = SearchSpace()
 HALF = SearchSpace(channels=(16, 32, 64, 128), columns=(2, 2, 2))

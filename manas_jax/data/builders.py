@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from manas_jax.data import backgrounds, benchmarks, datasets, images
-from manas_jax.data.host import tf
+from manas_jax.data.lazy_tf import tf
 from manas_jax.data.scenes import Picture, Scene, read
 from manas_jax.errors import UserError
 

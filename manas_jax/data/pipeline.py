@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from manas_jax.data import rain
-from manas_jax.data.host import tf
+from manas_jax.data.lazy_tf import tf
 from manas_jax.data.scenes import Picture, Scene, read
 from manas_jax.errors import UserError
 

@@ -19,7 +19,7 @@ import math
 
 import scipy.fft
 
-from manas_jax.data.host import tf
+from manas_jax.data.lazy_tf import tf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -319,7 +319,10 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
     if not prepared:
         raise UserError(f"data.tfds_name: {name!r} is not prepared in {builder.data_dir}; {how}")
     if builder.name == "derain":
-        from manas_jax.data import benchmarks, builders  # they import this module
+        from manas_jax.data import (
+            benchmarks,
+            builders,  # they import this module
+        )
 
         return benchmarks.join_splits(builders.scenes(builder))
     if not isinstance(builder.info.features, tfds.features.FeaturesDict):

@@ -18,13 +18,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from manas_jax import compilation, sharding
 from manas_jax.errors import UserError
-from manas_jax.inference import folding
+from manas_jax.inference import fold_batch_norm
 from manas_jax.inference.tiling import Axis
-from manas_jax.inference.weights import load_derived
 from manas_jax.models.network import Network
+from manas_jax.runtime import compilation, sharding
 from manas_jax.space import STEM_EXPANSION
+from manas_jax.workdir.weights import load_derived
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 32
@@ -96,7 +96,7 @@ class Derainer:
         devices = jax.local_devices()
         self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
         self.variables = dict(variables)
-        folded = folding.fold(jax.device_get(self.variables))
+        folded = fold_batch_norm.fold(jax.device_get(self.variables))
         self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
@@ -107,7 +107,7 @@ class Derainer:
         self.tile = -(-tile // self._cell) * self._cell
 
         self._cpu = cpu = devices[0].platform == "cpu"
-        options = folding.CPU_OPTIONS if cpu else None
+        options = fold_batch_norm.CPU_OPTIONS if cpu else None
         self._programs = compilation.Programs("pictures", options)
         self._static = network, cpu
 
@@ -122,7 +122,7 @@ class Derainer:
         """Opens weights that come with the package, or a weights file.
 
         Args:
-          name: one of `pretrained()`, or a file that `manas_jax.inference.weights` wrote.
+          name: one of `pretrained()`, or a file that `manas_jax.workdir.weights` wrote.
           tile: side in pixels of the tiles that larger pictures are cut into; None for what fits
             into memory.
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
@@ -249,7 +249,7 @@ def _restore(
 ) -> jax.Array:
     """What is compiled; `static` is the network, and whether for CPU."""
     network, cpu = static
-    return jnp.clip(folding.apply(network, folded, pictures, cpu=cpu), 0, 1)
+    return jnp.clip(fold_batch_norm.apply(network, folded, pictures, cpu=cpu), 0, 1)
 
 
 def _mirrored(stack: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

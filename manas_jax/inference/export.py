@@ -46,10 +46,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.errors import UserError
-from manas_jax.inference import folding
+from manas_jax.inference import fold_batch_norm
 from manas_jax.inference.derainer import Derainer, multiple
-from manas_jax.inference.weights import Variables
 from manas_jax.models.network import Network
+from manas_jax.workdir.weights import Variables
 
 OPSET = 21
 DEFAULT_SIZE = (320, 480)
@@ -66,8 +66,8 @@ Restore = Callable[[jax.Array], jax.Array]
 
 def restoration(network: Network, variables: Variables) -> Restore:
     """What is exported, for images whose sides are multiples of `multiple(network)`."""
-    folded = folding.fold(variables)
-    return lambda images: jnp.clip(folding.apply(network, folded, images), 0, 1)
+    folded = fold_batch_norm.fold(variables)
+    return lambda images: jnp.clip(fold_batch_norm.apply(network, folded, images), 0, 1)
 
 
 def any_size(restore: Restore, multiple: int) -> Restore:

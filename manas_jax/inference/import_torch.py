@@ -2,7 +2,7 @@
 
     python -m manas_jax.inference.import_torch CHECKPOINT [--genotype FILE] --out DIR
 
-leaves `DIR/weights.safetensors` (see `manas_jax.inference.weights`) and `DIR/genotype.json`.
+leaves `DIR/weights.safetensors` (see `manas_jax.workdir.weights`) and `DIR/genotype.json`.
 CHECKPOINT holds the state dictionary of a supernet or of a derived network, as
 
 - a PyTorch file: a bare state dictionary, or a dictionary with one under `state_dict`; PyTorch has
@@ -43,8 +43,8 @@ import numpy as np
 
 from manas_jax import __version__
 from manas_jax.errors import UserError
-from manas_jax.inference import weights
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive
+from manas_jax.workdir import weights
 
 State = Mapping[str, np.ndarray]
 """A PyTorch state dictionary as NumPy arrays: dotted names, channels first."""

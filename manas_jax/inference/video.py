@@ -25,7 +25,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from manas_jax.errors import UserError
-from manas_jax.inference.pictures import replacing
+from manas_jax.inference.image_files import replacing
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}

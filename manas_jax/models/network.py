@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manas_jax import compilation, kept
 from manas_jax.models import layers
 from manas_jax.models.attention import Attention
 from manas_jax.models.columns import Branches, Column, Fusion, Transition
+from manas_jax.runtime import compilation, executable_cache
 from manas_jax.space import COLUMNS, STEM_EXPANSION, Genotype, SearchSpace
 
 Architecture = Mapping[str, jax.Array]
@@ -284,12 +284,14 @@ def unstack_columns(variables: Mapping[str, Any], space: SearchSpace) -> dict[st
 def variable_shapes(network: Network) -> dict[str, Any]:
     """Shapes and types of the network's 'params' and 'batch_stats'; computes nothing.
 
-    They are remembered between runs, see `manas_jax.kept`.
+    They are remembered between runs, see `manas_jax.runtime.executable_cache`.
     """
     # Tracing takes seconds; what is made depends on this much of the network.
     made_of = network.space, network.genotype, network.scan
     with compilation.collection_paused(), layers.convolution_forms(layers.Forms.PLAIN):
-        return kept.remembered(f"variable_shapes {made_of}", lambda: _variable_shapes(network))
+        return executable_cache.remembered(
+            f"variable_shapes {made_of}", lambda: _variable_shapes(network)
+        )
 
 
 def _variable_shapes(network: Network) -> dict[str, Any]:

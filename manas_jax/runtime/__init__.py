@@ -1,0 +1,1 @@
+"""The process: devices, compilation, signals, memory, log. Nothing here knows of networks."""

@@ -1,0 +1,1 @@
+"""The search: bilevel optimisation of architecture and weights, then derivation."""

@@ -1,0 +1,393 @@
+"""A study: networks from many sources trained alike, to see whether the search is worth its cost.
+
+python -m manas_jax.study --config=configs/study_rain100l.py --workdir=DIR \\
+    --config.data.root=DIR [--index=I --count=N]
+
+A source says where genotypes come from: a search, chance, or a person. A cell is one source with
+one seed: its genotype, trained with the study's one training budget and scored on the validation
+scenes. Cells that share a seed share the first weights' seed and all batches. Every cell is a
+function of the configuration alone and leaves one file, DIR/cells/NAME.json; started again, the
+command goes on with the cells that have none. DIR/summary.json says what they come to. With
+--index and --count it does its share of them, so that N machines do all; copied into one folder's
+cells/, they count as run there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from manas_jax.config import claim_workdir, validate
+from manas_jax.data import scenes
+from manas_jax.errors import UserError
+from manas_jax.models.network import genotype_logits
+from manas_jax.runtime import sharding, signals
+from manas_jax.search import run as search_run
+from manas_jax.search import selection
+from manas_jax.space import Genotype, SearchSpace, random_genotype
+from manas_jax.study import summary as study_summary
+from manas_jax.training import build
+from manas_jax.training import run as train_run
+from manas_jax.training.evaluator import Validation
+from manas_jax.workdir import provenance
+from manas_jax.workdir.checkpoints import disk_trouble, write_json
+
+CHOICES = (
+    "derived", "perturbation", "proxy", "matched",  # these need a search
+    "random", "all_parallel", "all_fusion", "all_skip", "hand_made",
+)  # fmt: skip
+NEED_A_SEARCH = CHOICES[:4]
+_MOST_DRAWS = 100_000
+
+_INDEX = flags.DEFINE_integer("index", 0, "This machine, from 0.")
+_COUNT = flags.DEFINE_integer("count", 1, "Machines that share the study's cells.")
+_SUMMARIZE = flags.DEFINE_bool("summarize", False, "Run nothing, summarise the finished cells.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where genotypes come from.
+
+    Attributes:
+      name: what tables call it.
+      choice: one of `CHOICES`: 'derived', the likeliest choices of a search; 'perturbation' and
+        'proxy' (best of `study.candidates` random ones), what the search's supernet is best with;
+        'matched', random among those that cost as much as what the search derived; 'random'; and
+        four that anybody could have written down.
+      search: which search of `study.searches`, where the choice needs one.
+      cells: how many cells; cell i has seed i modulo `study.seeds`.
+      tier: cells of lower tiers run first.
+      changes: what its training has otherwise than the study, in the shape of a configuration.
+      rank: whether the search's supernet also ranks the genotypes of the source 'random'.
+    """
+
+    name: str
+    choice: str
+    search: str = ""
+    cells: int = 4
+    tier: int = 0
+    changes: Any = dataclasses.field(default_factory=dict)
+    rank: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One source with one seed."""
+
+    source: Source
+    index: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Also the file's name."""
+        return f"{self.source.name}-{self.index:02d}"
+
+
+def grid(config: ConfigDict) -> list[Cell]:
+    """All cells in the order in which they run: by tier, then seed by seed over the sources.
+
+    Raises:
+      UserError: a source is not what it can be; names it.
+    """
+    study = config.study
+    sources = []
+    for name, fields in sorted(study.sources.items()):
+        fields = fields.to_dict()
+        known = {field.name for field in dataclasses.fields(Source)} - {"name"}
+        if unknown := fields.keys() - known:
+            raise UserError(f"study.sources.{name}: unknown {', '.join(sorted(unknown))}")
+        if fields.get("choice") not in CHOICES:
+            raise UserError(
+                f"study.sources.{name}.choice = {fields.get('choice')!r}: "
+                f"give one of {', '.join(CHOICES)}"
+            )
+        source = Source(name, **fields)
+        if (source.choice in NEED_A_SEARCH or source.rank) and source.search not in study.searches:
+            raise UserError(
+                f"study.sources.{name}.search = {source.search!r}: "
+                f"give one of {', '.join(sorted(study.searches))}"
+            )
+        sources.append(source)
+    cells = [Cell(s, i, i % study.seeds) for s in sources for i in range(s.cells)]
+    return sorted(cells, key=lambda c: (c.source.tier, c.index, c.source.name))
+
+
+def share(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
+    """The cells of one of `count` machines; those that need the same search stay together.
+
+    Raises:
+      UserError: index or count out of range.
+    """
+    if count < 1 or not 0 <= index < count:
+        raise UserError(f"--index={index} --count={count}: give 0 <= index < count")
+    groups: dict[Any, list[Cell]] = collections.defaultdict(list)
+    for cell in cells:
+        shared = cell.source.choice in NEED_A_SEARCH
+        groups[(cell.source.search, cell.seed) if shared else cell.name].append(cell)
+    mine = {cell.name for group in list(groups.values())[index::count] for cell in group}
+    return [cell for cell in cells if cell.name in mine]
+
+
+def read_cells(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """What the finished cells of a folder left, by name.
+
+    Raises:
+      UserError: a file is damaged; names it.
+    """
+    return {file.stem: _read(file) for file in sorted(pathlib.Path(folder).glob("*.json"))}
+
+
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    index: int = 0,
+    count: int = 1,
+    summarize_only: bool = False,
+) -> None:
+    """Runs the cells of this machine that have not been run; see the module.
+
+    Raises:
+      UserError: what the user can mend; the message says how.
+      Stopped: a signal came; started again, the cell in work goes on.
+    """
+    plain = _plain(config)  # cells may be added to a study that has begun
+    validate(plain)
+    planned = grid(config)
+    cells = share(planned, index, count)
+    workdir = claim_workdir(plain, workdir)
+    folder = workdir / "cells"
+    folder.mkdir(exist_ok=True)
+    done = {cell.name for cell in cells if _is_done(cell, folder)}
+    todo = [] if summarize_only else [cell for cell in cells if cell.name not in done]
+    logging.info("study: %d cells, %d of them done", len(cells), len(done))
+    begin = time.monotonic()
+    for number, cell in enumerate(todo, 1):
+        with jax.default_matmul_precision(config.network.precision):
+            result = run_cell(config, cell, workdir)
+        write_json(folder / f"{cell.name}.json", result)
+        _summarize(workdir, len(planned))
+        signals.check()
+        left = (time.monotonic() - begin) / number * (len(todo) - number)
+        logging.info(
+            "study: cell %d of %d, %s: %.2f dB, %.1f million MACs; about %.0f min left",
+            len(done) + number, len(cells), cell.name, result["trained"]["psnr"],
+            result["macs"] / 1e6, left / 60,
+        )  # fmt: skip
+    file = _summarize(workdir, len(planned))
+    logging.info("study: %s", file)
+
+
+def _summarize(workdir: pathlib.Path, planned: int) -> pathlib.Path:
+    """Writes what the cells that are there come to."""
+    file = workdir / "summary.json"
+    write_json(file, study_summary.summarize(read_cells(workdir / "cells"), planned))
+    return file
+
+
+def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
+    """Finds the cell's genotype, trains it and says what came of it.
+
+    Returns:
+      What the cell's file holds.
+
+    Raises:
+      UserError: as searching and training.
+    """
+    source = cell.source
+    result: dict[str, Any] = {
+        "source": dataclasses.asdict(source),
+        "index": cell.index,
+        "seed": cell.seed,
+    }
+    start = time.monotonic()
+    genotype, facts = _genotype(config, cell, workdir)
+    facts["seconds_of_choice"] = time.monotonic() - start
+    training = _changed(config, cell.seed, source.changes)
+    folder = workdir / "trainings" / cell.name
+    folder.mkdir(parents=True, exist_ok=True)
+    genotype.save(folder / "genotype.json")
+    train_run.train(training, folder)
+    summary = json.loads((folder / "train" / "summary.json").read_text())
+    cost = genotype.cost(*config.objectives.complexity_size)
+    return {
+        **result,
+        **facts,
+        "genotype": json.loads(genotype.to_json()),
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "trained": summary["validation"],
+        "seconds_of_training": summary["seconds"] + summary["compile_seconds"],
+        "provenance": provenance.describe(),
+    }
+
+
+def fixed(space: SearchSpace, choice: str) -> Genotype:
+    """The genotypes that anybody could have written down.
+
+    'all_parallel' and 'all_fusion' have SE on every edge, as has 'hand_made', whose columns
+    alternate; 'all_skip' is the latter without any attention on the edges.
+    """
+    names = ("parallel", "fusion")
+    turn = itertools.cycle(names)
+    pick = {"all_parallel": lambda: names[0], "all_fusion": lambda: names[1]}
+    column = pick.get(choice, lambda: next(turn))
+    edge = "skip_connect" if choice == "all_skip" else "SE"
+    return Genotype(
+        space,
+        tuple(tuple(column() for _ in range(n)) for n in space.columns),
+        tuple(tuple((edge,) * space.edges for _ in range(n)) for n in space.branches),
+    )
+
+
+def random_ones(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:
+    """The first `count` random genotypes of the study; another salt gives others."""
+    space = SearchSpace(**config.space)
+    return [random_genotype(space, 1_000_000 * salt + i) for i in range(count)]
+
+
+def matched(config: ConfigDict, genotype: Genotype, salt: int) -> Genotype:
+    """A random genotype, another one, whose MACs differ by `study.tolerance` at most.
+
+    Raises:
+      UserError: no draw of many comes as near.
+    """
+    size, tolerance = config.objectives.complexity_size, config.study.tolerance
+    wanted = genotype.cost(*size).macs
+    for i in range(_MOST_DRAWS):
+        drawn = random_genotype(genotype.space, 1_000_000 * (salt + 1) + i)
+        if abs(drawn.cost(*size).macs / wanted - 1) <= tolerance and drawn != genotype:
+            return drawn
+    raise UserError(
+        f"study.tolerance = {tolerance}: none of {_MOST_DRAWS} random genotypes costs as much as "
+        "what the search found; give a larger one"
+    )
+
+
+def _genotype(
+    config: ConfigDict, cell: Cell, workdir: pathlib.Path
+) -> tuple[Genotype, dict[str, Any]]:
+    """The cell's genotype, and what finding it has shown."""
+    source, space = cell.source, SearchSpace(**config.space)
+    if source.choice == "random":
+        return random_ones(config, cell.index + 1)[-1], {}
+    if source.choice not in NEED_A_SEARCH:
+        return fixed(space, source.choice), {}
+
+    changed = _changed(config, cell.seed, config.study.searches[source.search].to_dict())
+    folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    derived = search_run.search(changed, folder)
+    if source.choice == "matched":
+        return matched(config, derived, cell.index), {}
+    judge = search_run.judge(changed, folder, config.study.judged_batches)
+    genotype, facts = derived, {}
+    if source.choice == "perturbation":
+        genotype = selection.perturbation(space, judge.state.architecture, judge, cell.seed)
+    if source.choice == "proxy":
+        drawn = random_ones(config, config.study.candidates, salt=1000 + cell.seed)
+        genotype, facts["proxy"] = selection.best(drawn, judge)
+    return genotype, facts | _in_supernet(config, changed, folder, judge, genotype, source.rank)
+
+
+def _in_supernet(config, changed, folder, judge, genotype, rank) -> dict[str, Any]:
+    """What the search took, how far it decided, and what the genotype does with its weights."""
+    summary = json.loads((folder / "search" / "summary.json").read_text())
+    splits = scenes.load(changed.data, changed.search.crop)
+    network = build.network(changed)
+    crop = changed.search.validation_crop
+    validate_ = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))
+    alone, state = genotype_logits(genotype), judge.state
+    own = {"params": state.weights, "batch_stats": judge.statistics(alone)}
+    inherited = validate_(state.variables, alone), validate_(own, alone)
+    facts = {
+        "relaxed": summary["validation"],
+        "inherited": {"psnr": inherited[0].y_psnr, "ssim": inherited[0].y_ssim},
+        "inherited_own_statistics": {"psnr": inherited[1].y_psnr, "ssim": inherited[1].y_ssim},
+        "seconds_of_search": summary["seconds"] + summary["compile_seconds"],
+        "probabilities": selection.probabilities(state.architecture),
+    }
+    if rank:
+        count = config.study.sources.random.cells
+        facts["ranking"] = selection.best(random_ones(config, count), judge)[1]
+    return facts
+
+
+def _changed(config: ConfigDict, seed: int, changes: dict[str, Any]) -> ConfigDict:
+    """The configuration of one search or training."""
+    changed = _plain(config)
+    changed.seed = seed
+    changed.update(changes)
+    validate(changed)
+    return changed
+
+
+def _plain(config: ConfigDict) -> ConfigDict:
+    """A copy without the study."""
+    plain = config.copy_and_resolve_references()  # not its top alone
+    with plain.unlocked():
+        del plain.study
+    return plain
+
+
+def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
+    file = folder / f"{cell.name}.json"
+    if not file.exists():
+        return False
+    before, now = (
+        {k: v for k, v in fields.items() if k not in ("cells", "tier")}
+        for fields in (
+            _read(file)["source"],
+            json.loads(json.dumps(dataclasses.asdict(cell.source))),
+        )
+    )
+    if before != now:
+        raise UserError(f"{file} is of another source ({before}): remove it or rename the source")
+    return True
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text())
+        if not isinstance(fields, dict) or not {"source", "trained", "macs"} <= fields.keys():
+            raise ValueError("keys are missing")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): remove it, and the cell will be run again"
+        ) from None
+    return fields
+
+
+def main(argv: Sequence[str]) -> None:
+    """Flags in, cells out."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        config = flags.FLAGS.config
+        if "study" not in config:
+            raise UserError("--config: no study in it; configs/study_rain100l.py has one")
+        run(config, flags.FLAGS.workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)
+    except signals.Stopped as stopped:
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        sys.exit(signals.CANCELLED)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if not (trouble := disk_trouble(error, flags.FLAGS.workdir)):
+            raise
+        sys.exit(
+            f"error: {trouble} ({error}): free some space and start again; finished cells are kept"
+        )

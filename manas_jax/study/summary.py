@@ -1,0 +1,352 @@
+"""What the cells of a study say: means, spread, paired differences, rankings. No arrays of JAX.
+
+Intervals are those of Student's t at 95%, over seeds: cells of one seed share first weights' seed
+and batches, so sources are compared seed by seed, each by the mean of its cells of that seed. No
+correction for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from manas_jax.search import collapse
+
+CONFIDENCE = 0.95
+
+# (what, against what)
+COMPARISONS = (
+    ("first_order", "random"),
+    ("first_order", "matched"),
+    ("first_order", "frozen"),
+    ("first_order", "all_parallel"),
+    ("first_order", "all_fusion"),
+    ("first_order", "all_skip"),
+    ("first_order", "hand_made"),
+    ("finite_difference", "first_order"),
+    ("exact", "first_order"),
+    ("first_order", "one_to_one"),
+    ("first_order", "unregularized"),
+    ("first_order", "decay"),
+    ("first_order_long", "random_long"),
+    ("first_order_long", "matched_long"),
+    ("perturbation", "first_order"),
+    ("perturbation", "random"),
+    ("proxy", "first_order"),
+    ("proxy", "random"),
+)
+
+ONE_GENOTYPE = ("all_parallel", "all_fusion", "all_skip", "hand_made")
+ENOUGH_TO_RANK = 16  # genotypes, below which tau of the longer training says nothing
+LONGER = {"first_order": "first_order_long", "matched": "matched_long", "random": "random_long"}
+
+Cells = Mapping[str, Mapping[str, Any]]
+
+
+def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
+    """Everything that the tables show, JSON-ready.
+
+    Args:
+      cells: what `study.read_cells` gives.
+      planned: how many cells the study is to have.
+    """
+    by_source = _by_source(cells)
+    line = equal_cost_line(by_source.get("random", []))
+    long_line = equal_cost_line(by_source.get("random_long", []))
+    sources = {}
+    for name, members in by_source.items():
+        sources[name] = _source(members)
+        if "gap" in sources[name] and "first_order" in by_source:
+            sources[name]["gap_difference"] = paired(members, by_source["first_order"], _gap)
+        # Against random ones that were trained alike.
+        if line and not members[0]["source"]["changes"]:
+            sources[name]["at_equal_macs"] = _above(line, members)
+        elif long_line and name in LONGER.values():
+            sources[name]["at_equal_macs_long"] = _above(long_line, members)
+    comparisons = [
+        {"of": a, "against": b, **paired(by_source[a], by_source[b])}
+        for a, b in COMPARISONS
+        if a in by_source and b in by_source
+    ]
+    long = by_source.get("random_long", [])
+    origins = [cell["provenance"] for cell in cells.values() if "provenance" in cell]
+    return {
+        "cells": len(cells),
+        "planned": planned,
+        "hours": _hours(cells),
+        "machines": sorted(
+            {f"{o['machine']['processor']}, {o['machine']['cores']} cores" for o in origins}
+        ),
+        "commits": sorted({o["commit"] for o in origins}),
+        "sources": sources,
+        "comparisons": comparisons,
+        "equal_cost_line": line,
+        "equal_cost_line_long": long_line,
+        "ranking": ranking(by_source.get("first_order", []), by_source.get("random", [])),
+        "ranking_long": ranking(by_source.get("first_order", []), long)
+        if len(long) >= ENOUGH_TO_RANK
+        else None,
+        "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
+        "longer": longer(by_source),
+        "agreement": _agreements(by_source),
+    }
+
+
+def interval(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Count, mean, standard deviation and the mean's interval; None where one value has none."""
+    values = [float(v) for v in values]
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return {"n": len(values), "mean": mean, "sd": None, "low": None, "high": None}
+    deviation = float(np.std(values, ddof=1))
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * deviation / math.sqrt(len(values))
+    return {
+        "n": len(values),
+        "mean": mean,
+        "sd": deviation,
+        "low": mean - float(reach),
+        "high": mean + float(reach),
+    }
+
+
+def paired(
+    ours: Sequence[Mapping],
+    theirs: Sequence[Mapping],
+    value: Callable[[Mapping], float] = lambda cell: cell["trained"]["psnr"],
+) -> dict[str, Any]:
+    """PSNR (or another value) of one source minus that of another, over the seeds of both."""
+    a, b = (_by_seed(cells, value) for cells in (ours, theirs))
+    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    if not differences:
+        return {"n": 0}
+    decided = len(differences) > 1 and np.std(differences) > 0
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if decided else None
+    return {**interval(differences), "p": p, "differences": differences}
+
+
+def equal_cost_line(random: Sequence[Mapping]) -> dict[str, Any] | None:
+    """PSNR of random genotypes as a line in log2 of their MACs, each seed with a level of its own.
+
+    Returns:
+      'slope' (dB a doubling), 'center' (mean log2 MACs) and 'levels' (dB at the centre, by seed);
+      None with too few genotypes to tell a slope.
+    """
+    seeds = collections.defaultdict(list)
+    for cell in random:
+        seeds[cell["seed"]].append((math.log2(cell["macs"]), cell["trained"]["psnr"]))
+    within = [
+        np.array(points) - np.mean(points, axis=0) for points in seeds.values() if len(points) > 1
+    ]
+    if not within or np.ptp(np.concatenate(within)[:, 0]) == 0:
+        return None
+    x, y = np.concatenate(within).T
+    slope = float(np.sum(x * y) / np.sum(x * x))
+    center = float(np.mean([x for points in seeds.values() for x, _ in points]))
+    levels = {
+        str(seed): float(np.mean([y + slope * (center - x) for x, y in points]))
+        for seed, points in sorted(seeds.items())
+    }
+    return {"slope": slope, "center": center, "levels": levels}
+
+
+def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str, Any] | None:
+    """How well supernets, and MACs, rank the random genotypes that were trained alone as well.
+
+    The PSNR that a genotype reached alone is taken relative to the mean of its seed, so that the
+    seeds' own differences do not count.
+    """
+    random = sorted(random, key=lambda cell: cell["index"])
+    if len(random) < 3:
+        return None
+    means = _by_seed(random, lambda c: c["trained"]["psnr"])
+    truth = [c["trained"]["psnr"] - means[c["seed"]] for c in random]
+    supernets = [
+        _tau([c["ranking"][r["index"]] for r in random], truth) | {"seed": c["seed"]}
+        for c in searched
+        if len(c.get("ranking", [])) >= len(random)
+    ]
+    result = {"genotypes": len(random), "macs": _tau([c["macs"] for c in random], truth)}
+    if supernets:
+        ranked = [c["ranking"] for c in searched if len(c.get("ranking", [])) >= len(random)]
+        mean = np.mean([[r[c["index"]] for c in random] for r in ranked], axis=0)
+        result["mean_of_supernets"] = _tau(mean, truth)
+        result["supernets"] = supernets
+        result["interval"] = interval([s["tau"] for s in supernets])
+        pairs = itertools.combinations([[r[c["index"]] for c in random] for r in ranked], 2)
+        between = [_tau(a, b)["tau"] for a, b in pairs]
+        result["between_supernets"] = interval(between) if between else None
+    return result
+
+
+def repeatability(sources: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
+    """How much of PSNR is the genotype's own, and how much changes from seed to seed.
+
+    Two-way analysis of variance without interaction over sources that hold one genotype each and
+    the seeds that all of them have. The seeds' own levels are taken out first.
+
+    Returns:
+      'genotype' and 'rest', standard deviations in dB of what is the genotype's and of what is left
+      when seed and genotype are known; 'f' and 'p' of the genotypes' differences. None with too
+      few cells.
+    """
+    by_seed = [_by_seed(cells, lambda c: c["trained"]["psnr"]) for cells in sources.values()]
+    seeds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    rows, columns = len(by_seed), len(seeds)
+    if rows < 2 or columns < 2:
+        return None
+    values = np.array([[scores[seed] for seed in seeds] for scores in by_seed])
+    genotypes = values.mean(axis=1, keepdims=True)
+    rest = values - genotypes - values.mean(axis=0) + values.mean()
+    degrees = rows - 1, (rows - 1) * (columns - 1)
+    between = columns * float(np.var(genotypes, ddof=1))
+    within = float(np.sum(rest**2)) / degrees[1]
+    return {
+        "genotypes": rows,
+        "seeds": columns,
+        "genotype": math.sqrt(max(0.0, (between - within) / columns)),
+        "rest": math.sqrt(within),
+        "f": between / within if within else None,
+        "p": float(stats.f.sf(between / within, *degrees)) if within else None,
+    }
+
+
+def longer(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
+    """Whether genotypes rank alike when they are trained for longer with the same seed.
+
+    Both scores are taken relative to the mean of their seed.
+    """
+    pairs = collections.defaultdict(list)
+    for short, long in LONGER.items():
+        found = {c["index"]: c for c in by_source.get(long, [])}
+        for cell in by_source.get(short, []):
+            if cell["index"] in found:
+                other = found[cell["index"]]
+                pairs[cell["seed"]].append((cell["trained"]["psnr"], other["trained"]["psnr"]))
+    rows = [row - np.mean(rows, axis=0) for rows in pairs.values() for row in np.array(rows)]
+    if len(rows) < 3:
+        return None
+    short, long = np.array(rows).T
+    return {
+        "genotypes": len(rows),
+        "short": float(np.std(short)),
+        "long": float(np.std(long)),
+        **_tau(short, long),
+    }
+
+
+def agreement(cells: Sequence[Mapping]) -> dict[str, Any] | None:
+    """Share of decisions that two seeds share, mean over all pairs; and what chance would give."""
+    if len(cells) < 2:
+        return None
+    choices = {"columns": [], "attention": []}
+    for cell in cells:
+        genotype = cell["genotype"]
+        choices["columns"].append([c for cells_ in genotype["columns"] for c in cells_])
+        choices["attention"].append([e for c in genotype["attention"] for m in c for e in m])
+    candidates = len(set(cells[0]["genotype"]["space"]["candidates"]) - {"none"})
+    chance = {"columns": 1 / 2, "attention": 1 / candidates}
+    return {
+        kind: {
+            "share": float(
+                np.mean([np.mean(np.array(a) == b) for a, b in itertools.combinations(rows, 2)])
+            ),
+            "chance": chance[kind],
+        }
+        for kind, rows in choices.items()
+    }
+
+
+def _agreements(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any]:
+    """Of every source with searches of its own; and of the first order's with the same seeds."""
+    found = {}
+    for name, members in by_source.items():
+        # A source with changes has the same searches a second time.
+        if "relaxed" not in members[0] or members[0]["source"]["changes"]:
+            continue
+        if agreed := agreement(members):
+            seeds = {c["seed"] for c in members}
+            same = [c for c in by_source.get("first_order", []) if c["seed"] in seeds]
+            found[name] = {**agreed, "first_order_same_seeds": agreement(same)}
+    return found
+
+
+def _source(members: Sequence[Mapping]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "psnr": interval([c["trained"]["psnr"] for c in members]),
+        "ssim": interval([c["trained"]["ssim"] for c in members]),
+        "macs": interval([c["macs"] for c in members]),
+        "parameters": interval([c["parameters"] for c in members]),
+        "seeds": sorted({c["seed"] for c in members}),
+        "seconds_of_training": float(np.mean([c["seconds_of_training"] for c in members])),
+    }
+    columns = [x for c in members for cell in c["genotype"]["columns"] for x in cell]
+    facts["fusion_share"] = columns.count("fusion") / len(columns) if columns else None
+    for key in ("relaxed", "inherited", "inherited_own_statistics"):
+        if all(key in c for c in members):
+            facts[key] = interval([c[key]["psnr"] for c in members])
+    if all("inherited" in c for c in members):
+        facts["gap"] = interval([_gap(c) for c in members])
+        facts["seconds_of_search"] = float(np.mean([c["seconds_of_search"] for c in members]))
+        facts["entropy"] = {
+            kind: interval([_entropy(c["probabilities"][kind]) for c in members])
+            for kind in ("columns", "attention")
+        }
+    return facts
+
+
+def _above(line: Mapping[str, Any], members: Sequence[Mapping]) -> dict[str, Any]:
+    """PSNR above the line of random genotypes at the same seed and MACs."""
+
+    def residual(cell):
+        at = math.log2(cell["macs"]) - line["center"]
+        return cell["trained"]["psnr"] - line["levels"][str(cell["seed"])] - line["slope"] * at
+
+    known = [c for c in members if str(c["seed"]) in line["levels"]]
+    return interval(list(_by_seed(known, residual).values())) if known else {"n": 0}
+
+
+def _gap(cell: Mapping[str, Any]) -> float:
+    """What discretisation costs, in dB."""
+    return cell["relaxed"]["psnr"] - cell["inherited"]["psnr"]
+
+
+def _tau(a: Sequence[float], b: Sequence[float]) -> dict[str, float | None]:
+    result = stats.kendalltau(a, b)
+    if math.isnan(result.statistic):  # one of the two ranks nothing
+        return {"tau": 0.0, "p": None}
+    return {"tau": float(result.statistic), "p": float(result.pvalue)}
+
+
+def _entropy(rows: Any) -> float:
+    return collapse.entropy(np.array(rows))
+
+
+def _hours(cells: Cells) -> float:
+    """Of searching (each search once), judging and training."""
+    searches = {}
+    total = 0.0
+    for cell in cells.values():
+        total += cell["seconds_of_training"]
+        if "seconds_of_search" in cell:
+            searches[cell["source"]["search"], cell["seed"]] = cell["seconds_of_search"]
+    return (total + sum(searches.values())) / 3600
+
+
+def _by_source(cells: Cells) -> dict[str, list[Mapping]]:
+    groups = collections.defaultdict(list)
+    for cell in cells.values():
+        groups[cell["source"]["name"]].append(cell)
+    return {name: sorted(members, key=lambda c: c["index"]) for name, members in groups.items()}
+
+
+def _by_seed(cells: Sequence[Mapping], value) -> dict[int, float]:
+    groups = collections.defaultdict(list)
+    for cell in cells:
+        groups[cell["seed"]].append(value(cell))
+    return {seed: float(np.mean(values)) for seed, values in groups.items()}

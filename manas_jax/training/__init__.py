@@ -1,0 +1,1 @@
+"""The final training, and what search and training share: losses, loop, state, validation."""

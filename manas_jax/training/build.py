@@ -1,0 +1,113 @@
+"""What a configuration asks for, made: network, optimizers, batches, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from manas_jax.data.pipeline import Batches
+from manas_jax.data.scenes import Scene
+from manas_jax.models.network import Network
+from manas_jax.runtime import sharding
+from manas_jax.space import Genotype, SearchSpace
+from manas_jax.training import losses
+
+
+def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
+    """The supernet of the configured space, or the derived network of a genotype."""
+    dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
+    space = genotype.space if genotype else SearchSpace(**config.space)
+    return Network(space, genotype, dtype, config.network.remat, config.network.scan)
+
+
+def weight_schedule(options: ConfigDict) -> optax.Schedule:
+    """Cosine from the first to the final learning rate."""
+    final = options.final_learning_rate / options.learning_rate if options.learning_rate else 1.0
+    return optax.cosine_decay_schedule(options.learning_rate, options.steps, final)
+
+
+def search_weight_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay is part of the gradient, as in PyTorch."""
+    return optax.chain(
+        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
+        optax.add_decayed_weights(options.weight_decay),
+        optax.sgd(weight_schedule(options), momentum=options.momentum),
+    )
+
+
+def architecture_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+    """Adam at a constant rate; weight decay is part of the gradient, as in PyTorch."""
+    return optax.chain(
+        optax.add_decayed_weights(options.architecture_weight_decay),
+        optax.adam(options.architecture_learning_rate, *options.architecture_betas),
+    )
+
+
+def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+    """Adam, or AdamW where weight decay is set."""
+    return optax.chain(
+        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
+        optax.adamw(weight_schedule(options), weight_decay=options.weight_decay),
+    )
+
+
+def loss_weights(config: ConfigDict) -> losses.Weights:
+    """What each term of the objectives counts."""
+    names = [field.name for field in dataclasses.fields(losses.Weights)]
+    return losses.Weights(**{name: config.objectives[name] for name in names})
+
+
+def identity(config: ConfigDict, stage: str, genotype: Genotype | None = None) -> str:
+    """All that makes a stage's programs what they are, as text; see `compilation.Ahead`.
+
+    What concerns data alone is left out, and so is the seed: neither is part of a program.
+    """
+    parts = [config[part].to_dict() for part in ("space", "network", "objectives", stage)]
+    return json.dumps([stage, *parts, genotype and genotype.to_json()], sort_keys=True)
+
+
+def batches(
+    config: ConfigDict,
+    scenes: Sequence[Scene],
+    stage: str,
+    role: int,
+    mesh: Mesh,
+    rollbacks: int = 0,
+) -> Batches:
+    """This host's batches for a stage ('search' or 'train').
+
+    Each role has a seed of its own, and another one after each rollback.
+    """
+    options = config[stage]
+    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
+    sharding.check_height(f"{stage}.crop", options.crop, mesh)
+    entropy = [config.seed, role, *([rollbacks] if rollbacks else [])]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    return Batches(
+        scenes,
+        config.data,
+        batch_scenes=options.scenes,
+        crop=options.crop,
+        seed=seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def batch_shapes(config: ConfigDict, options: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Shapes of a global batch and where it lies, for compiling ahead of the data."""
+    scenes, versions, crop = options.scenes, config.data.versions, options.crop
+    shapes = {"rainy": (scenes, versions, crop, crop, 3), "clean": (scenes, crop, crop, 3)}
+    return {
+        key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.split(mesh, len(shape)))
+        for key, shape in shapes.items()
+    }

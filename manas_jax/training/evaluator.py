@@ -1,0 +1,88 @@
+"""Scores of the validation pictures while a network is still being made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from manas_jax import metrics
+from manas_jax.data import pipeline
+from manas_jax.data.scenes import Scene
+from manas_jax.models.network import Architecture, Network
+from manas_jax.runtime import distributed, sharding
+
+PyTree = Any
+BATCH = 8  # pictures a call, rounded up to the number of devices
+
+
+class Validation:
+    """Scores the centres of the validation pictures, all of one size: one compiled program.
+
+    Several processes score a part of the pictures each, on their own devices.
+    """
+
+    def __init__(
+        self, network: Network, scenes: Sequence[Scene], data: ConfigDict, crop: int, mesh: Mesh
+    ):
+        """Reads the pictures.
+
+        Args:
+          network: the network to score.
+          scenes: the validation scenes.
+          data: the `data` part of the configuration.
+          crop: side of the centre that is scored, or that of the smallest picture.
+          mesh: the pictures are split over its devices.
+        """
+        self._mesh = sharding.local(mesh)
+        data_axis, height_axis = self._mesh.devices.shape
+        side = min([crop, *(min(scene.size) for scene in scenes)]) // height_axis * height_axis
+        part = {"first": jax.process_index(), "every": jax.process_count()}
+        self._pairs = [
+            (_centre(rainy, side), _centre(clean, side))
+            for _, rainy, clean in pipeline.evaluation_pairs(scenes, data, **part)
+        ]
+        self._batch = -(-BATCH // data_axis) * data_axis
+
+        @jax.jit
+        def apply(variables, architecture, rainy):
+            outputs = network.apply(variables, rainy.astype(jnp.float32) / 255, architecture)
+            return jax.lax.with_sharding_constraint(outputs, sharding.replicated(self._mesh))
+
+        self._apply = apply
+
+    def __call__(self, variables: PyTree, architecture: Architecture | None = None):
+        """Mean `metrics.Scores` of the restored pictures; each counts once."""
+        variables, architecture = sharding.localized((variables, architecture), self._mesh)
+        scores = []
+        for first in range(0, len(self._pairs), self._batch):
+            pairs = self._pairs[first : first + self._batch]
+            rainy, clean = map(np.stack, zip(*pairs, strict=True))
+            missing = self._batch - len(rainy)
+            padded = np.concatenate([rainy, np.repeat(rainy[:1], missing, axis=0)])
+            padded = jax.device_put(padded, sharding.split(self._mesh, padded.ndim))
+            outputs = np.asarray(self._apply(variables, architecture, padded))[: len(rainy)]
+            scores += map(metrics.score, map(metrics.to_uint8, outputs), clean)
+        return _mean(scores)
+
+    @property
+    def inputs(self):
+        """Mean `metrics.Scores` of the rainy pictures as they are."""
+        return _mean([metrics.score(rainy, clean) for rainy, clean in self._pairs])
+
+
+def _mean(scores: Sequence[metrics.Scores]) -> metrics.Scores:
+    """Over the pictures of all processes, in the pictures' order: the same bits in any number."""
+    rows = distributed.gather([dataclasses.astuple(score) for score in scores])
+    return metrics.mean([metrics.Scores(*row) for row in rows])
+
+
+def _centre(picture: np.ndarray, side: int) -> np.ndarray:
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]

@@ -1,0 +1,217 @@
+"""Scaling on paper: collectives counted as they are, their bytes foreseen, times by arithmetic.
+
+Devices are simulated in a process of its own (this file as a script).
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import scaling, tables
+
+DEVICES = 8
+LOSSES = 5  # numbers that are summed over the devices besides gradients and statistics
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES}"
+    finished = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def test_collectives_of_a_tiny_program(compiled):
+    assert compiled["sum"] == {"all-reduce": {"count": 1, "bytes": 3 * 4}}
+    assert compiled["gather"] == {"all-gather": {"count": 1, "bytes": DEVICES * 3 * 4}}
+
+
+@pytest.mark.parametrize("name", ["search_weights", "train"])
+def test_reduced_bytes_are_foreseen_to_the_byte(compiled, name):
+    """Gradients, BatchNorm and losses: nothing else is summed, whatever the number of devices."""
+    foreseen = compiled["reduced"][name]
+    assert min(foreseen.values()) > 0
+    for measured in compiled[name].values():
+        assert measured["collectives"].keys() == {"all-reduce"}
+        counted = measured["collectives"]["all-reduce"]
+        assert counted["bytes"] == foreseen["total"] + LOSSES * scaling.FLOAT
+
+
+def test_measured_programs_split_over_the_devices(compiled):
+    few, many = compiled["search_weights"]["2"], compiled["search_weights"][str(DEVICES)]
+    assert few["collectives"]["all-reduce"]["count"] == many["collectives"]["all-reduce"]["count"]
+    assert few["flops"] == many["flops"] > 0
+    assert few["device_flops"] / many["device_flops"] == pytest.approx(DEVICES / 2, rel=0.1)
+    assert few["temporary_bytes"] / many["temporary_bytes"] == pytest.approx(DEVICES / 2, rel=0.2)
+
+
+def test_batch_that_does_not_split_is_said(compiled):
+    assert "scenes = 16 cannot be split over 3 devices: give 15 or 18" in compiled["uneven"]
+
+
+def test_collectives_are_counted_in_text():
+    program = """
+  %a = (f32[16]{0}, f32[4,2]{1,0}, /*index=5*/f32[]) all-reduce(%x, %y, %z), to_apply=%add
+  %b = f32[16]{0} get-tuple-element(%a), index=0, metadata={op_name="all-reduce(no)"}
+  %s = bf16[3]{0} all-reduce-start(%b), channel_id=1
+  %d = bf16[3]{0} all-reduce-done(%s)
+  ROOT %g = (pred[5]{0}, f64[2]{0}) all-gather(%p, %q), dimensions={0}
+"""
+    assert scaling.collectives(program) == {
+        "all-reduce": {"count": 2, "bytes": 4 * (16 + 8 + 1) + 2 * 3},
+        "all-gather": {"count": 1, "bytes": 5 + 8 * 2},
+    }
+
+
+SYSTEM = scaling.System(
+    devices=4, hosts=2, vcpus=8, flops=10.0, memory=1e9, memory_bandwidth=5.0,
+    link_bandwidth=3.0, latency=0.25, sources=(),
+)  # fmt: skip
+
+
+def _measured(scenes=8, flops=6.0, traffic=2.0, fixed=0.0, count=0, reduced=0):
+    """What `measure` would give of a program on 1 and 4 devices; costs by scene and fixed ones."""
+    return {
+        str(devices): {
+            "scenes": scenes,
+            "device_flops": flops * scenes / devices,
+            "device_bytes_accessed": fixed + traffic * scenes / devices,
+            "argument_bytes": 100,
+            "temporary_bytes": 10 * scenes / devices,
+            "collectives": {"all-reduce": {"count": count, "bytes": reduced}} if count else {},
+        }
+        for devices in (1, 4)
+    }
+
+
+def _predict(measured, system=SYSTEM, stage="train"):
+    return scaling.predict(
+        system, measured, stage,
+        schedule={"train": 10, "search_architecture": 5, "search_weights": 10},
+        scene={"images": 3, "bytes": 100},
+        pipeline={"files": 6.0},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def peaks(monkeypatch):
+    """Peaks that are reached."""
+    monkeypatch.setattr(scaling, "SHARES", {"flops": 1.0, "memory_bandwidth": 1.0})
+
+
+def test_costs_are_split_into_fixed_ones_and_those_by_scene():
+    cost = scaling.cost(_measured(fixed=7.0, count=5, reduced=60), share=3)
+    assert cost == scaling.Cost(18.0, 7.0 + 6.0, 100 + 30.0, 5, 60)
+    with pytest.raises(scaling.UserError, match="two numbers of --devices"):
+        scaling.cost({"1": _measured()["1"]}, share=3)
+
+
+def test_computing_takes_what_the_slower_of_both_takes(peaks, monkeypatch):
+    arithmetic, traffic = (
+        _predict({"train": _measured()}),
+        _predict({"train": _measured(traffic=4)}),
+    )
+    assert (arithmetic["compute"], arithmetic["bound"]) == (12 / 10, "arithmetic")
+    assert (traffic["compute"], traffic["bound"]) == (8 / 5, "memory traffic")
+    monkeypatch.setitem(scaling.SHARES, "flops", 0.5)
+    assert _predict({"train": _measured()})["compute"] == 2 * 12 / 10
+
+
+def test_without_collectives_efficiency_is_one_and_falls_by_latency_and_bytes(peaks):
+    alone = _predict({"train": _measured()})
+    assert alone["efficiency"] == pytest.approx(1) and alone["reduce"] == 0
+    with_both = _predict({"train": _measured(count=2, reduced=6)})
+    assert with_both["latency"] == 2 * 0.25
+    assert with_both["reduce"] == pytest.approx(2 * 0.25 + 2 * 3 / 4 * 6 / 3)
+    assert with_both["step"] == pytest.approx(1.2 + 3.5)
+    assert with_both["efficiency"] == pytest.approx(1.2 / 4.7)
+    assert with_both["stage_seconds"] == pytest.approx(10 * 4.7)
+    # What every device does for itself, such as moving the weights, is no gain either.
+    assert _predict({"train": _measured(traffic=4.0, fixed=8.0)})["efficiency"] < 0.7
+
+
+def test_search_step_is_two_programs_and_two_batches(peaks):
+    parts = {"search_architecture": _measured(flops=3.0), "search_weights": _measured()}
+    made = _predict(parts, stage="search")
+    assert made["step"] == pytest.approx(0.8 + 1.2)  # the former is bound by its traffic
+    assert made["stage_seconds"] == pytest.approx(5 * 0.8 + 10 * 1.2)
+    assert made["host_images"] == pytest.approx(2 * 8 * 3 / 2.0 / 2)
+    assert made["host_bytes"] == pytest.approx(made["host_images"] / 3 * 100)
+    assert made["cores"] == {"files": pytest.approx(made["host_images"] / 6)}
+
+
+def test_batch_grows_to_what_splits(peaks):
+    larger = dataclasses.replace(SYSTEM, devices=16)
+    made = _predict({"train": _measured()}, larger)
+    assert made["scenes"] == 16 and made["compute"] == 6 / 10
+    assert [scaling.batch_size(16, n) for n in (1, 8, 12, 64)] == [16, 16, 24, 64]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"sizes": {}}'])
+def test_only_its_own_files_are_resumed(content, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    file = tmp_path / "scaling.json"
+    if content is not None:
+        file.write_text(content)
+    assert scaling.main(["--resume", "--runs=0", f"--out={file}"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: --resume: ") and message.count("\n") == 1
+
+
+def test_document_says_what_was_measured():
+    document = tables.ROOT / "docs" / "scaling.md"
+    assert tables.fill(document.read_text()) == document.read_text()
+    record = json.loads((tables.ROOT / "results" / "scaling.json").read_text())
+    assert json.loads(json.dumps(scaling.predictions(record))) == record["predictions"]
+    for size in record["sizes"].values():
+        for name, foreseen in size["reduced_bytes"].items():
+            for devices, measured in size["programs"][name].items():
+                counted = measured["collectives"].get("all-reduce", {"bytes": 0})["bytes"]
+                foreseen_here = foreseen["total"] + LOSSES * scaling.FLOAT
+                assert counted == (foreseen_here if devices != "1" else 0)
+
+
+def _script():
+    import jax
+    import jax.numpy as jnp
+    from conftest import NARROW
+
+    from manas_jax.errors import UserError
+    from manas_jax.runtime import sharding
+
+    mesh = sharding.make_mesh(DEVICES)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(sharding.DATA))
+    rows = jax.ShapeDtypeStruct((DEVICES, 3), jnp.float32, sharding=split)
+
+    def counted(function, where):
+        lowered = jax.jit(function, out_shardings=where).lower(rows)
+        return scaling.collectives(lowered.compile().as_text())
+
+    result = {
+        "sum": counted(lambda x: x.sum(axis=0), sharding.replicated(mesh)),
+        "gather": counted(lambda x: 2 * x, sharding.replicated(mesh)),
+    }
+    space = {**NARROW, "candidates": ("CBAM", "sep_conv_3x3")}
+    config, programs = scaling.programs(space)
+    result["reduced"] = {name: program.reduced for name, program in programs.items()}
+    for name, counts in {"search_weights": (2, DEVICES), "train": (DEVICES,)}.items():
+        result[name] = {n: scaling.measure(config, name, programs[name], n) for n in counts}
+    try:
+        scaling.measure(config, "train", programs["search_weights"], 3)
+    except UserError as error:
+        result["uneven"] = str(error)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _script()

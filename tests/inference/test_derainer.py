@@ -1,0 +1,253 @@
+"""The derainer: any size and type, tiles like the whole, windows of the channel gates."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from manas_jax.errors import UserError
+from manas_jax.inference import derainer as module
+from manas_jax.inference.derainer import Derainer
+from manas_jax.models.candidates import Pools
+from manas_jax.models.network import Network, init_variables
+from manas_jax.space import random_genotype
+from manas_jax.workdir.weights import save_weights
+
+CELL = 8
+
+
+@pytest.fixture(scope="module")
+def derain(weights):
+    return Derainer.from_pretrained(weights, pool_cell=CELL)
+
+
+def picture(height, width, dtype=np.uint8, seed=0):
+    """Smooth colours with streaks."""
+    draw = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = np.sin(y / 9 + x / 31)[..., None] * [0.2, 0.1, 0.15] + 0.5
+    rain = 0.3 * (draw.uniform(size=(height, width, 1)) > 0.95)
+    pixels = np.clip(waves + rain, 0, 1)
+    if np.dtype(dtype).kind == "f":
+        return pixels.astype(dtype)
+    return (pixels * np.iinfo(dtype).max).astype(dtype)
+
+
+def test_windows_are_those_of_numpy():
+    x = np.random.default_rng(0).uniform(size=(1, 20, 27, 3)).astype(np.float32)
+    pools = Pools(jnp.asarray(x), CELL)
+    average, maximum = np.asarray(pools.average), np.asarray(pools.maximum)
+    assert average.shape == maximum.shape == (1, 3, 4, 3)
+    for i, j in np.ndindex(3, 4):
+        window = x[0, max(0, i - 1) * CELL : (i + 2) * CELL, max(0, j - 1) * CELL : (j + 2) * CELL]
+        np.testing.assert_allclose(average[0, i, j], window.mean((0, 1)), rtol=1e-5)
+        np.testing.assert_array_equal(maximum[0, i, j], window.max((0, 1)))
+
+
+def test_a_gate_is_spread_linearly():
+    pools = Pools(jnp.zeros((1, 16, 12, 1)), 4)
+    ramp = np.arange(4.0)[:, None] + 10 * np.arange(3.0)
+    spread = np.asarray(pools.spread(jnp.asarray(ramp, jnp.float32)[None, ..., None]))[0, ..., 0]
+    assert spread.shape == (16, 12)
+    np.testing.assert_allclose(spread[2:14, 5], ramp[0, 0] + 10 * 0.875 + np.arange(12) / 4 + 0.125)
+    np.testing.assert_allclose(spread[:2, 1], ramp[0, 0])  # kept beyond the outer samples
+
+
+def test_a_window_as_large_as_the_picture_is_the_whole_picture(small):
+    genotype, variables = small
+    images = picture(16, 24, np.float32)[None]
+    whole = Network(genotype.space, genotype).apply(variables, images)
+    windowed = Network(genotype.space, genotype, pool_cell=24).apply(variables, images)
+    np.testing.assert_allclose(windowed, whole, atol=1e-5)
+
+
+def test_it_is_the_network(small, derain):
+    genotype, variables = small
+    pixels = picture(32, 48)
+    images = pixels[None].astype(np.float32) / 255
+    expected = Network(genotype.space, genotype, pool_cell=CELL).apply(variables, images)[0]
+    expected = np.floor(np.clip(expected, 0, 1) * 255 + 0.5)
+    assert np.abs(derain(pixels).astype(int) - expected).max() <= 1  # a rounded half
+    assert (derain(pixels) != pixels).mean() > 0.1 and derain(pixels).std() > 1
+
+
+@pytest.mark.parametrize("self_ensemble", [False, True])
+def test_tiles_give_what_the_whole_gives(weights, derain, self_ensemble, monkeypatch):
+    monkeypatch.setattr(module, "_OVERLAP", 64)
+    pixels = picture(150, 260)
+    tiled = Derainer.from_pretrained(weights, tile=130, pool_cell=CELL)
+    assert tiled.tile == 136
+    whole = derain(pixels, self_ensemble=self_ensemble)
+    parts = tiled(pixels, self_ensemble=self_ensemble)
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 2), (31, 33)])
+def test_any_size(derain, size):
+    pixels = picture(*size)
+    restored = derain(pixels)
+    assert restored.shape == pixels.shape and restored.dtype == np.uint8
+
+
+def test_types_agree(derain):
+    fine = derain(picture(16, 16, np.float32))
+    assert fine.dtype == np.float32 and fine.min() >= 0 and fine.max() <= 1
+    for dtype, step in ((np.uint8, 1 / 255), (np.uint16, 1 / 65535)):
+        restored = derain((picture(16, 16, np.float32) / step + 0.5).astype(dtype))
+        assert restored.dtype == dtype
+        np.testing.assert_allclose(restored * step, fine, atol=4 * step)
+    assert derain(picture(16, 16, np.float16)).dtype == np.float16
+
+
+def test_several_at_once_are_each_alone(derain):
+    stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
+    np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
+
+
+@pytest.mark.parametrize(("cpu", "groups"), [(True, [1, 1, 1]), (False, [2, 1])])
+def test_no_more_pictures_at_once_than_a_tile_is_large(weights, derain, monkeypatch, cpu, groups):
+    """On a CPU one by one; elsewhere two of these are as large as a tile."""
+    monkeypatch.setattr(module, "_OVERLAP", 8)
+    stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
+    several = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL)
+    sizes, inner = [], several._apply
+
+    def apply(variables, pictures):
+        sizes.append(len(pictures))
+        return inner(variables, pictures)
+
+    monkeypatch.setattr(several, "_apply", apply)
+    monkeypatch.setattr(several, "_cpu", cpu)
+    restored = several(stack)
+    assert sizes == groups
+    for pixels, made in zip(stack, restored, strict=True):
+        assert np.abs(made.astype(int) - derain(pixels)).max() <= 1  # a rounded half
+
+
+def test_the_ensemble_does_not_care_how_the_picture_lies(derain):
+    pixels = picture(24, 32, np.float32)
+    restored = derain(pixels, self_ensemble=True)
+    turned = np.rot90(derain(np.rot90(pixels), self_ensemble=True), -1)
+    np.testing.assert_allclose(turned, restored, atol=1e-5)
+    assert np.abs(np.rot90(derain(np.rot90(pixels)), -1) - derain(pixels)).max() > 1e-4
+
+
+def test_pillow_images_keep_their_mode_and_alpha(derain):
+    image = Image.fromarray(picture(16, 24)).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    restored = derain(image)
+    assert (restored.mode, restored.size) == ("RGBA", (24, 16))
+    np.testing.assert_array_equal(restored.getchannel("A"), image.getchannel("A"))
+    assert derain(image.convert("L")).mode == "L"
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4)), np.zeros((4, 4, 4)), np.zeros((0, 4, 3))])
+def test_other_shapes_are_refused(derain, wrong):
+    with pytest.raises(ValueError, match="H, W, 3"):
+        derain(wrong)
+
+
+def test_other_types_are_refused(derain):
+    with pytest.raises(ValueError, match="int32"):
+        derain(np.zeros((4, 4, 3), np.int32))
+
+
+def test_weights_gone_wrong_are_said(small):
+    genotype, variables = small
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), variables)
+    with pytest.raises(UserError, match="NaN"):
+        Derainer(Network(genotype.space, genotype), broken)(picture(8, 8))
+
+
+def test_unknown_weights_and_tiles_too_small(weights):
+    with pytest.raises(UserError, match="neither a file nor one of"):
+        Derainer.from_pretrained("no_such")
+    with pytest.raises(UserError, match="tile = 100: give more than 384"):
+        Derainer.from_pretrained(weights, tile=100)
+
+
+def test_a_supernet_is_refused(tmp_path, space):
+    save_weights(tmp_path / "s.safetensors", init_variables(Network(space), 0), space, {})
+    with pytest.raises(UserError, match="supernet"):
+        Derainer.from_pretrained(tmp_path / "s.safetensors")
+
+
+@pytest.mark.parametrize("name", sorted(module.pretrained()))
+def test_every_pretrained_network_opens_and_removes(name):
+    derain = Derainer.from_pretrained(name)
+    assert derain.provenance["commit"]
+    assert module.pretrained()[name].stat().st_size < 8e6
+    pixels = picture(40, 56)
+    assert derain(pixels).std() < pixels.std()
+
+
+def test_random_genotypes_work_with_windows(space):
+    genotype = random_genotype(space, 3)
+    network = Network(space, genotype, pool_cell=4)
+    assert Derainer(network, init_variables(network, 0))(picture(9, 9)).shape == (9, 9, 3)
+
+
+def test_tiles_fit_into_memory(small, monkeypatch):
+    genotype, _ = small
+    network = Network(genotype.space, genotype)
+
+    def tile(free):
+        memory = type("Memory", (), {"available": free})
+        monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
+        return module.fitting_tile(network)
+
+    assert tile(2**40) == 1024
+    assert tile(100e6) == 768
+    assert tile(1) == 512
+
+
+DEVICES = """
+import json, sys
+import numpy as np
+from manas_jax.inference import derainer
+derainer._OVERLAP = 64
+derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_cell=8)
+programs, inner = [], derain._apply
+def apply(variables, pictures):
+    shard = pictures.sharding.shard_shape(pictures.shape)
+    programs.append([pictures.shape[1], shard[1], len(pictures.sharding.device_set)])
+    return inner(variables, pictures)
+derain._apply = apply
+with np.load(sys.argv[2]) as pictures:
+    restored = {name: derain(pictures[name]) for name in pictures.files}
+np.savez(sys.argv[3], **restored)
+print(json.dumps(programs))
+"""
+
+
+def test_height_is_split_over_devices(tmp_path, weights, derain):
+    """Rows of each tile, rows a device, and devices, for pictures of several heights."""
+    tiles = {
+        "320": [[320, 80, 4]],  # comes out even
+        "168": [[160, 40, 4]] * 2,  # does not: two tiles that do
+        "600": [[352, 88, 4]] * 2,  # more than four devices can hold: two, of what they need
+        "90": [[96, 24, 4]],  # no more than a tile
+        "70": [[72, 72, 4]],  # as small and uneven: everywhere the same
+    }
+    pixels = {height: picture(int(height), 40) for height in tiles}
+    np.savez(tmp_path / "in.npz", **pixels)
+    flags = os.environ.get("XLA_FLAGS", "")
+    files = [str(weights), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, *files],
+        env={**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [tile for made in tiles.values() for tile in made]
+    with np.load(tmp_path / "out.npz") as restored:
+        for height, whole in pixels.items():
+            assert np.abs(derain(whole).astype(int) - restored[height]).max() <= 1

@@ -1,0 +1,307 @@
+"""Every export is run by its own runtime, here at other sizes than where it was checked."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from manas_jax.errors import UserError
+from manas_jax.inference import export
+from manas_jax.inference.derainer import multiple
+from manas_jax.models import layers
+from manas_jax.models.network import Network, init_variables
+from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+from manas_jax.workdir import weights
+
+NEEDS = "an optional package; pip install -r requirements-export.txt"
+
+PLAIN = Genotype(
+    SearchSpace(
+        channels=(4, 8), branches=(2, 2), columns=(1, 1), stem_blocks=1, attention_groups=1
+    ),
+    (("parallel",), ("fusion",)),
+    ((("skip_connect",), ("sep_conv_3x3",)), (("SE_A_M",), ("dil_conv_3x3_spatial",))),
+)
+RESIDUAL = Genotype(
+    SearchSpace(
+        channels=(4, 8),
+        branches=(2,),
+        columns=(1,),
+        stem_blocks=1,
+        attention_groups=2,
+        residual=True,
+        patch=2,
+    ),
+    (("fusion",),),
+    ((("dil_conv_3x3", "SE", "none"), ("CBAM", "sep_conv_3x3_spatial", "SE")),),
+)
+GENOTYPES = pytest.mark.parametrize("genotype", [PLAIN, RESIDUAL], ids=["plain", "residual"])
+
+
+def trained(genotype):
+    """A network, and variables of which none has the value that it starts with."""
+    network = Network(genotype.space, genotype, pool_cell=8 if genotype is RESIDUAL else None)
+    draw = np.random.default_rng(1)
+
+    def moved(path, x):
+        if path[1].key == "head_conv":
+            return draw.uniform(0, 0.1, x.shape).astype(np.float32)
+        low, high = {"scale": (0.5, 1.5), "var": (0.5, 1.5)}.get(path[-1].key, (-0.1, 0.1))
+        return x if x.ndim == 4 else draw.uniform(low, high, x.shape).astype(np.float32)
+
+    return network, jax.tree_util.tree_map_with_path(moved, init_variables(network, 0))
+
+
+def noise(*shape):
+    return np.random.default_rng(2).uniform(size=(*shape, 3)).astype(np.float32)
+
+
+def restored(network, variables, images):
+    """What an export has to give; most of it inside the range, so that clipping hides nothing."""
+    padded = layers.pad_to_multiple(images, multiple(network))
+    raw = np.asarray(jax.jit(network.apply)(variables, padded))
+    raw = raw[:, : images.shape[1], : images.shape[2]]
+    assert np.mean((raw > 0.01) & (raw < 0.99)) > 0.5
+    assert np.abs(raw - images).mean() > 0.01
+    return np.clip(raw, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def small(space):
+    """A network that is quick to compile."""
+    return trained(Genotype(space, (("parallel",),), ((("SE",), ("SE",)),)))
+
+
+@pytest.fixture
+def weights_file(tmp_path_factory, small):
+    network, variables = small
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    weights.save_weights(path, variables, network.genotype, {})
+    return path
+
+
+def test_the_two_networks_have_every_choice():
+    columns = {name for g in (PLAIN, RESIDUAL) for cell in g.columns for name in cell}
+    edges = {
+        name for g in (PLAIN, RESIDUAL) for cell in g.attention for edges in cell for name in edges
+    }
+    assert columns == set(COLUMNS) and edges == set(CANDIDATES)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 8, 9, 16])
+def test_mirrored_is_the_networks_own_padding(side):
+    x = noise(1, side, 5)
+    padded = export.mirrored(export.mirrored(x, 1, 8), 2, 8)
+    np.testing.assert_array_equal(padded, layers.pad_to_multiple(x, 8))
+
+
+@GENOTYPES
+def test_stablehlo_is_the_network_at_any_size(genotype, tmp_path):
+    network, variables = trained(genotype)
+    done = export.export(network, variables, "stablehlo", tmp_path / "new" / "net.bin")
+    assert [done.path] == list((tmp_path / "new").iterdir())
+    assert done.bytes == done.path.stat().st_size and done.difference <= export.TOLERANCE
+
+    exported = jax.export.deserialize(bytearray(done.path.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    for shape in ((3, 15, 8), (1, 1, 3)):
+        images = noise(*shape)
+        want = restored(network, variables, images)
+        np.testing.assert_allclose(exported.call(images), want, atol=1e-5)
+
+
+def test_savedmodel_is_the_network_at_any_size(tmp_path):
+    import tensorflow as tf
+
+    network, variables = trained(RESIDUAL)
+    done = export.export(network, variables, "savedmodel", tmp_path / "net")
+    assert [done.path] == list(tmp_path.iterdir())
+    assert done.bytes == sum(x.stat().st_size for x in done.path.rglob("*") if x.is_file())
+
+    serve = tf.saved_model.load(str(done.path)).signatures["serving_default"]
+    assert list(serve.structured_input_signature[1]) == ["images"]
+    for shape in ((3, 15, 8), (1, 1, 3)):
+        images = noise(*shape)
+        want = restored(network, variables, images)
+        got = serve(images=tf.constant(images))["restored"].numpy()
+        np.testing.assert_allclose(got, want, atol=export.TOLERANCE)
+
+
+@GENOTYPES
+def test_onnx_is_the_network_at_its_size(genotype, tmp_path, capfd):
+    pytest.importorskip("jax2onnx", reason=NEEDS)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
+    network, variables = trained(genotype)
+    done = export.export(network, variables, "onnx", tmp_path / "net.onnx", (15, 9))
+    assert [done.path] == list(tmp_path.iterdir())
+
+    session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+    assert [(x.name, x.shape) for x in session.get_inputs()] == [("images", ["N", 15, 9, 3])]
+    assert [x.name for x in session.get_outputs()] == ["restored"]
+    images = noise(3, 15, 9)
+    (got,) = session.run(None, {"images": images})
+    np.testing.assert_allclose(got, restored(network, variables, images), atol=1e-5)
+    assert capfd.readouterr() == ("", "")  # neither the converter nor the runtime complains
+
+
+def test_onnx_states_its_opset(small, tmp_path):
+    pytest.importorskip("jax2onnx", reason=NEEDS)
+    import onnx
+
+    path = tmp_path / "net.onnx"
+    export.FORMATS["onnx"].write(export.restoration(*small), path, (2, 2))
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(x.domain, x.version) for x in model.opset_import] == [("", export.OPSET)]
+
+
+def test_command(weights_file, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "net.bin"
+    arguments = [str(weights_file), "--format=stablehlo", f"--out={out}"]
+    assert export.main(arguments) == 0
+    first = out.read_bytes()
+    line = capsys.readouterr().out
+    assert line.startswith(f"{out}: {len(first):,} bytes") and line.count("\n") == 1
+
+    assert export.main(arguments) == 1
+    assert "is there already" in error_line(capsys)
+    monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and has just been done
+    assert export.main([*arguments, "--overwrite"]) == 0
+    assert len(out.read_bytes()) == len(first)
+
+
+def error_line(capsys):
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def test_several_sizes_make_a_file_each(weights_file, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("jax2onnx", reason=NEEDS)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
+    monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and other tests' matter
+    out = tmp_path / "net.onnx"
+    arguments = [str(weights_file), "--format=onnx", f"--out={out}", "--size", "2x4", "3x2"]
+    assert export.main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"net_2x4.onnx", "net_3x2.onnx"}
+    session = onnxruntime.InferenceSession(tmp_path / "net_3x2.onnx")
+    assert session.get_inputs()[0].shape == ["N", 3, 2, 3]
+
+    (tmp_path / "net_2x4.onnx").unlink()
+    assert export.main(arguments) == 1
+    assert "net_3x2.onnx: is there already" in error_line(capsys)
+    assert not (tmp_path / "net_2x4.onnx").exists()  # looked for before the work begins
+
+
+@pytest.mark.parametrize("text", ["320", "0x8", "axb", "8x8x3"])
+def test_a_size_is_two_counts(text, weights_file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export.main([str(weights_file), "--format=onnx", f"--out={tmp_path}/x", "--size", text])
+    assert "as in 320x480" in capsys.readouterr().err
+
+
+def test_a_size_for_a_format_of_any_size_is_refused(weights_file, tmp_path, capsys):
+    out = f"--out={tmp_path / 'net'}"
+    assert export.main([str(weights_file), "--format=stablehlo", out, "--size", "8x8"]) == 1
+    assert "any size" in error_line(capsys)
+
+
+def test_a_supernet_is_refused(space, tmp_path, capsys):
+    path = tmp_path / "supernet.safetensors"
+    weights.save_weights(path, init_variables(Network(space), 0), space, {})
+    assert export.main([str(path), "--format=stablehlo", f"--out={tmp_path / 'net'}"]) == 1
+    assert f"{path}: weights of a supernet" in error_line(capsys)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("package", ["jax2onnx", "onnxruntime"])
+def test_a_missing_package_is_named(package, weights_file, tmp_path, monkeypatch, capsys):
+    for other in ("jax2onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, other, None if other == package else export)
+    assert export.main([str(weights_file), "--format=onnx", f"--out={tmp_path / 'net'}"]) == 1
+    text = error_line(capsys)
+    assert f"needs {package}" in text and "requirements-export.txt" in text
+
+
+def patch_write(monkeypatch, format, write):
+    changed = dataclasses.replace(export.FORMATS[format], write=write)
+    monkeypatch.setitem(export.FORMATS, format, changed)
+
+
+def wrong_weights(restore, path, size):
+    export._write_stablehlo(lambda images: restore(images) + 1e-3 * images, path, size)
+
+
+def wrong_type(restore, path, size):
+    export._write_stablehlo(lambda images: restore(images).astype("float16"), path, size)
+
+
+def not_a_number(restore, path, size):
+    export._write_stablehlo(lambda images: restore(images) / 0 * 0, path, size)
+
+
+def damaged(restore, path, size):
+    export._write_stablehlo(restore, path, size)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (wrong_weights, "off the network by 1.0e-03"),
+        (wrong_type, "float16"),
+        (not_a_number, "off the network by nan"),
+        (damaged, "does not run"),
+    ],
+)
+def test_a_wrong_export_is_refused_and_leaves_the_old_one(
+    write, message, small, tmp_path, monkeypatch
+):
+    patch_write(monkeypatch, "stablehlo", write)
+    out = tmp_path / "net.bin"
+    out.write_bytes(b"old")
+    with pytest.raises(UserError, match=message):
+        export.export(*small, "stablehlo", out, overwrite=True)
+    assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"old"
+
+
+def test_padding_that_is_not_the_networks_is_noticed(small, tmp_path, monkeypatch):
+    def repeated(x, axis, multiple):
+        side = x.shape[axis]
+        there = jax.numpy.arange((side + multiple - 1) // multiple * multiple) % side
+        return jax.numpy.take(x, there, axis=axis, mode="clip")
+
+    monkeypatch.setattr(export, "mirrored", repeated)
+    with pytest.raises(UserError, match="off the network"):
+        export.export(*small, "stablehlo", tmp_path / "net.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_only_by_one_of_its_format(small, tmp_path, monkeypatch):
+    def write(restore, path, size):
+        path.mkdir()
+        (path / "saved_model.pb").write_bytes(b"new")
+
+    patch_write(monkeypatch, "savedmodel", write)
+    monkeypatch.setattr(export, "verify", lambda *_: 0.0)
+    out = tmp_path / "net"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    for format in ("savedmodel", "stablehlo"):
+        with pytest.raises(UserError, match=f"is no {format} export"):
+            export.export(*small, format, out, overwrite=True)
+    assert (out / "thesis.tex").exists()
+
+    (out / "thesis.tex").rename(out / "saved_model.pb")
+    export.export(*small, "savedmodel", out, overwrite=True)
+    assert list(tmp_path.rglob("*")) == [out, out / "saved_model.pb"]
+    assert (out / "saved_model.pb").read_bytes() == b"new"
+
+
+def test_a_place_that_cannot_be_written_to_is_named(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"net\.bin: cannot write there"):
+        export.export(*small, "stablehlo", tmp_path / "file" / "net.bin")

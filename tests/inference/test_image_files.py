@@ -1,0 +1,665 @@
+"""Picture files come back in kind: pixels, mode, depth, transparency, layout and metadata."""
+
+import io
+import os
+import struct
+import sys
+import warnings
+import zlib
+
+import av
+import numpy as np
+import pytest
+import tifffile
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
+
+from manas_jax.errors import UserError
+from manas_jax.inference import image_files
+
+HEIGHT, WIDTH = 11, 14
+ICC = b"a profile that nobody looks into" * 40
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>rain</x:xmpmeta>"
+ORIENTATION, MAKER_NOTE = ExifTags.Base.Orientation, ExifTags.Base.MakerNote
+
+
+def noise(*shape, seed=0, dtype=np.uint8):
+    high = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, high, shape, dtype, endpoint=True)
+
+
+def smooth(*channels, dtype=np.uint8):
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    ramp = (y * 7 + x * 9) / 250 * np.iinfo(dtype).max
+    return np.repeat(ramp[..., None], channels[0], -1).astype(dtype) if channels else ramp
+
+
+def encoded(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def through(content, change=lambda frame: frame):
+    """What comes back, as bytes."""
+    picture = image_files.read(content)
+    out = io.BytesIO()
+    image_files.write(picture, [change(frame) for frame in picture.frames], out)
+    return out.getvalue()
+
+
+def image_of(content, frame=0):
+    image = Image.open(io.BytesIO(content))
+    image.seek(frame)
+    return image
+
+
+def picture_of(mode):
+    """Noise in a mode of Pillow's."""
+    if mode == "1":
+        return Image.fromarray(noise(HEIGHT, WIDTH) > 127)
+    if mode == "I;16":
+        return Image.fromarray(noise(HEIGHT, WIDTH, dtype=np.uint16))
+    if mode == "P":
+        image = Image.fromarray(noise(HEIGHT, WIDTH) % 50)
+        image.putpalette(noise(50, 3, seed=1).tobytes())
+        return image
+    channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    return Image.fromarray(noise(HEIGHT, WIDTH, *channels), "CMYK" if mode == "CMYK" else None)
+
+
+def deep_png(pixel_format, samples, chunks=()):
+    """A PNG of 16 bits from FFmpeg, with chunks of our own after the header."""
+    height, width = samples.shape[:2]
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = (
+        width, height, pixel_format, 1,
+    )  # fmt: skip
+    frame = av.VideoFrame(width, height, pixel_format)
+    rows = np.zeros((height, frame.planes[0].line_size), np.uint8)
+    packed = samples.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows[:, : packed.shape[1]] = packed
+    frame.planes[0].update(rows)
+    content = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+    return content[:33] + b"".join(chunk(*c) for c in chunks) + content[33:]
+
+
+def deep_pixels(content, pixel_format):
+    """uint16 samples of a PNG, decoded by FFmpeg."""
+    packet = av.Packet(content)
+    (frame,) = av.CodecContext.create("png", "r").decode(packet)
+    assert frame.format.name == pixel_format
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
+    channels = {"ya16be": 2, "rgb48be": 3, "rgba64be": 4}[pixel_format]
+    used = np.ascontiguousarray(rows[:, : frame.width * channels * 2])
+    return used.view(">u2").reshape(frame.height, frame.width, channels)
+
+
+def deep_tiff(samples, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, photometric="rgb", **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def chunks_of(content):
+    position, found = 8, []
+    while position < len(content):
+        (length,) = struct.unpack_from(">I", content, position)
+        found.append((content[position + 4 : position + 8], content[position + 8 :][:length]))
+        position += 12 + length
+    return found
+
+
+LOSSLESS = [
+    *[("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+    *[("TIFF", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")],
+    *[
+        ("TIFF", "RGB", {"compression": name})
+        for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd")
+    ],
+    ("TIFF", "1", {"compression": "group4"}),
+    *[("BMP", mode, {}) for mode in ("1", "L", "P", "RGB")],
+    *[("PPM", mode, {}) for mode in ("1", "L", "RGB", "I;16")],
+    *[("WEBP", mode, {"lossless": True, "exact": True}) for mode in ("RGB", "RGBA")],
+    ("GIF", "P", {}),
+    ("GIF", "L", {}),
+]
+
+
+@pytest.mark.parametrize(("format", "mode", "options"), LOSSLESS)
+def test_own_colours_come_back_bit_for_bit(format, mode, options):
+    source = encoded(picture_of(mode), format, **options)
+    with Image.open(io.BytesIO(source)) as image:
+        before = image.copy()
+        compression = image.info.get("compression")
+    result = through(source)
+    after = image_of(result)
+    assert after.format == format and after.mode == before.mode
+    if mode == "P":
+        before, after = before.convert("RGBA"), after.convert("RGBA")
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
+    assert after.info.get("compression") == compression
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_keeps_mode_tables_and_subsampling(mode):
+    image = Image.fromarray(smooth(3)).convert(mode)
+    source = encoded(image, "JPEG", quality=83, subsampling=0 if mode == "RGB" else -1)
+    result = image_of(through(source))
+    assert result.mode == mode
+    assert result.quantization == image_of(source).quantization
+    assert [layer[1:3] for layer in result.layer] == [
+        layer[1:3] for layer in image_of(source).layer
+    ]
+    difference = np.asarray(result, int) - np.asarray(image_of(source), int)
+    assert np.abs(difference).max() <= 6
+
+
+def test_jpeg_keeps_its_segments():
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[ExifTags.Base.Artist] = 6, "someone"
+    source = encoded(
+        Image.fromarray(smooth(3)), "JPEG", exif=exif, icc_profile=ICC, xmp=XMP, comment=b"dry",
+        dpi=(72, 73), progressive=True,
+    )  # fmt: skip
+    source = source[:20] + b"\xff\xed\x00\x10Photoshop 3.0\0" + source[20:]
+    before, after = image_of(source), image_of(through(source))
+    assert after.info == before.info and after.info["progressive"] == 1
+    assert dict(after.getexif()) == dict(exif)
+    assert after.applist == before.applist
+    assert after.size == before.size == (WIDTH, HEIGHT)
+
+
+def test_webp_keeps_metadata_and_stays_lossy():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    image = Image.fromarray(noise(HEIGHT, WIDTH, 4))
+    source = encoded(image, "WEBP", quality=80, exif=exif, icc_profile=ICC, xmp=XMP)
+    result = through(source)
+    before, after = image_of(source), image_of(result)
+    assert {k: after.info[k] for k in ("exif", "icc_profile", "xmp")} == {
+        k: before.info[k] for k in ("exif", "icc_profile", "xmp")
+    }
+    assert b"VP8 " in result and after.size == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(np.asarray(after)[..., 3], np.asarray(before)[..., 3])
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "channels"), [("rgb48be", 3), ("rgba64be", 4), ("ya16be", 2)]
+)
+def test_png_of_16_bits_in_colour(pixel_format, channels):
+    samples = noise(HEIGHT, WIDTH, channels, dtype=np.uint16)
+    extra = [(b"gAMA", struct.pack(">I", 45455)), (b"tEXt", b"Comment\0dry")]
+    source = deep_png(pixel_format, samples, extra)
+    (frame,) = image_files.read(source).frames
+    colours = samples[..., :3] if channels > 2 else np.repeat(samples[..., :1], 3, -1)
+    assert frame.dtype == np.uint16
+    np.testing.assert_array_equal(frame, colours)
+    result = through(source)
+    np.testing.assert_array_equal(deep_pixels(result, pixel_format), samples)
+    assert [c for c in chunks_of(result) if c[0] in (b"gAMA", b"tEXt")] == extra
+    darker = deep_pixels(through(source, lambda x: x // 2), pixel_format)
+    if channels == 4:
+        np.testing.assert_array_equal(darker, np.dstack([samples[..., :3] // 2, samples[..., 3]]))
+    if channels == 2:
+        np.testing.assert_array_equal(darker, np.dstack([samples[..., 0] // 2, samples[..., 1]]))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib", "predictor": True},
+        {"compression": "zlib", "rowsperstrip": 4},
+        {"tile": (16, 16)},
+    ],
+)
+def test_tiff_of_16_bits_in_colour(byteorder, channels, options):
+    samples = noise(HEIGHT, WIDTH, channels, dtype=np.uint16)
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    source = deep_tiff(samples, byteorder=byteorder, iccprofile=ICC, **options, **extra)
+    (frame,) = image_files.read(source).frames
+    np.testing.assert_array_equal(frame, samples[..., :3])
+    result = through(source)
+    with tifffile.TiffFile(io.BytesIO(result)) as file:
+        np.testing.assert_array_equal(file.asarray(), samples)
+        page = file.pages[0]
+        assert page.compression == (8 if "compression" in options else 1)
+        assert page.predictor == (2 if options.get("predictor") else 1)
+        assert page.tags[34675].value == ICC
+
+
+def test_tiff_of_16_bits_is_seen_upright():
+    samples = noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
+    source = deep_tiff(samples, extratags=[(274, 3, 1, 8, True)])
+    np.testing.assert_array_equal(image_files.read(source).frames[0], np.rot90(samples))
+    with tifffile.TiffFile(io.BytesIO(through(source))) as file:
+        np.testing.assert_array_equal(file.asarray(), samples)
+        assert file.pages[0].tags[274].value == 8
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_keeps_premultiplied_alpha(dtype):
+    samples = noise(HEIGHT, WIDTH, 4, dtype=dtype)
+    source = deep_tiff(samples, extrasamples=["assocalpha"])
+    with tifffile.TiffFile(io.BytesIO(through(source))) as file:
+        np.testing.assert_array_equal(file.asarray(), samples)
+        assert file.pages[0].extrasamples == (1,)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_with_a_nameless_channel_is_refused(dtype):
+    source = deep_tiff(noise(HEIGHT, WIDTH, 4, dtype=dtype), extrasamples=["unspecified"])
+    with pytest.raises(UserError, match="extra channel"):
+        image_files.read(source)
+
+
+def test_tiff_compressed_as_jpeg_stays_so():
+    source = encoded(Image.fromarray(smooth(3)), "TIFF", compression="jpeg")
+    result = image_of(through(source))
+    assert result.info["compression"] == "jpeg"
+    assert np.abs(np.asarray(result, int) - np.asarray(image_of(source))).max() <= 8
+
+
+def test_tiff_of_16_bits_keeps_lzw():
+    samples = noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
+    lzw = image_files._saved_deep("tiff", "rgb48le", samples, {"compression_algo": "lzw"})
+    result = through(lzw)
+    assert image_of(result).info["compression"] == "tiff_lzw"
+    np.testing.assert_array_equal(image_files.read(result).frames[0], samples)
+
+
+def test_tiff_keeps_tags_of_every_page():
+    pages = []
+    for number, mode in enumerate(("RGB", "L", "1", "P")):
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info[270], info[ORIENTATION] = f"page {number}", 6
+        info[33432] = "nobody"
+        image = picture_of(mode).resize((WIDTH + number, HEIGHT))
+        pages.append((image, info))
+    out = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(out) as writer:
+        for image, info in pages:
+            image.save(
+                writer, "TIFF", tiffinfo=info, dpi=(300, 200), icc_profile=ICC,
+                compression="tiff_lzw",
+            )  # fmt: skip
+            writer.newFrame()
+    source = out.getvalue()
+    picture = image_files.read(source)
+    assert [f.shape for f in picture.frames] == [(WIDTH + i, HEIGHT, 3) for i in range(4)]
+    result = through(source)
+    assert image_of(result).n_frames == 4
+    for number, (image, _) in enumerate(pages):
+        after = image_of(result, number)
+        kept = {tag: after.tag_v2[tag] for tag in (270, 274, 282, 283, 296, 33432, 34675)}
+        assert kept == {
+            270: f"page {number}", 274: 6, 282: 300, 283: 200, 296: 2, 33432: "nobody", 34675: ICC,
+        }  # fmt: skip
+        assert after.mode == image.mode
+        upright = image.transpose(Image.Transpose.ROTATE_270).convert("RGB")
+        np.testing.assert_array_equal(np.asarray(after.convert("RGB")), np.asarray(upright))
+
+
+def test_tiff_keeps_exif():
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[ExifTags.Base.Make] = "maker"
+    exposure = TiffImagePlugin.IFDRational(1, 60)
+    tags[ExifTags.IFD.Exif] = {ExifTags.Base.ExposureTime: exposure, MAKER_NOTE: b"\1\2note"}
+    tags[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+    source = encoded(picture_of("RGB"), "TIFF", tiffinfo=tags)
+    assert image_of(source).getexif().get_ifd(ExifTags.IFD.Exif)[MAKER_NOTE] == b"\1\2note"
+    after = image_of(through(source)).getexif()
+    assert after.get_ifd(ExifTags.IFD.Exif)[MAKER_NOTE] == b"\1\2note"
+    assert after[ExifTags.Base.Make] == "maker"
+    assert after.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime] == 1 / 60
+    assert after.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_frames_are_upright_and_files_stay_as_they_lie(format, orientation):
+    stored = smooth(3)
+    stored[:5, :6] = (250, 20, 20)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}
+    source = encoded(Image.fromarray(stored), format, exif=exif, **options.get(format, {}))
+    (frame,) = image_files.read(source).frames
+    turned = Image.fromarray(stored)
+    turned.getexif()[ORIENTATION] = orientation
+    tolerance = 60 if format == "JPEG" else 0
+    upright = np.asarray(ImageOps.exif_transpose(turned), int)
+    assert frame.shape == upright.shape
+    assert np.abs(frame - upright).mean() <= tolerance / 10
+    after = image_of(through(source))
+    assert (after.tag_v2 if format == "TIFF" else after.getexif())[ORIENTATION] == orientation
+    if format != "TIFF":  # Pillow turns TIFF by itself
+        assert np.abs(np.asarray(after, int) - stored).mean() <= tolerance / 10
+    (again,) = image_files.read(through(source)).frames
+    assert np.abs(again.astype(int) - frame).max() <= tolerance
+
+
+def test_png_may_say_last_how_it_lies():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    source = encoded(picture_of("RGB"), "PNG")
+    source = source[:-12] + chunk(b"eXIf", exif.tobytes()[6:]) + source[-12:]
+    (frame,) = image_files.read(source).frames
+    np.testing.assert_array_equal(frame, np.rot90(np.asarray(picture_of("RGB")), -1))
+    assert chunks_of(through(source))[-2:] == chunks_of(source)[-2:]
+
+
+def test_png_keeps_every_other_chunk():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Title", "a street")
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    source = encoded(
+        picture_of("RGB"), "PNG", pnginfo=text, icc_profile=ICC, exif=exif, dpi=(300, 200)
+    )
+    last = chunk(b"tEXt", b"Late\0yes") + source[-12:]
+    source = (
+        source[:33] + chunk(b"sBIT", b"\5\6\7") + chunk(b"prVt", b"own") + source[33:-12] + last
+    )
+    others = [c for c in chunks_of(source) if c[0] != b"IDAT"]
+    result = through(source, lambda x: 255 - x)
+    assert [c for c in chunks_of(result) if c[0] != b"IDAT"] == others
+    np.testing.assert_array_equal(np.asarray(image_of(result)), 255 - noise(HEIGHT, WIDTH, 3))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_png_keeps_few_bits_of_grey(bits):
+    levels = 2**bits - 1
+    grey = noise(HEIGHT, WIDTH) % (levels + 1)
+    source = encoded(Image.fromarray((grey * (255 // levels)).astype(np.uint8)), "PNG", bits=bits) \
+        if bits > 1 else encoded(Image.fromarray(grey > 0), "PNG")  # fmt: skip
+    result = through(source)
+    assert chunks_of(result)[0] == chunks_of(source)[0]
+    np.testing.assert_array_equal(np.asarray(image_of(result)), np.asarray(image_of(source)))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(0, 250, 5))])
+def test_palettes_keep_their_transparency(transparency):
+    source = encoded(picture_of("P"), "PNG", transparency=transparency)
+    before = np.asarray(image_of(source).convert("RGBA"))
+    np.testing.assert_array_equal(np.asarray(image_of(through(source)).convert("RGBA")), before)
+    result = image_of(through(source, lambda x: x // 2))
+    assert result.mode == "P"
+    after = np.asarray(result.convert("RGBA"))
+    np.testing.assert_array_equal(after[..., 3], before[..., 3])
+    np.testing.assert_array_equal(after[..., :3], before[..., :3] // 2)
+
+
+def test_palettes_follow_new_colours():
+    source = encoded(picture_of("P"), "PNG")
+    (before,) = image_files.read(source).frames
+    new = before // 2 + noise(HEIGHT, WIDTH, 1, seed=3) % 8
+    result = image_of(through(source, lambda x: new))
+    assert len(result.getpalette("RGB")) == 150
+    assert np.abs(np.asarray(result.convert("RGB"), int) - new).max() <= 7
+
+
+@pytest.mark.parametrize(("mode", "key"), [("L", 7), ("RGB", (7, 8, 9))])
+def test_transparent_colour_stays_where_it_was(mode, key):
+    samples = np.array(picture_of(mode))
+    samples[2:4, 3:5] = key
+    samples[5, 5] = 100
+    source = encoded(Image.fromarray(samples), "PNG", transparency=key)
+    before = np.asarray(image_of(source).convert("RGBA"))
+    np.testing.assert_array_equal(np.asarray(image_of(through(source)).convert("RGBA")), before)
+
+    def hostile(frame):
+        new = np.full_like(frame, 0) + np.uint8(key)
+        new[2:4, 3:5] = 50
+        return new
+
+    after = np.asarray(image_of(through(source, hostile)).convert("RGBA"))
+    np.testing.assert_array_equal(after[..., 3], before[..., 3])
+    assert after[..., 3].min() == 0
+
+
+def test_transparent_colour_of_few_or_many_bits():
+    few = encoded(Image.fromarray((noise(HEIGHT, WIDTH) % 4) * 85), "PNG", bits=2, transparency=2)
+    one = encoded(picture_of("1"), "PNG", transparency=1)
+    deep = encoded(picture_of("I;16"), "PNG", transparency=int(noise(1, dtype=np.uint16)[0]))
+    for source, key in ((few, 170), (one, 255), (deep, int(noise(1, dtype=np.uint16)[0]))):
+        was = np.asarray(image_of(source)) == (key != 0 if source is one else key)
+        assert was.any()
+        for new in (0, key):
+            result = through(source, lambda x, new=new: np.full_like(x, new))
+            after = np.asarray(image_of(result))
+            np.testing.assert_array_equal(after == (key != 0 if source is one else key), was)
+        assert chunks_of(result)[:2] == chunks_of(source)[:2]
+
+
+def test_transparent_colour_of_16_bits():
+    samples = noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
+    key = (b"tRNS", samples[3, 4].astype(">u2").tobytes())
+    source = deep_png("rgb48be", samples, [key])
+    result = through(source, lambda x: x // 2)
+    assert key in chunks_of(result)
+    (after,) = image_files.read(result).frames
+    expected = samples // 2
+    expected[3, 4] = samples[3, 4]
+    np.testing.assert_array_equal(after, expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_stays_under_new_colours(mode):
+    source = encoded(picture_of(mode), "PNG")
+    after = np.asarray(image_of(through(source, lambda x: 255 - x)))
+    before = np.asarray(picture_of(mode))
+    np.testing.assert_array_equal(after[..., -1], before[..., -1])
+    np.testing.assert_array_equal(after[..., :-1], 255 - before[..., :-1])
+
+
+def test_grey_takes_the_luma():
+    colours = noise(HEIGHT, WIDTH, 3, seed=5)
+    result = image_of(through(encoded(picture_of("L"), "PNG"), lambda x: colours))
+    np.testing.assert_array_equal(np.asarray(result), Image.fromarray(colours).convert("L"))
+    deep = noise(HEIGHT, WIDTH, 3, seed=5, dtype=np.uint16)
+    result = image_of(through(encoded(picture_of("I;16"), "PNG"), lambda x: deep))
+    expected = deep.astype(float) @ [0.299, 0.587, 0.114]
+    assert np.abs(np.asarray(result) - expected).max() <= 1.5
+
+
+def test_cmyk_keeps_its_black():
+    samples = noise(HEIGHT, WIDTH, 4) // 4 + 40
+    source = encoded(Image.fromarray(samples, "CMYK"), "TIFF")
+    (before,) = image_files.read(source).frames
+    result = image_of(through(source, lambda x: x - np.uint8(10)))
+    after = np.asarray(result)
+    np.testing.assert_array_equal(after[..., 3], samples[..., 3])
+    assert np.abs(np.asarray(result.convert("RGB"), int) - (before.astype(int) - 10)).max() <= 1
+
+
+def bmp_with_alpha(samples):
+    height, width = samples.shape[:2]
+    header = struct.pack(
+        "<LllHHLLllLLLLLL", 108, width, height, 1, 32, 3, 0, 2835, 2835, 0, 0,
+        0xFF0000, 0xFF00, 0xFF, 0xFF000000,
+    ) + b"BGRs" + bytes(48)  # fmt: skip
+    pixels = samples[::-1, :, [2, 1, 0, 3]].tobytes()
+    offset = 14 + len(header)
+    return b"BM" + struct.pack("<LHHL", offset + len(pixels), 0, 0, offset) + header + pixels
+
+
+def test_bmp_keeps_alpha():
+    source = bmp_with_alpha(noise(HEIGHT, WIDTH, 4))
+    assert image_of(source).mode == "RGBA"
+    assert through(source) == source
+
+
+DURATIONS = [40, 70, 100, 40]
+
+
+def moving(mode="RGB"):
+    frames = []
+    for i in range(4):
+        pixels = smooth(4)
+        pixels[..., 3] = 255
+        pixels[i : i + 5, i : i + 6, :3] = (200, 30 * i, 10)
+        if mode == "RGBA":
+            pixels[6:, i : i + 4] = 0
+        frames.append(Image.fromarray(pixels).convert(mode))
+    return frames
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
+def test_animations_keep_frames_times_and_loop(format, mode):
+    frames = moving(mode)
+    options = {"GIF": {"disposal": 2}, "WEBP": {"lossless": True}}.get(format, {})
+    source = encoded(
+        frames[0], format, save_all=True, append_images=frames[1:], duration=DURATIONS, loop=3,
+        **options,
+    )  # fmt: skip
+    assert len(image_files.read(source).frames) == 4
+    result = through(source)
+    assert image_of(result).info["loop"] == 3
+    assert image_of(result).n_frames == 4
+    for i in range(4):
+        before, after = image_of(source, i), image_of(result, i)
+        before, after = before.convert("RGBA"), after.convert("RGBA")
+        assert image_of(result, i).format == format
+        np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
+    times = [image_files.read(result)._pages[i].duration for i in range(4)]
+    assert times == DURATIONS
+    darker = through(source, lambda x: x // 2)
+    for i in range(4):
+        before = np.asarray(image_of(source, i).convert("RGBA"))
+        after = np.asarray(image_of(darker, i).convert("RGBA"))
+        np.testing.assert_array_equal(after[..., 3], before[..., 3])
+        seen = before[..., 3] > 0
+        np.testing.assert_array_equal(after[seen][:, :3], before[seen][:, :3] // 2)
+
+
+def test_gif_of_many_new_colours():
+    source = encoded(picture_of("P"), "GIF", comment=b"dry")
+    new = noise(HEIGHT, WIDTH, 3, seed=9)
+    new = np.repeat(np.repeat(new, 2, 0), 2, 1)[:HEIGHT, :WIDTH] // 2
+    result = image_of(through(source, lambda x: new))
+    assert result.info["comment"] == b"dry"
+    assert np.abs(np.asarray(result.convert("RGB"), int) - new).mean() < 1
+    assert "loop" not in result.info
+
+
+def test_apng_keeps_its_default_image():
+    frames = moving()
+    source = encoded(
+        frames[0], "PNG", save_all=True, default_image=True, append_images=frames[1:],
+        duration=DURATIONS[1:],
+    )  # fmt: skip
+    result = image_of(through(source))
+    assert result.info["default_image"] and result.n_frames == 4
+    result.seek(2)
+    assert result.info["duration"] == DURATIONS[2]
+    np.testing.assert_array_equal(np.asarray(result.convert("RGB")), np.asarray(frames[2]))
+
+
+def test_jpeg_of_several_pictures_keeps_the_first(tmp_path):
+    frames = [Image.fromarray(smooth(3)), Image.fromarray(noise(HEIGHT, WIDTH, 3))]
+    source = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    picture = image_files.read(source)
+    assert picture.format == "JPEG" and len(picture.frames) == 1
+    result = through(source)
+    assert b"MPF\0" not in result and image_of(result).format == "JPEG"
+
+
+def test_files_and_their_rights(tmp_path):
+    source = tmp_path / "in.png"
+    source.write_bytes(encoded(picture_of("RGB"), "PNG"))
+    picture = image_files.read(source)
+    target = tmp_path / "new" / "folder" / "out.png"
+    old = os.umask(0o027)
+    try:
+        image_files.write(picture, picture.frames, target)
+    finally:
+        os.umask(old)
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in target.parent.iterdir()] == ["out.png"]
+    (again,) = image_files.read(target).frames
+    np.testing.assert_array_equal(again, picture.frames[0])
+    with pytest.raises(ValueError):
+        image_files.write(picture, [], target)
+    with pytest.raises(ValueError):
+        image_files.write(picture, [again[:-1]], target)
+    with pytest.raises(ValueError):
+        image_files.write(picture, [again.astype(np.uint16)], target)
+    with pytest.raises(ValueError):
+        picture.frames[0][0] = 0
+    with pytest.raises(UserError, match="cannot write"):
+        image_files.write(picture, picture.frames, source / "below.png")
+
+
+def test_names():
+    assert image_files.is_picture("a/B.PNG") and image_files.is_picture("a.gif")
+    assert not image_files.is_picture(".a.png") and not image_files.is_picture("a.mp4")
+
+
+def test_other_files_say_what_is_wrong(tmp_path):
+    def complaint(content):
+        path = tmp_path / "bad.png"
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            image_files.read(path)
+        message = str(caught.value)
+        assert str(path) in message and "\n" not in message and "object at" not in message
+        return message
+
+    with pytest.raises(UserError, match="no such picture"):
+        image_files.read(tmp_path / "none.png")
+    with pytest.raises(UserError, match="cannot be read"):
+        image_files.read(tmp_path)
+    with pytest.raises(UserError, match=r"upload\.png: the file is empty"):
+        image_files.read(b"", "upload.png")
+    assert "empty" in complaint(b"")
+    assert "no picture" in complaint(b"not a picture at all, but long enough to be one")
+    for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
+        content = encoded(Image.fromarray(noise(40, 40, 3)), format)
+        complaint(content[: len(content) // 2])
+    deep = deep_png("rgb48be", noise(HEIGHT, WIDTH, 3, dtype=np.uint16))
+    complaint(deep[: len(deep) // 2])
+    assert "floating" in complaint(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+    assert "16 bits" in complaint(encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"))
+    assert "16 bits" in complaint(b"P6 2 2 65535\n" + bytes(24))
+
+
+def test_bombs_are_refused_and_large_pictures_are_not(monkeypatch):
+    limit = Image.MAX_IMAGE_PIXELS
+    header = struct.pack(">IIBBBBB", 40000, 25001, 1, 0, 0, 0, 0)
+    with pytest.raises(UserError, match="claims 40000x25001"):
+        image_files.read(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(20)))
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files, "MOST_PIXELS", HEIGHT * WIDTH * 3)
+        frames = moving()
+        source = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        with pytest.raises(UserError, match="frame 4 of 4"):
+            image_files.read(source)
+    # What Pillow would refuse, in small: its limit is twice this.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for format in ("PNG", "TIFF", "GIF", "WEBP"):
+            content = encoded(Image.fromarray(noise(30, 40)).convert("RGB"), format)
+            (frame,) = image_files.read(content).frames
+            assert frame.shape == (30, 40, 3)
+            through(content)
+    assert Image.MAX_IMAGE_PIXELS == 100 < limit
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_files_say_so(tmp_path):
+    path = tmp_path / "closed.png"
+    path.write_bytes(encoded(picture_of("L"), "PNG"))
+    path.chmod(0)
+    with pytest.raises(UserError, match="cannot be read"):
+        image_files.read(path)

@@ -1,0 +1,75 @@
+"""Disks that take no more: what is said, what is kept, and that the run goes on afterwards."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import pytest
+from test_resume import _copy_search, _final_state, _same_bits, _stopping_at
+
+from manas_jax.errors import UserError
+from manas_jax.search import run as search_run
+from manas_jax.workdir.checkpoints import disk_trouble
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a file system of 16 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(["mount", *options], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _fill(disk):
+    """Leaves 4 KiB."""
+    left = shutil.disk_usage(disk).free - 4096
+    (disk / "filler").write_bytes(bytes(left))
+
+
+def test_full_disk_stops_the_run_and_keeps_the_checkpoints(
+    monkeypatch, small_disk, finished, run_stages
+):
+    workdir = small_disk / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(search_run, "Recorder", _stopping_at(3, lambda: _fill(small_disk)))
+        with pytest.raises(UserError, match="No space left on device") as error:
+            run_stages(workdir, stage="search")
+    assert f"the disk at {small_disk}: " in str(error.value)
+    assert "\n" not in str(error.value)
+    folder = workdir / "search" / "checkpoints"
+    assert [f.name for f in folder.iterdir() if f.name.isdigit()] == ["2"]
+    (small_disk / "filler").unlink()
+    run_stages(workdir, stage="search")
+    assert _same_bits(_final_state(workdir, "search"), _final_state(finished, "search"))
+    assert not [f for f in folder.iterdir() if not f.name.isdigit()]  # nothing half-written
+
+
+def test_read_only_workdir_is_said_before_anything_is_done(small_disk, finished, run_stages):
+    workdir = small_disk / "run"
+    workdir.mkdir()
+    _copy_search(finished, workdir)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=f"--workdir={workdir} cannot be written"):
+        run_stages(workdir, stage="train")
+    assert sorted(f.name for f in workdir.iterdir()) == ["genotype.json", "search"]
+
+
+def test_trouble_is_told_with_the_name_of_the_disk(small_disk):
+    said = "NOT_FOUND: Error writing: Read-only file system [os_error_code='30']"
+    where = small_disk / "run" / "file"
+    assert disk_trouble(ValueError(said), where) == f"the disk at {small_disk}: {os.strerror(30)}"
+    full = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert disk_trouble(full, where) == f"the disk at {small_disk}: {os.strerror(errno.EDQUOT)}"
+
+
+def test_other_errors_are_no_trouble_of_the_disk(tmp_path):
+    assert disk_trouble(ValueError("shape"), tmp_path) is None
+    assert disk_trouble(OSError(2, os.strerror(2)), tmp_path) is None

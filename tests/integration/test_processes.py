@@ -1,0 +1,204 @@
+"""Several processes work on one run as one does: results, files, and what happens when one dies."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from benchmarks.agreement import LAYOUTS, NARROW, Layout, compare
+from manas_jax import main
+from manas_jax.errors import UserError
+from manas_jax.runtime import distributed, signals
+
+FLAGS = (
+    "_CONFIG", "_WORKDIR", "_COORDINATOR", "_PROCESSES", "_PROCESS", "_DISTRIBUTED", "_HEARTBEAT"
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def few():
+    return compare([Layout(1, 1), Layout(2, 4)], 2, "float64")
+
+
+@pytest.fixture(scope="module")
+def all_layouts():
+    return compare(LAYOUTS, 20, "float64")
+
+
+def _agree(rows, limit):
+    assert len(rows) > 1
+    for row in rows:
+        for stage in ("search", "train"):
+            made = row[stage]
+            assert made["same_pictures"], row  # the union has no gap and no double
+            assert max(made["losses"], made["state"]) < limit, row
+    assert any(row[stage]["state"] > 0 for row in rows for stage in ("search", "train"))
+
+
+def test_eight_devices_of_two_processes_are_one(few):
+    _agree(few, 1e-9)
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_and_processes(all_layouts):
+    _agree(all_layouts, 1e-5)
+
+
+def _start(workdir, *changes, processes=2):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    settings = [f"--config.{key}={value}" for key, value in NARROW.items()]
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "manas_jax.main", "--config=configs/tiny.py"),
+                *(f"--workdir={workdir}", f"--coordinator={address}"),
+                *(f"--processes={processes}", f"--process={number}", "--heartbeat=10"),
+                *settings,
+                *changes,
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+
+
+def _finish(processes, timeout=400):
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def _wait_for(path, processes, timeout=300):
+    begin = time.monotonic()
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), _finish(processes)
+        assert time.monotonic() - begin < timeout, path
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_what_befalls_one_ends_all_and_they_go_on(tmp_path, number):
+    """Killed or silent, the other ends within a bounded time; told to stop, both save."""
+    workdir = tmp_path / "run"
+    long = "--config.search.steps=100000"
+    processes = _start(workdir, long)
+    _wait_for(workdir / "search" / "checkpoints" / "4", processes)
+    begin = time.monotonic()
+    processes[1].send_signal(number)
+    status = processes[0].wait(timeout=60)
+    assert time.monotonic() - begin < 60
+    if number == signal.SIGSTOP:
+        processes[1].kill()
+    statuses, said = _finish(processes)
+    if number == signal.SIGTERM:
+        assert statuses == [signals.PREEMPTED] * 2, said
+        assert all("and saved: start again to go on" in text for text in said)
+    else:
+        assert status in (signals.PREEMPTED, -signal.SIGABRT), said
+    saved = [
+        int(f.name) for f in (workdir / "search" / "checkpoints").iterdir() if f.name.isdigit()
+    ]
+    again = _start(workdir, long)
+    newest = max(saved) + 4  # a few steps more
+    _wait_for(workdir / "search" / "checkpoints" / str(newest // 2 * 2), again)
+    for process in again:
+        process.kill()
+    _, said = _finish(again)
+    assert f"search: goes on from step {max(saved)} of" in said[0]
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_two_processes(tmp_path):
+    """All stages; every picture is scored once; one process's mistake ends both."""
+    statuses, said = _finish(_start(tmp_path / "two"))
+    assert statuses == [0, 0], said
+    statuses, alone = _finish(_start(tmp_path / "one", processes=1))
+    assert statuses == [0], alone
+    scores = [
+        json.loads((tmp_path / name / "evaluate" / "scores.json").read_text())
+        for name in ("one", "two")
+    ]
+    names = [[image["name"] for image in score["images"]] for score in scores]
+    assert names[0] == names[1]
+    assert len(set(names[1])) == len(names[1]) > 1
+    for side in ("input", "output"):
+        one, two = (score["mean"][side] for score in scores)
+        np.testing.assert_allclose(
+            list(two.values()), list(one.values()), atol=1e-6 if side == "input" else 0.05
+        )
+    for file in ("report.html", "weights.safetensors", "genotype.json", "train/summary.json"):
+        assert (tmp_path / "two" / file).exists()
+    assert len(json.loads((tmp_path / "two" / "provenance.json").read_text())) == 1
+
+    statuses, said = _finish(_start(tmp_path / "two", "--config.seed=5"))
+    assert statuses == [1, 1]
+    for text in said:
+        assert "was made with another config" in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("localhost:1", None, None), "--processes, --process: missing"),
+        ((None, 2, 0), "--coordinator: missing"),
+        (("localhost:1", 2, 2), "--process=2: give 0 to 1"),
+        (("localhost:1", 2, -1), "--process=-1: give 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments, said):
+    with pytest.raises(UserError, match=said):
+        distributed.start(*arguments)
+
+
+def test_one_process_needs_no_others():
+    distributed.start(None, None, None)
+    assert distributed.is_primary()
+    assert distributed.from_primary(lambda: {"a": 1}) == {"a": 1}
+    assert distributed.gather(distributed.share([3, 1, 2])) == [3, 1, 2]
+    assert not distributed.is_loss(ValueError("gloo: connection closed"))
+
+
+def test_shares_of_a_list_come_back_in_order(monkeypatch):
+    items = list("abcdefg")
+    parts = []
+    for number in range(3):
+        monkeypatch.setattr(distributed.jax, "process_index", lambda number=number: number)
+        monkeypatch.setattr(distributed.jax, "process_count", lambda: 3)
+        parts.append(distributed.share(items))
+    assert sorted(sum(parts, [])) == items  # noqa: RUF017
+    monkeypatch.setattr(distributed, "_exchange", lambda mine: parts)
+    assert distributed.gather(parts[1]) == items
+
+
+def test_losses_of_a_process_are_told_from_mistakes(monkeypatch):
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    gone = "UNKNOWN: Gloo all-reduce failed: Read error [127.0.0.1]:1925: Connection reset by peer"
+    assert distributed.is_loss(ValueError(gone))
+    assert not distributed.is_loss(ValueError("shapes differ"))
+    assert not distributed.is_loss(KeyError("gloo"))
+
+
+@pytest.mark.parametrize("status", [signals.PREEMPTED, signals.CANCELLED])
+def test_status_of_a_command_that_was_stopped(monkeypatch, status):
+    def stopped(*_):
+        raise signals.Stopped(status)
+
+    monkeypatch.setattr(main, "run", stopped)
+    monkeypatch.setattr(main.distributed, "start", lambda *_, **__: None)
+    for flag in FLAGS:
+        monkeypatch.setattr(main, flag, types.SimpleNamespace(value=None))
+    with pytest.raises(SystemExit) as ended:
+        main.main(["main"])
+    assert ended.value.code == status

@@ -1,0 +1,557 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import narrow_config
+from ml_collections import ConfigDict
+
+from manas_jax.errors import UserError
+from manas_jax.search import collapse, selection
+from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
+from manas_jax.study import run as study_run
+from manas_jax.study import summary as study_summary
+
+SOURCES = {
+    "first_order": {"choice": "derived", "search": "plain", "cells": 2, "rank": True},
+    "matched": {"choice": "matched", "search": "plain", "cells": 4},
+    "random": {"choice": "random", "cells": 4},
+    "hand_made": {"choice": "hand_made", "cells": 1, "tier": 1},
+    "one_to_one": {
+        "choice": "derived",
+        "search": "plain",
+        "cells": 2,
+        "tier": 1,
+        "changes": {"data": {"versions": 1}},
+    },
+}
+
+
+def study_config(sources=SOURCES, **changes):
+    config = narrow_config(**changes)
+    # More to choose than the narrowest space has, so that matched genotypes can be found.
+    config.space.update(columns=(2,), candidates=("none", "SE", "SE_A_M", "skip_connect"))
+    with config.unlocked():
+        config.study = ConfigDict(
+            {
+                "seeds": 2,
+                "judged_batches": 1,
+                "candidates": 3,
+                "tolerance": 1.0,
+                "searches": {"plain": {}},
+                "sources": sources,
+            }
+        )
+    return config
+
+
+def fake_cell(name="random", index=0, seed=0, psnr=30.0, macs=1000, **more):
+    space = SearchSpace(channels=(8,), branches=(1,), columns=(2,))
+    return {
+        "source": {"name": name, "choice": "random", "search": "", "changes": {}, "rank": False},
+        "index": index,
+        "seed": seed,
+        "trained": {"psnr": psnr, "ssim": 0.9},
+        "macs": macs,
+        "parameters": 10,
+        "seconds_of_training": 1.0,
+        "genotype": json.loads(random_genotype(space, index).to_json()),
+        **more,
+    }
+
+
+# The grid
+
+
+def test_grid_is_ordered_by_tier_then_seed():
+    names = [cell.name for cell in study_run.grid(study_config())]
+    assert names[:4] == ["first_order-00", "matched-00", "random-00", "first_order-01"]
+    assert names[-3:] == ["hand_made-00", "one_to_one-00", "one_to_one-01"]
+    assert len(names) == len(set(names)) == 13
+    assert [
+        cell.seed for cell in study_run.grid(study_config()) if cell.source.name == "random"
+    ] == [
+        0,
+        1,
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"choice": "best"}, "study.sources.x.choice = 'best'"),
+        ({"choice": "derived", "search": "none"}, "study.sources.x.search = 'none'"),
+        ({"choice": "random", "seed": 3}, "study.sources.x: unknown seed"),
+    ],
+)
+def test_grid_names_what_is_wrong(fields, words):
+    with pytest.raises(UserError, match=words):
+        study_run.grid(study_config({"x": fields}))
+
+
+def test_the_study_of_the_repository_is_one(experiments):
+    cells = study_run.grid(experiments["study_rain100l"]())
+    counts = {c.source.name: 0 for c in cells}
+    for cell in cells:
+        counts[cell.source.name] += 1
+    assert min(counts.values()) >= 4 and counts["random"] >= 16
+    assert all(len({c.seed for c in cells if c.source.name == name}) >= 4 for name in counts)
+
+
+def test_machines_share_all_cells_once():
+    cells = study_run.grid(study_config())
+    parts = [study_run.share(cells, i, 3) for i in range(3)]
+    assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in cells)
+    assert all(parts)
+    for part in parts:  # nobody searches what another one searches
+        names = {c.name for c in part}
+        assert ("first_order-00" in names) == ("matched-02" in names) == ("one_to_one-00" in names)
+    with pytest.raises(UserError, match="0 <= index < count"):
+        study_run.share(cells, 3, 3)
+
+
+# Running cells, without the work
+
+
+@pytest.fixture
+def without_work(monkeypatch):
+    """`run_cell` replaced by something quick; gives the names of the cells that it was asked."""
+    asked = []
+
+    def run_cell(config, cell, workdir):
+        asked.append(cell.name)
+        made = fake_cell(cell.source.name, cell.index, cell.seed, psnr=30 + cell.index)
+        return made | {"source": study_run.dataclasses.asdict(cell.source)}
+
+    monkeypatch.setattr(study_run, "run_cell", run_cell)
+    return asked
+
+
+def test_finished_cells_are_not_run_again(tmp_path, without_work):
+    config = study_config()
+    study_run.run(config, tmp_path)
+    assert len(without_work) == 13
+    study_run.run(config, tmp_path)
+    assert len(without_work) == 13
+    (tmp_path / "cells" / "random-01.json").unlink()
+    study_run.run(config, tmp_path)
+    assert without_work[13:] == ["random-01"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["cells"] == summary["planned"] == 13
+    assert summary["sources"]["random"]["psnr"]["mean"] == pytest.approx(31.5)
+
+
+def test_a_study_may_grow_but_not_change(tmp_path, without_work):
+    study_run.run(study_config({"random": {"choice": "random", "cells": 1}}), tmp_path)
+    study_run.run(study_config({"random": {"choice": "random", "cells": 2, "tier": 1}}), tmp_path)
+    assert without_work == ["random-00", "random-01"]
+    changed = {"random": {"choice": "random", "cells": 1, "changes": {"train": {"steps": 9}}}}
+    with pytest.raises(UserError, match=r"random-00\.json is of another source"):
+        study_run.run(study_config(changed), tmp_path)
+    with pytest.raises(UserError, match=r"train\.steps"):
+        study_run.run(study_config(train__steps=9), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"source": {}}'])
+def test_a_damaged_cell_gives_one_clear_line(tmp_path, without_work, content):
+    study_run.run(study_config(), tmp_path)
+    (tmp_path / "cells" / "random-01.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        study_run.run(study_config(), tmp_path)
+    line = str(error.value)
+    assert "random-01.json is damaged" in line and "remove it" in line and "\n" not in line
+
+
+def test_machines_of_one_study_fill_one_folder(tmp_path, without_work):
+    for i in range(3):
+        study_run.run(study_config(), tmp_path, i, 3)
+    assert len(without_work) == len(set(without_work)) == 13
+    study_run.run(study_config(), tmp_path)
+    assert len(without_work) == 13
+
+
+def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
+    config = study_config()
+    space = SearchSpace(**config.space)
+    asked = {}
+
+    def search(changed, folder):
+        asked["search"] = changed
+        return random_genotype(space, 7)
+
+    def train(changed, folder):
+        asked["train"] = changed
+        assert asked.setdefault("genotype", Genotype.load(folder / "genotype.json"))
+        (folder / "train").mkdir()
+        summary = {"validation": {"psnr": 31.0, "ssim": 0.9}, "seconds": 3.0, "compile_seconds": 1}
+        (folder / "train" / "summary.json").write_text(json.dumps(summary))
+
+    monkeypatch.setattr(study_run.search_run, "search", search)
+    monkeypatch.setattr(study_run.train_run, "train", train)
+    monkeypatch.setattr(study_run.search_run, "judge", lambda *_: None)
+    monkeypatch.setattr(study_run, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
+    cells = {cell.name: cell for cell in study_run.grid(config)}
+
+    made = study_run.run_cell(config, cells["one_to_one-01"], tmp_path)
+    assert made["trained"]["psnr"] == 31 and made["relaxed"]["psnr"] == 32
+    assert made["seconds_of_training"] == 4 and made["seed"] == 1
+    assert asked["genotype"] == random_genotype(space, 7)
+    assert (asked["train"].data.versions, asked["search"].data.versions) == (1, 2)
+    assert asked["train"].seed == asked["search"].seed == 1
+    assert "study" not in asked["train"] and config.data.versions == 2
+
+    asked.clear()
+    made = study_run.run_cell(config, cells["matched-03"], tmp_path)
+    assert asked["genotype"] != random_genotype(space, 7) and "relaxed" not in made
+    assert asked["train"].data.versions == 2 and asked["train"].seed == 1
+
+
+# Genotypes
+
+
+def test_fixed_genotypes():
+    space = SearchSpace(channels=(8, 16), branches=(2,), columns=(3,))
+    assert study_run.fixed(space, "all_parallel").columns == (("parallel",) * 3,)
+    assert study_run.fixed(space, "all_fusion").columns == (("fusion",) * 3,)
+    hand, skip = study_run.fixed(space, "hand_made"), study_run.fixed(space, "all_skip")
+    assert hand.columns == skip.columns == (("parallel", "fusion", "parallel"),)
+    assert {e for m in hand.attention[0] for e in m} == {"SE"}
+    assert {e for m in skip.attention[0] for e in m} == {"skip_connect"}
+
+
+def test_matched_genotypes_cost_the_same_and_differ(experiments, monkeypatch):
+    config = experiments["study_rain100l"]()
+    wanted = random_genotype(SearchSpace(**config.space), 5)
+    drawn = [study_run.matched(config, wanted, salt) for salt in range(4)]
+    size = config.objectives.complexity_size
+    for genotype in drawn:
+        ratio = genotype.cost(*size).macs / wanted.cost(*size).macs
+        assert abs(ratio - 1) <= config.study.tolerance and genotype != wanted
+    assert len({g.to_json() for g in drawn}) == 4
+    assert study_run.matched(config, wanted, 0) == drawn[0]
+    config.study.tolerance = -1.0
+    monkeypatch.setattr(study_run, "_MOST_DRAWS", 20)
+    with pytest.raises(UserError, match=r"study\.tolerance"):
+        study_run.matched(config, wanted, 0)
+
+
+def test_perturbation_keeps_what_the_supernet_misses_most():
+    space = SearchSpace(channels=(8,), branches=(1,), columns=(2,))
+    logits = {
+        "columns": np.array([[2.0, 0.0], [2.0, 0.0]]),  # the likeliest: parallel
+        "attention": np.zeros((1, 3, 9)),
+    }
+    useful = {"columns": 1, "attention": CANDIDATES.index("SE")}  # what really helps
+
+    def score(architecture):
+        shares = selection.probabilities(architecture)
+        return sum(float(shares[k][..., i].sum()) for k, i in useful.items())
+
+    found = selection.perturbation(space, logits, score, seed=0)
+    assert found == Genotype(space, [["fusion"] * 2], [[["SE"] * 3]])
+    assert logits["columns"][0, 0] == 2  # left as it was
+
+
+def test_best_of_some():
+    space = SearchSpace(channels=(8,), branches=(1,), columns=(4,))
+    genotypes = [random_genotype(space, i) for i in range(8)]
+
+    def score(architecture):
+        return float(selection.probabilities(architecture)["columns"][:, 1].sum())
+
+    chosen, scores = selection.best(genotypes, score)
+    fusions = [g.columns[0].count("fusion") for g in genotypes]
+    assert scores == fusions and chosen == genotypes[int(np.argmax(fusions))]
+
+
+# Statistics, against numbers made by hand
+
+
+def test_interval_by_hand():
+    made = study_summary.interval([1, 2, 3])
+    # t of two degrees of freedom at 97.5% is 4.302653, the mean's deviation 1 / sqrt(3).
+    assert made["mean"] == 2 and made["sd"] == 1
+    assert made["low"] == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
+    assert made["high"] == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
+    assert study_summary.interval([5.0])["low"] is None
+
+
+def test_paired_differences_by_hand():
+    ours = [fake_cell("a", s, s, psnr=p) for s, p in enumerate((31.0, 32.0, 33.5))]
+    theirs = [fake_cell("b", 0, 0, psnr=30.0), fake_cell("b", 3, 0, psnr=31.0)]  # mean 30.5
+    theirs += [fake_cell("b", 1, 1, psnr=31.0), fake_cell("b", 7, 7, psnr=99.0)]
+    made = study_summary.paired(ours, theirs)
+    assert made["differences"] == [0.5, 1.0] and made["n"] == 2
+    # t = 0.75 / (sd / sqrt 2) = 3 with one degree of freedom: p = 1 - 2 atan(3) / pi
+    assert made["p"] == pytest.approx(1 - 2 * np.arctan(3) / np.pi)
+    assert study_summary.paired(ours, [fake_cell("b", 9, 9)]) == {"n": 0}
+
+
+def test_equal_cost_line_by_hand():
+    # 0.5 dB a doubling; seed 1 is 2 dB better than seed 0.
+    random = [
+        fake_cell(index=2 * i + s, seed=s, macs=1000 * 2**i, psnr=30 + 2 * s + 0.5 * i)
+        for i in range(3)
+        for s in range(2)
+    ]
+    line = study_summary.equal_cost_line(random)
+    assert line["slope"] == pytest.approx(0.5)
+    assert line["levels"] == pytest.approx({"0": 30.5, "1": 32.5})
+    found = [fake_cell("first_order", 0, 0, psnr=31.25, macs=2000)]
+    cells = {str(i): c for i, c in enumerate([*random, *found])}
+    summary = study_summary.summarize(cells)
+    assert summary["sources"]["first_order"]["at_equal_macs"]["mean"] == pytest.approx(0.75)
+    assert summary["sources"]["random"]["at_equal_macs"]["mean"] == pytest.approx(0)
+    assert study_summary.equal_cost_line(random[:1]) is None
+
+
+def test_ranking_by_hand():
+    random = [fake_cell(index=i, macs=m, psnr=30 + i) for i, m in enumerate((1, 2, 3, 4))]
+    searched = [
+        fake_cell("first_order", 0, 0, ranking=[1.0, 2.0, 4.0, 3.0]),  # one pair of six swapped
+        fake_cell("first_order", 1, 1, ranking=[4.0, 3.0, 2.0, 1.0]),
+    ]
+    made = study_summary.ranking(searched, random)
+    assert [s["tau"] for s in made["supernets"]] == pytest.approx([4 / 6, -1])
+    assert made["macs"]["tau"] == pytest.approx(1)
+    assert made["interval"]["mean"] == pytest.approx(-1 / 6)
+    assert made["between_supernets"]["mean"] == pytest.approx(-4 / 6)
+
+
+def test_ranking_leaves_the_seeds_own_differences_out():
+    psnr = {(0, 0): 30, (1, 1): 40, (2, 0): 32, (3, 1): 41}  # seed 1 is 9.5 dB above seed 0
+    random = [fake_cell(index=i, seed=s, macs=i, psnr=p) for (i, s), p in psnr.items()]
+    searched = [fake_cell("first_order", 0, 0, ranking=[1.0, 2.0, 4.0, 3.0])]
+    assert study_summary.ranking(searched, random)["supernets"][0]["tau"] == pytest.approx(1)
+
+
+def test_repeatability_by_hand():
+    # Seed 1 is 1 dB above seed 0; genotype b is 0.5 dB above a, give or take 0.1.
+    psnr = {"a": (30.0, 31.0), "b": (30.4, 31.6)}
+    sources = {n: [fake_cell(n, s, s, psnr=p) for s, p in enumerate(ps)] for n, ps in psnr.items()}
+    made = study_summary.repeatability(sources)
+    # Rest: +-0.05 in each of four cells, one degree of freedom. Genotypes: means 0.5 apart.
+    assert made["rest"] == pytest.approx(0.1)
+    assert made["f"] == pytest.approx(2 * 0.125 / 0.01)
+    assert made["genotype"] == pytest.approx(((0.25 - 0.01) / 2) ** 0.5)
+    # F with 1 and 1 degrees of freedom is the square of a Cauchy variable.
+    assert made["p"] == pytest.approx(1 - 2 * np.arctan(5) / np.pi)
+    assert study_summary.repeatability({"a": sources["a"]}) is None
+
+
+def test_longer_training_by_hand():
+    short = [fake_cell("random", i, i % 2, psnr=p) for i, p in enumerate((30, 40, 31, 42))]
+    long = [fake_cell("random_long", i, i % 2, psnr=p) for i, p in enumerate((33, 45, 35, 48))]
+    made = study_summary.longer({"random": short, "random_long": long})
+    # Relative to the seeds' means: -0.5, -1, 0.5, 1 and -1, -1.5, 1, 1.5.
+    assert made["tau"] == pytest.approx(1) and made["genotypes"] == 4
+    assert made["long"] == pytest.approx(((1 + 1.5**2) / 2) ** 0.5)
+    assert study_summary.longer({"random": short}) is None
+
+
+def test_agreement_by_hand():
+    space = SearchSpace(channels=(8,), branches=(1,), columns=(2,))
+    genotypes = [
+        Genotype(space, [["fusion", "fusion"]], [[["SE", "SE", "CBAM"]]]),
+        Genotype(space, [["fusion", "parallel"]], [[["SE", "CBAM", "CBAM"]]]),
+    ]
+    cells = [
+        fake_cell("first_order", i, i) | {"genotype": json.loads(g.to_json())}
+        for i, g in enumerate(genotypes)
+    ]
+    made = study_summary.agreement(cells)
+    assert made["columns"] == {"share": 0.5, "chance": 0.5}
+    assert made["attention"] == {"share": pytest.approx(2 / 3), "chance": 1 / 8}
+
+
+# Guards
+
+
+def _probabilities(attention, columns=((0.9, 0.1), (0.2, 0.8))):
+    return {"columns": np.array(columns), "attention": np.array([attention])}
+
+
+def test_guards_are_quiet_on_a_healthy_architecture():
+    rows = np.eye(9)[[2, 6, 8]] * 0.6 + 0.4 / 9
+    assert collapse.signs(_probabilities(rows), CANDIDATES, gap=0.5) == []
+
+
+def test_guards_fire_on_a_collapsed_architecture():
+    rows = np.eye(9)[[0, 1, 8]] * 0.6 + 0.4 / 9
+    (sign,) = collapse.signs(_probabilities(rows), CANDIDATES, gap=0.5)
+    assert sign.startswith("collapse: 67% of the attention edges prefer none or skip_connect")
+    assert collapse.collapsed(_probabilities(rows), CANDIDATES) == [sign]
+
+
+def test_guards_fire_on_an_undecided_architecture_and_a_wide_gap():
+    even = _probabilities(np.full((3, 9), 1 / 9), np.full((2, 2), 0.5))
+    signs = collapse.signs(even, CANDIDATES[2:] + CANDIDATES[:2], gap=3.25)
+    assert [sign.split(":")[0] for sign in signs] == ["undecided", "undecided", "gap"]
+    assert "3.2 dB" in signs[2] or "3.3 dB" in signs[2]
+
+
+def test_entropy_by_hand():
+    assert collapse.entropy(np.array([[0.5, 0.5], [1, 0]])) == pytest.approx(0.5)
+    assert collapse.entropy(np.zeros((0, 9))) == 0
+
+
+# All of it, on embedded photographs
+
+
+@pytest.mark.slow
+def test_the_choice_moves_no_bit_of_a_search(tmp_path, run_stages, loop_config):
+    import jax
+
+    from manas_jax.search import run as search_run
+
+    by_perturbation = {"search__choice": "perturbation", "search__choice_batches": 1}
+    run_stages(tmp_path / "plain", stage="search")
+    run_stages(tmp_path / "changed", stage="search", **by_perturbation)
+    plain, changed = (search_run.load(loop_config(), tmp_path / n) for n in ("plain", "changed"))
+    jax.tree.map(np.testing.assert_array_equal, plain, changed)
+    config = loop_config()
+    judge = search_run.judge(config, tmp_path / "plain", 1)
+    space = SearchSpace(**config.space)
+    expected = selection.perturbation(space, plain.architecture, judge, config.seed)
+    assert Genotype.load(tmp_path / "changed" / "genotype.json") == expected
+    assert loop_config().search.choice == "likeliest"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study of two small cells on embedded photographs."""
+    sources = {
+        "first_order": {"choice": "derived", "search": "plain", "cells": 1, "rank": True},
+        "random": {"choice": "random", "cells": 1},
+    }
+    config = study_config(
+        sources, search__steps=2, train__steps=2, search__crop=16, train__crop=16,
+        search__validation_crop=16, train__validation_crop=16, train__ema=0.5,
+    )  # fmt: skip
+    config.study.seeds = 1
+    workdir = tmp_path_factory.mktemp("study")
+    study_run.run(config, workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_cells_hold_what_the_summary_needs(done):
+    cells = study_run.read_cells(done / "cells")
+    assert set(cells) == {"first_order-00", "random-00"}
+    searched = cells["first_order-00"]
+    assert len(searched["ranking"]) == 1 and np.isfinite(searched["ranking"]).all()
+    for key in ("relaxed", "inherited", "inherited_own_statistics", "trained"):
+        assert 0 < searched[key]["psnr"] < 100
+    assert "command" in searched["provenance"]
+    for cell in cells.values():
+        genotype = Genotype.from_json(json.dumps(cell["genotype"]))
+        assert cell["macs"] == genotype.cost(64, 64).macs
+
+
+@pytest.mark.slow
+def test_the_search_says_what_discretisation_costs(done):
+    folder = done / "searches" / "plain-00" / "search"
+    summary = json.loads((folder / "summary.json").read_text())
+    cell = study_run.read_cells(done / "cells")["first_order-00"]
+    assert summary["derived"] == pytest.approx(cell["inherited"])
+    assert isinstance(summary["warnings"], list)
+
+
+def test_the_supernet_with_hard_logits_is_the_derived_network(small):
+    import jax
+
+    from manas_jax.models.network import (
+        Network,
+        genotype_logits,
+        inherit,
+        init_variables,
+        variable_shapes,
+    )
+
+    genotype, _ = small
+    space = genotype.space
+    draw = np.random.default_rng(0)
+    supernet = jax.tree.map(
+        lambda x: x + 0.03 * draw.standard_normal(x.shape).astype(np.float32),
+        init_variables(Network(space), 0),
+    )
+    derived = Network(space, genotype)
+    images = draw.uniform(0, 1, (1, 16, 16, 3)).astype(np.float32)
+    inherited = inherit(supernet, variable_shapes(derived))
+    np.testing.assert_allclose(
+        Network(space).apply(supernet, images, genotype_logits(genotype)),
+        derived.apply(inherited, images),
+        atol=1e-5,
+    )
+
+
+# Tables and plots
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A study of made-up cells, gathered and drawn in a folder of the test's own."""
+    from benchmarks import study as keeper
+    from benchmarks import study_tables
+
+    workdir = tmp_path / "run"
+    (workdir / "cells").mkdir(parents=True)
+    config = json.loads(study_config().to_json_best_effort())
+    (workdir / "config.json").write_text(json.dumps(config))
+    origin = {"commit": "abc", "machine": {"processor": "Brain", "cores": 1}}
+    even = {"columns": [[0.5, 0.5]] * 2, "attention": [[[1 / 9] * 9] * 3]}
+    scores = {"psnr": 29.0, "ssim": 0.9}
+    for i in range(4):
+        cell = fake_cell(index=i, seed=i % 2, macs=10**6 * 2**i, psnr=30 + i, provenance=origin)
+        (workdir / "cells" / f"random-{i:02d}.json").write_text(json.dumps(cell))
+    for i in range(2):
+        cell = fake_cell(
+            "first_order", i, i, psnr=33 + i, macs=2 * 10**6, provenance=origin,
+            ranking=[1.0, 2.0, 3.0, 4.0], probabilities=even, seconds_of_search=3600.0,
+            relaxed={"psnr": 31.5, "ssim": 0.9}, inherited=scores,
+            inherited_own_statistics=scores,
+        )  # fmt: skip
+        cell["source"] |= {"choice": "derived", "search": "plain"}
+        (workdir / "cells" / f"first_order-{i:02d}.json").write_text(json.dumps(cell))
+    for module in (keeper, study_tables):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "kept")
+    keeper.gather(workdir)
+    keeper.draw()
+    return tmp_path / "kept"
+
+
+def test_what_is_kept_of_a_study(kept):
+    names = {str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file()}
+    assert {"costs.svg", "ranking.svg", "network.svg", "summary.json", "config.json"} < names
+    assert {"genotypes/first_order-00.json", "genotypes/pretrained_rain100l.json"} < names
+    assert "genotypes/random-00.json" not in names
+    for file in (kept / "genotypes").glob("*.json"):
+        Genotype.load(file)
+
+
+def test_the_pretrained_genotypes_are_those_of_the_weights(kept):
+    from manas_jax.inference.derainer import Derainer
+
+    genotype = Genotype.load(kept / "genotypes" / "pretrained_rain100l.json")
+    assert genotype == Derainer.from_pretrained("rain100l").network.genotype
+
+
+def test_tables_of_a_study(kept):
+    from benchmarks import study_tables
+
+    overview = study_tables.overview()
+    assert (
+        "6 cells, 2.0 hours of searching and training on one core (Brain, 1 cores)"
+        in overview.replace("\n", " ")
+    )
+    assert "| search, first order | 2, 2 | 33.50 ± 0.71 | 2 |" in overview
+    # Two seeds: 33 - (30 + 32) / 2 and 34 - (31 + 33) / 2, both 2 dB.
+    assert "| search, first order | random | 2 | +2.00 [+2.00, +2.00] | – |" in (
+        study_tables.comparisons()
+    )
+    assert "31.50 ± 0.00 | 29.00 ± 0.00 | 29.00 ± 0.00 | 33.50 ± 0.71 | 2.50" in study_tables.gaps()
+    assert "100%, 100%" in study_tables.gaps()
+    assert "supernet of seed 0" in study_tables.rankings()
+    assert "(50.0%)" in study_tables.agreements()
+    assert study_tables.front().count("\n") == 3

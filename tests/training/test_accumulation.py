@@ -1,0 +1,115 @@
+"""Gradient accumulation: parts of a batch, their mean, and what is carried from part to part."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from manas_jax.search.run import Gradients
+from manas_jax.training.accumulation import in_parts, part_shapes
+
+
+def _batch(scenes=6):
+    return {
+        "rainy": np.arange(scenes * 2.0).reshape(scenes, 2),
+        "clean": np.arange(float(scenes)),
+    }
+
+
+def _on(part, before):
+    """A gradient linear in the scenes, and a count that is carried."""
+    count = 0 if before is None else before["count"]
+    return {"gradient": part["rainy"].mean(0) + part["clean"].mean(), "count": count + 1}
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_mean_of_the_parts_is_that_of_the_batch(parts):
+    made = in_parts(_on, _batch(), parts, carried="count")
+    np.testing.assert_allclose(made["gradient"], _on(_batch(), None)["gradient"], rtol=1e-6)
+    assert made["count"] == parts
+
+
+def test_every_scene_is_in_one_part():
+    seen = []
+    in_parts(lambda part, _: seen.append(np.asarray(part["clean"])) or part, _batch(), 3)
+    assert sorted(np.concatenate(seen)) == list(range(6))
+    assert [len(part) for part in seen] == [2, 2, 2]
+
+
+def test_carried_field_of_a_tuple():
+    def on(part, before):
+        stats = part["clean"].sum() + (before.batch_stats if before else 0)
+        return Gradients(part["clean"].mean(), part["clean"].sum(), stats, {"loss": 1.0})
+
+    made = in_parts(on, _batch(), 2, carried="batch_stats")
+    assert (made.weights, made.architecture, made.batch_stats) == (2.5, 7.5, 15.0)
+    assert made.terms == {"loss": 1.0}
+
+
+def test_shapes_of_a_part():
+    shapes = part_shapes(jax.device_put(_batch()), 3)
+    assert {k: v.shape for k, v in shapes.items()} == {"rainy": (2, 2), "clean": (2,)}
+
+
+STEPS = """
+import json, runpy, sys
+import jax, numpy as np
+sys.path.insert(0, "tests")
+from conftest import narrow_config, scene_batch
+from manas_jax import build, objectives, search, sharding, state, train
+from manas_jax.models.network import init_variables
+from manas_jax.space import random_genotype
+
+config = narrow_config(search__scenes=8, search__crop=8)
+network = build.network(config)
+optimizers = (build.search_weight_optimizer(config.search),
+              build.architecture_optimizer(config.search))
+weights = build.loss_weights(config)
+derived = build.network(config, random_genotype(network.space, 0))
+adam = build.train_optimizer(config.train)
+made = {}
+for devices in (1, 4):
+    mesh = sharding.make_mesh(devices)
+    batch = sharding.put_batch(scene_batch(scenes=8), mesh)
+    for hypergradient in ("exact",):
+        step = search.make_step(
+            network, *optimizers, hypergradient=hypergradient, weights=weights, accumulate=2,
+            complexity_model=objectives.ComplexityModel(network.space, 16, 16))
+        fresh = sharding.replicate(state.init_search(network, *optimizers, seed=0), mesh)
+        step.compile(fresh, build.batch_shapes(config, config.search, mesh))
+        made[hypergradient, devices] = step(fresh, batch, batch)[1]
+    step = train.make_step(derived, adam, weights=weights, accumulate=2)
+    fresh = sharding.replicate(
+        state.init_train(init_variables(derived, 0), adam, average=False), mesh)
+    step.compile(fresh, build.batch_shapes(config, config.search, mesh))
+    made["train", devices] = step(fresh, batch)[1]
+print(json.dumps({f"{name} {devices}": {k: float(v) for k, v in terms.items()}
+                  for (name, devices), terms in made.items()}))
+"""
+
+
+@pytest.mark.slow
+def test_steps_in_parts_on_several_devices():
+    """Compiled ahead, they take the parts as they come, and give what one device gives."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS],
+        env={
+            **os.environ,
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=4",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    for name in ("exact", "train"):
+        one, four = made[f"{name} 1"], made[f"{name} 4"]
+        assert one.keys() == four.keys()
+        np.testing.assert_allclose(list(one.values()), list(four.values()), rtol=1e-4)

@@ -1,0 +1,215 @@
+"""Checkpoints on real folders: bits, the newest and the best, damage."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from manas_jax.errors import Diverged, UserError
+from manas_jax.runtime import sharding
+from manas_jax.training.state import init_train
+from manas_jax.workdir.checkpoints import Checkpoints, write_json
+
+
+def _state(step=0, average=True, width=3):
+    draw = np.random.default_rng(step)
+    params = {"layer": {"kernel": draw.normal(size=(width, 2)).astype(np.float32)}}
+    stats = {"norm": {"mean": draw.normal(size=2).astype(np.float32)}}
+    fresh = init_train({"params": params, "batch_stats": stats}, optax.adamw(1e-3), average=average)
+    fresh = fresh.replace(step=jnp.asarray(step, jnp.int32))
+    return sharding.replicate(fresh, sharding.make_mesh(1))
+
+
+def _assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_what_comes_back_is_what_went_in(tmp_path, average):
+    state = _state(4, average)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(_state(0, average)) is None
+        assert checkpoints.latest_step is None
+        checkpoints.save(4, state, 20.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(_state(0, average))
+    _assert_same(restored, state)
+    assert restored.weights["layer"]["kernel"].sharding == state.step.sharding
+
+
+def test_two_newest_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, score in enumerate([20.0, 25.0, 21.0, 22.0, 23.0], start=1):
+            checkpoints.save(step, _state(step), score)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
+        _assert_same(checkpoints.restore(_state()), _state(5))
+        _assert_same(checkpoints.restore_best(_state()), _state(2))
+    kept = sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())
+    assert kept == ["2", "4", "5"]
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _empty(file):
+    file.write_bytes(b"")
+
+
+def _flip(file):
+    content = bytearray(file.read_bytes())
+    if content:
+        content[len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+def _lose(file):
+    file.unlink()
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _state(step), 20.0, seconds=step)
+    return folder
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _flip, _lose])
+def test_any_file_of_the_newest_damaged(tmp_path, two_checkpoints, damage):
+    """Each file in turn: what comes back is the newest whole checkpoint, to the bit."""
+    files = [f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*")]
+    files = sorted(f for f in files if (two_checkpoints / f).is_file())
+    assert len(files) > 10
+    came_back = set()
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(two_checkpoints, folder)
+        damage(folder / file)
+        with Checkpoints(folder) as checkpoints:
+            restored = checkpoints.restore(_state())
+            step = int(restored.step)
+            _assert_same(restored, _state(step))
+            assert checkpoints.latest_step == step, file
+            assert checkpoints.facts["seconds"] == step
+            checkpoints.save(2 if step == 1 else 3, _state(4), 21.0)  # nothing is in the way
+        with Checkpoints(folder) as checkpoints:
+            _assert_same(checkpoints.restore(_state()), _state(4))
+        came_back.add(step)
+    assert came_back == {1, 2}
+
+
+def _first_array(folder):
+    """The largest file of a checkpoint holds its arrays."""
+    return max((folder / "state").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
+
+
+def test_damaged_checkpoint_is_moved_aside(tmp_path, two_checkpoints, caplog):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    _cut(_first_array(folder / "2"))
+    with Checkpoints(folder) as checkpoints:
+        _assert_same(checkpoints.restore(_state()), _state(1))
+    assert (tmp_path / "damaged" / "2" / "state").exists()
+    assert not (folder / "2").exists()
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any(f"{folder / '2'}: cannot read this checkpoint" in line for line in warned)
+    assert any("goes on from step 1 instead" in line for line in warned)
+
+
+def test_damaged_best_gives_way_to_the_newest(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step, score in enumerate([25.0, 20.0, 21.0], start=1):
+            checkpoints.save(step, _state(step), score)
+    _lose(_first_array(folder / "1"))
+    with Checkpoints(folder) as checkpoints:
+        _assert_same(checkpoints.restore_best(_state()), _state(3))
+        assert (folder / "1").exists()  # looked at only
+
+
+def test_none_whole_is_not_a_fresh_start(tmp_path, two_checkpoints):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    for step in "12":
+        shutil.rmtree(folder / step / "state")
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(UserError, match="cannot read this checkpoint, nor any of") as error,
+    ):
+        checkpoints.restore(_state())
+    assert str(folder / "2") in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(f.name for f in folder.iterdir()) == ["1", "2"]
+
+
+def test_saved_without_a_score_is_newest_and_never_best(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), 20.0)
+        for step in (2, 3, 4):
+            checkpoints.save(step, _state(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (4, 1)
+        _assert_same(checkpoints.restore_best(_state()), _state(1))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_state_that_is_not_finite_is_not_saved(tmp_path, value):
+    broken = _state(2)
+    broken.weights["layer"]["kernel"] = broken.weights["layer"]["kernel"].at[0, 0].set(value)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), 20.0)
+        with pytest.raises(Diverged, match="kernel"):
+            checkpoints.save(2, broken, 20.0)
+        assert checkpoints.latest_step == 1
+
+
+def test_unfinished_checkpoint_is_no_checkpoint(tmp_path):
+    """What a killed process leaves behind while it saves."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), 20.0)
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", unfinished)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 1
+        _assert_same(checkpoints.restore(_state()), _state(1))
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("other", [{"width": 4}, {"average": False}])
+def test_checkpoint_of_another_structure(tmp_path, other):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), 20.0)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match="cannot read this checkpoint"),
+    ):
+        checkpoints.restore(_state(**other))
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot keep checkpoints here"):
+        Checkpoints(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_write_json(tmp_path):
+    fields = {"a": np.float32(1.5), "b": jnp.arange(2), "c": [1, None, "x"]}
+    write_json(tmp_path / "x.json", fields)
+    read = json.loads((tmp_path / "x.json").read_text())
+    assert read == {"a": 1.5, "b": [0, 1], "c": [1, None, "x"]}
+    with pytest.raises(TypeError, match="object has no place"):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == read
+    assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
