@@ -177,7 +177,7 @@ def _work(task: Mapping[str, Any]) -> None:
         losses, read = [], []
         for batches in zip(*sources, strict=True):
             read.append([_digests(batch) for batch in batches])
-            placed = [sharding.put_batch(cast(batch), mesh) for batch in batches]
+            placed = [sharding.shard_batch(cast(batch), mesh) for batch in batches]
             carried, terms = advance(carried, *placed)
             losses.append({key: float(value) for key, value in terms.items()})
         (folder / f"{name}{process}.json").write_text(json.dumps({"losses": losses, "read": read}))

@@ -133,7 +133,7 @@ def search_step(
     from manas_jax.runtime import malloc, sharding
     from manas_jax.training.state import init_search
 
-    malloc.keep()
+    malloc.tune()
     network, optimizers, step = make_search_step(
         configure(space),
         hypergradient=hypergradient,
@@ -142,11 +142,11 @@ def search_step(
     mesh = sharding.make_mesh(1)
     state = sharding.replicate(init_search(network, *optimizers, seed=0), mesh)
     batches = [_batch(scenes, versions, height, width, seed) for seed in range(2)]
-    compilation = _compiled(step, state, sharding.put_batch(batches[0], mesh))
+    compilation = _compiled(step, state, sharding.shard_batch(batches[0], mesh))
 
     def run():
         nonlocal state
-        state, terms = step(state, *(sharding.put_batch(batch, mesh) for batch in batches))
+        state, terms = step(state, *(sharding.shard_batch(batch, mesh) for batch in batches))
         return state, terms
 
     return Work(run, 2 * scenes * versions, compilation.seconds, lambda: compilation.flops)
@@ -166,7 +166,7 @@ def train_step(
     from manas_jax.runtime import malloc, sharding
     from manas_jax.training.state import init_train
 
-    malloc.keep()
+    malloc.tune()
     config = configure(space)
     network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)
@@ -174,11 +174,11 @@ def train_step(
     state = init_train(variables, optimizer, average=bool(config.train.ema))
     state = sharding.replicate(state, mesh)
     batch = _batch(scenes, versions, height, width)
-    compilation = _compiled(step, state, sharding.put_batch(batch, mesh))
+    compilation = _compiled(step, state, sharding.shard_batch(batch, mesh))
 
     def run():
         nonlocal state
-        state, terms = step(state, sharding.put_batch(batch, mesh))
+        state, terms = step(state, sharding.shard_batch(batch, mesh))
         return state, terms
 
     def flops():  # the gradient is twice the work of the function
@@ -191,7 +191,7 @@ def _compiled(step, state, batch):
     """Compiles a step as the commands do, while TensorFlow is imported; their batches need it."""
     from manas_jax.data import lazy_tf
 
-    lazy_tf.import_meanwhile()
+    lazy_tf.import_in_background()
     compilation = step.compile(state, batch)
     lazy_tf.tf.config  # noqa: B018  # waits for it, as the first batch would
     return compilation
@@ -216,7 +216,7 @@ def inference(
     from manas_jax.inference.derainer import Derainer
     from manas_jax.runtime import malloc
 
-    malloc.keep()  # as `manas_jax.derain` does
+    malloc.tune()  # as `manas_jax.derain` does
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
     pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
     network = derainer.network.clone(pool_cell=None)  # of a picture that nothing is added to

@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from manas_jax.workdir import provenance
         from manas_jax.workdir.checkpoints import write_json
 
-        malloc.keep()  # as `manas_jax.derain` does
+        malloc.tune()  # as `manas_jax.derain` does
         if jax.default_backend() != "cpu":
             raise UserError("this is for CPU alone: it measures the processor's time")
         options.out.parent.mkdir(parents=True, exist_ok=True)

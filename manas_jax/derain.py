@@ -180,7 +180,7 @@ def _main(options: argparse.Namespace) -> int:
     for line in problems:
         print(line, file=sys.stderr)
     if jobs:
-        malloc.keep()
+        malloc.tune()
         derainer = Derainer.from_pretrained(options.weights, tile=options.tile)
         compilation.use_cache()
 

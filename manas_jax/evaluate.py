@@ -75,7 +75,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     restore = restorer(network)
     total = sum(max(1, len(scene.rainy)) for scene in chosen)
     kept = set(np.linspace(0, total - 1, min(total, config.evaluate.pictures)).astype(int))
-    distributed.from_primary(lambda: _empty(folder / "pictures"))
+    distributed.broadcast_from_primary(lambda: _empty(folder / "pictures"))
 
     first, every = jax.process_index(), jax.process_count()
     part = len(range(first, total, every))
@@ -121,7 +121,9 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         "mean": {side: dataclasses.asdict(scores) for side, scores in mean.items()},
         "images": rows,
     }
-    distributed.from_primary(lambda: checkpoints.write_json(folder / "scores.json", result))
+    distributed.broadcast_from_primary(
+        lambda: checkpoints.write_json(folder / "scores.json", result)
+    )
     logging.info(
         "%d pictures: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
         "PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on RGB",

@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
             return [config.stage]
         return [stage for stage in STAGES if not (workdir / _FINISHED[stage]).exists()]
 
-    stages = distributed.from_primary(begin)
+    stages = distributed.broadcast_from_primary(begin)
     for stage in STAGES if config.stage == "all" else ():
         if stage not in stages:
             logging.info("%s: done before, skipped", stage)
@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
         with jax.default_matmul_precision(config.network.precision):
             for stage in stages:
                 _RUN[stage](config, workdir)
-        return pathlib.Path(distributed.from_primary(lambda: str(report.write(workdir))))
+        return pathlib.Path(distributed.broadcast_from_primary(lambda: str(report.write(workdir))))
     except (UserError, signals.Stopped):
         raise
     except Exception as error:  # each library has another for a full disk
@@ -122,28 +122,28 @@ def main(argv: Sequence[str]) -> None:
         )
         path = run(_CONFIG.value, _WORKDIR.value)
     except signals.Stopped as stopped:
-        distributed.leave(stopped.status)
+        distributed.exit_process(stopped.status)
     except KeyboardInterrupt:
-        distributed.leave(signals.CANCELLED)
+        distributed.exit_process(signals.CANCELLED)
     except UserError as error:
-        distributed.leave(f"error: {error}")
+        distributed.exit_process(f"error: {error}")
     except Exception as error:
-        if not distributed.is_loss(error):
+        if not distributed.is_peer_failure(error):
             if jax.process_count() == 1:
                 raise
             traceback.print_exc()
-            distributed.leave(1)
+            distributed.exit_process(1)
         logging.error("another process is gone: start all of them again to go on (%s)", error)
-        distributed.leave(signals.PREEMPTED)
+        distributed.exit_process(signals.PREEMPTED)
     logging.info("report: %s", path)
 
 
 def start(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command that has --config and --workdir, and ends the process."""
     flags.mark_flags_as_required(["config", "workdir"])
-    log.show_progress()
+    log.setup_logging()
     compilation.use_cache()
-    malloc.keep()
+    malloc.tune()
     jax.config.config_with_absl()
     signals.listen()
     app.run(command, flags_parser=parse_flags)

@@ -17,7 +17,7 @@ with epy.lazy_imports(success_callback=_leave_accelerators):
     import tensorflow as tf
 
 
-def import_meanwhile() -> None:
+def import_in_background() -> None:
     """Starts to import TensorFlow in a thread; whoever uses it first waits for what is left.
 
     It takes seconds, which a command has while its programs are compiled or loaded.
@@ -25,4 +25,4 @@ def import_meanwhile() -> None:
     threading.Thread(target=importlib.import_module, args=("tensorflow",)).start()
 
 
-__all__ = ["import_meanwhile", "tf"]
+__all__ = ["import_in_background", "tf"]

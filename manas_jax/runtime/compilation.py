@@ -351,4 +351,4 @@ class Programs:
         """Waits for all that were begun, and gives the memory back that it took to make them."""
         while self._unfinished:
             self._unfinished.popitem()[1].finish()
-        malloc.give_back()
+        malloc.trim()

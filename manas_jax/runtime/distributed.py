@@ -86,7 +86,7 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def from_primary(function: Callable[[], Any]) -> Any:
+def broadcast_from_primary(function: Callable[[], Any]) -> Any:
     """Calls a function in the first process; all get what it gives, which JSON can hold.
 
     All processes come here and none leaves before the function is done.
@@ -130,14 +130,14 @@ def _exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:length])) for row, length in zip(rows, lengths, strict=True)]
 
 
-def is_loss(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error says that another process is gone."""
     if jax.process_count() == 1 or not isinstance(error, (ValueError, RuntimeError)):
         return False
     return any(word in str(error).lower() for word in _LOST)
 
 
-def leave(status: int | str) -> NoReturn:
+def exit_process(status: int | str) -> NoReturn:
     """Ends this process: a status, or a line that says what is wrong and status 1.
 
     A process that fails does not wait for the others as Python's exit would: they may be waiting

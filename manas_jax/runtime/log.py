@@ -30,7 +30,7 @@ class _Short(logging.Formatter):
         return text.replace(_PROGRESS, "progress: ")
 
 
-def show_progress() -> None:
+def setup_logging() -> None:
     """Makes absl's log, which clu writes to as well, fit for reading along."""
     absl_logging.set_verbosity(absl_logging.INFO)
     absl_logging.use_absl_handler()  # commands do by themselves, notebooks not

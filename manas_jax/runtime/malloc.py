@@ -15,7 +15,7 @@ import jax
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep() -> None:
+def tune() -> None:
     """Lets what is freed be used again, and soon; to be called before JAX is used. See mallopt(3).
 
     By default JAX hands each program on CPU to a thread, and the memory of those behind it is taken
@@ -31,7 +31,7 @@ def keep() -> None:
         library.mallopt(_ARENA_MAX, 2 * (os.cpu_count() or 1))
 
 
-def give_back() -> None:
+def trim() -> None:
     """Gives the system what is free, such as what a compiler needed; see malloc_trim(3)."""
     if library := _library():
         library.malloc_trim(0)

@@ -80,7 +80,7 @@ def split(mesh: Mesh, dimensions: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA, *[None] * (dimensions - 4), HEIGHT))
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays, split by scenes, of this process's share of a batch."""
     return {
         name: jax.make_array_from_process_local_data(split(mesh, value.ndim), value)
@@ -98,7 +98,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def localized(tree: Any, mesh: Mesh) -> Any:
+def to_local_mesh(tree: Any, mesh: Mesh) -> Any:
     """What is replicated over all processes, on the devices of a mesh that this one has alone."""
     if jax.process_count() == 1:
         return tree

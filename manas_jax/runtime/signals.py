@@ -40,7 +40,7 @@ class _Signals:
 
     def __init__(self):
         self.status: int | None = None
-        self.at_once = False
+        self.interruptible = False
         self.questions = itertools.count(1)
 
     def receive(self, number: int, _frame: object) -> None:
@@ -48,7 +48,7 @@ class _Signals:
         if number == signal.SIGINT and self.status is not None:
             raise KeyboardInterrupt
         self.status = self.status or _STATUS[number]
-        if self.at_once:
+        if self.interruptible:
             raise Stopped(self.status)
 
 
@@ -65,18 +65,18 @@ def listen() -> None:
 
 
 @contextlib.contextmanager
-def at_once() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Within, a signal is followed at once: for long work that leaves nothing to save.
 
     Raises:
       Stopped: a signal came, also if it was before.
     """
     check()
-    _signals.at_once = True
+    _signals.interruptible = True
     try:
         yield
     finally:
-        _signals.at_once = False
+        _signals.interruptible = False
 
 
 def check() -> None:

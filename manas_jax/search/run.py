@@ -28,7 +28,7 @@ from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.training import build, loop, losses
 from manas_jax.training.accumulation import in_parts, part_shapes
 from manas_jax.training.evaluator import Validation
-from manas_jax.training.metric_logger import Recorder, log_parameters
+from manas_jax.training.metric_logger import MetricLogger, log_parameters
 from manas_jax.training.state import SearchState, init_search
 from manas_jax.workdir.checkpoints import Checkpoints, write_json
 
@@ -322,8 +322,8 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         weight_batch, architecture_batch = batch
         return step(
             state,
-            sharding.put_batch(weight_batch, mesh),
-            architecture_batch and sharding.put_batch(architecture_batch, mesh),
+            sharding.shard_batch(weight_batch, mesh),
+            architecture_batch and sharding.shard_batch(architecture_batch, mesh),
         )
 
     def score(state):
@@ -343,12 +343,12 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         if start:
             logging.info("search: goes on from step %d of %d", start, options.steps)
         log_parameters("search", state.weights, folder / "parameters.txt")
-        lazy_tf.import_meanwhile()
-        with signals.at_once():
+        lazy_tf.import_in_background()
+        with signals.interruptible():
             compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("search: compiled a step; %s", compilation)
         schedule = build.weight_schedule(options)
-        with Recorder(folder, config, options, checkpoints, start, schedule) as recorder:
+        with MetricLogger(folder, config, options, checkpoints, start, schedule) as recorder:
             state = loop.run(
                 state,
                 newest=newest,
@@ -364,7 +364,9 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         genotype = derive(space, probabilities["columns"], probabilities["attention"])
         if options.choice == "perturbation":
             held_out = sources(0)[1].iterate(0, options.choice_batches)
-            judge = selection.Judge(config, state, [sharding.put_batch(b, mesh) for b in held_out])
+            judge = selection.Judge(
+                config, state, [sharding.shard_batch(b, mesh) for b in held_out]
+            )
             genotype = selection.perturbation(space, state.architecture, judge, config.seed)
         parameters = space.supernet_cost(1, 1).parameters
         relaxed, derived = score(state), validation(state.variables, genotype_logits(genotype))
@@ -383,7 +385,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
             genotype.save(workdir / "genotype.json")
             write_json(folder / "summary.json", summary)
 
-        distributed.from_primary(keep)
+        distributed.broadcast_from_primary(keep)
     return genotype
 
 
@@ -446,7 +448,7 @@ def _probabilities(state: SearchState) -> dict[str, np.ndarray]:
 
 
 def _record_architecture(
-    recorder: Recorder, step: int, state: SearchState, space: SearchSpace
+    recorder: MetricLogger, step: int, state: SearchState, space: SearchSpace
 ) -> None:
     """Writes the probabilities and what tells a collapse: entropies and shares of choices."""
     probabilities = _probabilities(state)

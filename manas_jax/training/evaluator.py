@@ -59,7 +59,7 @@ class Validation:
 
     def __call__(self, variables: PyTree, architecture: Architecture | None = None):
         """Mean `metrics.Scores` of the restored pictures; each counts once."""
-        variables, architecture = sharding.localized((variables, architecture), self._mesh)
+        variables, architecture = sharding.to_local_mesh((variables, architecture), self._mesh)
         scores = []
         for first in range(0, len(self._pairs), self._batch):
             pairs = self._pairs[first : first + self._batch]

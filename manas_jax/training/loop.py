@@ -10,7 +10,7 @@ from absl import logging
 from manas_jax.errors import Diverged, UserError
 from manas_jax.metrics import Scores
 from manas_jax.runtime import signals
-from manas_jax.training.metric_logger import Recorder
+from manas_jax.training.metric_logger import MetricLogger
 
 State = Any  # SearchState or TrainState
 
@@ -21,7 +21,7 @@ def run(
     newest: Callable[[], State],
     batches: Callable[[int, int], Iterator[Any]],
     advance: Callable[[State, Any], tuple[State, dict]],
-    recorder: Recorder,
+    recorder: MetricLogger,
     score: Callable[[State], Scores],
     max_rollbacks: int,
     entry: Callable[[int, State], None] = lambda step, state: None,
@@ -53,7 +53,7 @@ def run(
             for step, batch in enumerate(batches(start, recorder.rollbacks), start + 1):
                 state, terms = advance(state, batch)
                 recorder(step, terms)
-                if recorder.entry_due(step):
+                if recorder.should_log(step):
                     entry(step, state)
                 recorder.checkpoint(step, state, lambda state=state: score(state))
                 if (status := signals.requested()) is not None:

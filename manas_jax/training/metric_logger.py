@@ -27,7 +27,7 @@ with epy.lazy_imports(success_callback=lambda _: lazy_tf.tf.config):
     from clu import metric_writers, periodic_actions
 
 
-class Recorder:
+class MetricLogger:
     """Collects each step's terms on the device and writes their averages every so often.
 
     Goes to TensorBoard and to the log, with images a second and the time left. Also knows when a
@@ -81,7 +81,7 @@ class Recorder:
           Diverged: a loss is not finite (found when an entry is due).
         """
         self._pending.append((step, terms))
-        if self.entry_due(step):
+        if self.should_log(step):
             self.flush()
         self._report(step)
 
@@ -117,7 +117,7 @@ class Recorder:
         """Writes scalars of a step."""
         self._writer.write_scalars(step, {k: float(v) for k, v in values.items()})
 
-    def entry_due(self, step: int) -> bool:
+    def should_log(self, step: int) -> bool:
         """Whether averages are written after this step."""
         return step % self._every == 0 or step == self._total
 
@@ -177,7 +177,7 @@ class Recorder:
         """Writes arrays of a step."""
         self._writer.write_summaries(step, {k: np.asarray(v) for k, v in values.items()})
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> MetricLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -197,6 +197,6 @@ def log_parameters(stage: str, weights: Any, file: pathlib.Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(parameter_overview.get_parameter_overview(weights) + "\n")
 
-    distributed.from_primary(write)
+    distributed.broadcast_from_primary(write)
     count = parameter_overview.count_parameters(weights)
     logging.info("%s: %s parameters, listed in %s", stage, f"{count:,}", file)

@@ -31,7 +31,7 @@ from manas_jax.space import Genotype
 from manas_jax.training import build, loop, losses
 from manas_jax.training.accumulation import in_parts, part_shapes
 from manas_jax.training.evaluator import Validation
-from manas_jax.training.metric_logger import Recorder, log_parameters
+from manas_jax.training.metric_logger import MetricLogger, log_parameters
 from manas_jax.training.state import TrainState, init_train
 from manas_jax.workdir import provenance
 from manas_jax.workdir.checkpoints import Checkpoints, write_json
@@ -197,17 +197,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
         if start:
             logging.info("train: goes on from step %d of %d", start, options.steps)
         log_parameters("train", state.weights, folder / "parameters.txt")
-        lazy_tf.import_meanwhile()
-        with signals.at_once():
+        lazy_tf.import_in_background()
+        with signals.interruptible():
             compilation = step.compile(state, build.batch_shapes(config, options, mesh))
         logging.info("train: compiled a step; %s", compilation)
         schedule = build.weight_schedule(options)
-        with Recorder(folder, config, options, checkpoints, start, schedule) as recorder:
+        with MetricLogger(folder, config, options, checkpoints, start, schedule) as recorder:
             state = loop.run(
                 state,
                 newest=newest,
                 batches=batches,
-                advance=lambda state, batch: step(state, sharding.put_batch(batch, mesh)),
+                advance=lambda state, batch: step(state, sharding.shard_batch(batch, mesh)),
                 recorder=recorder,
                 score=score,
                 max_rollbacks=config.max_rollbacks,
@@ -219,7 +219,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
             "best_step": checkpoints.best_step,
         }
         summary = recorder.summary(compilation, score(state)) | facts
-        distributed.from_primary(lambda: write_json(folder / "summary.json", summary))
+        distributed.broadcast_from_primary(lambda: write_json(folder / "summary.json", summary))
     keep_weights(config, workdir)
 
 
@@ -230,7 +230,9 @@ def keep_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
     origin = {key: made[key] for key in ("command", "commit", "date")}
     origin |= {"step": str(step), "seed": str(config.seed), "source": config.data.source}
     file = pathlib.Path(workdir) / WEIGHTS
-    distributed.from_primary(lambda: save_weights(file, variables, network.genotype, origin))
+    distributed.broadcast_from_primary(
+        lambda: save_weights(file, variables, network.genotype, origin)
+    )
     logging.info("train: weights of step %d: %s", step, file)
 
 
@@ -253,7 +255,7 @@ def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
             )
         return Genotype.load(file).to_json()
 
-    return Genotype.from_json(distributed.from_primary(found))
+    return Genotype.from_json(distributed.broadcast_from_primary(found))
 
 
 def load(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Network, PyTree, int]:

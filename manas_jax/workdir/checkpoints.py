@@ -54,7 +54,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        distributed.from_primary(self._prepare)
+        distributed.broadcast_from_primary(self._prepare)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: PyTree, score: float | None = None, **facts: float) -> None:
@@ -111,7 +111,7 @@ class Checkpoints:
         found, state = self._first_whole(steps, template)
         damaged = steps[: steps.index(found)] if found is not None else []
         if damaged:
-            distributed.from_primary(lambda: [self._set_aside(step) for step in damaged])
+            distributed.broadcast_from_primary(lambda: [self._set_aside(step) for step in damaged])
             self._manager.reload()
         return state
 
@@ -159,7 +159,7 @@ class Checkpoints:
             try:
                 state = self._read(step, wanted)
             except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-                if distributed.is_loss(error):
+                if distributed.is_peer_failure(error):
                     raise
                 said = str(error).strip().splitlines() or [type(error).__name__]
                 failures.append(f"{self.directory / str(step)}: cannot read this checkpoint")

@@ -39,7 +39,7 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(
 ):
     workdir = small_disk / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(search_run, "Recorder", _stopping_at(3, lambda: _fill(small_disk)))
+        patch.setattr(search_run, "MetricLogger", _stopping_at(3, lambda: _fill(small_disk)))
         with pytest.raises(UserError, match="No space left on device") as error:
             run_stages(workdir, stage="search")
     assert f"the disk at {small_disk}: " in str(error.value)

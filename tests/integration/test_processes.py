@@ -165,9 +165,9 @@ def test_flags_that_do_not_go_together(arguments, said):
 def test_one_process_needs_no_others():
     distributed.start(None, None, None)
     assert distributed.is_primary()
-    assert distributed.from_primary(lambda: {"a": 1}) == {"a": 1}
+    assert distributed.broadcast_from_primary(lambda: {"a": 1}) == {"a": 1}
     assert distributed.gather(distributed.share([3, 1, 2])) == [3, 1, 2]
-    assert not distributed.is_loss(ValueError("gloo: connection closed"))
+    assert not distributed.is_peer_failure(ValueError("gloo: connection closed"))
 
 
 def test_shares_of_a_list_come_back_in_order(monkeypatch):
@@ -185,9 +185,9 @@ def test_shares_of_a_list_come_back_in_order(monkeypatch):
 def test_losses_of_a_process_are_told_from_mistakes(monkeypatch):
     monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
     gone = "UNKNOWN: Gloo all-reduce failed: Read error [127.0.0.1]:1925: Connection reset by peer"
-    assert distributed.is_loss(ValueError(gone))
-    assert not distributed.is_loss(ValueError("shapes differ"))
-    assert not distributed.is_loss(KeyError("gloo"))
+    assert distributed.is_peer_failure(ValueError(gone))
+    assert not distributed.is_peer_failure(ValueError("shapes differ"))
+    assert not distributed.is_peer_failure(KeyError("gloo"))
 
 
 @pytest.mark.parametrize("status", [signals.PREEMPTED, signals.CANCELLED])

@@ -33,7 +33,7 @@ class _Stop(BaseException):
 def _stopping_at(step, stop):
     """A recorder that calls `stop` when this step is done, before it is saved."""
 
-    class Stopping(metric_logger.Recorder):
+    class Stopping(metric_logger.MetricLogger):
         def __call__(self, number, terms):
             super().__call__(number, terms)
             if number == step:
@@ -74,7 +74,7 @@ def test_stopped_at_a_step(tmp_path, monkeypatch, finished, run_stages, stage, m
     if stage == "train":
         _copy_search(finished, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "Recorder", _stopping_at(stop, _raise))
+        patch.setattr(module, "MetricLogger", _stopping_at(stop, _raise))
         assert not _run_stage(run_stages, tmp_path, stage)
     assert not (tmp_path / stage / "summary.json").exists()
     folder = tmp_path / stage / "checkpoints"
@@ -99,7 +99,7 @@ def test_signal_saves_the_step_that_it_came_in(tmp_path, monkeypatch, finished, 
         _copy_search(finished, tmp_path)
     stopping = _stopping_at(3, lambda: signal.raise_signal(signal.SIGTERM))
     with monkeypatch.context() as patch, _listening():
-        patch.setattr({"search": search_run, "train": train_run}[stage], "Recorder", stopping)
+        patch.setattr({"search": search_run, "train": train_run}[stage], "MetricLogger", stopping)
         with pytest.raises(signals.Stopped) as stopped:
             run_stages(tmp_path, stage=stage)
     assert stopped.value.status == signals.PREEMPTED == 75
@@ -119,10 +119,10 @@ def test_signal_saves_the_step_that_it_came_in(tmp_path, monkeypatch, finished, 
 
 def test_signal_while_there_is_nothing_to_save():
     with _listening():
-        with pytest.raises(signals.Stopped), signals.at_once():
+        with pytest.raises(signals.Stopped), signals.interruptible():
             signal.raise_signal(signal.SIGTERM)
         assert signals.requested() == signals.PREEMPTED  # remembered
-        with pytest.raises(signals.Stopped), signals.at_once():
+        with pytest.raises(signals.Stopped), signals.interruptible():
             pytest.fail("work was begun after the signal")
 
 
@@ -152,7 +152,7 @@ def _diverging_at(step, times, changes):
     """A training whose loss is NaN at a step, as often as said; notes the batches' seeds."""
     make_batches, count = build.batches, itertools.count(1)
 
-    class Diverging(metric_logger.Recorder):
+    class Diverging(metric_logger.MetricLogger):
         def __call__(self, number, terms):
             if number == step and next(count) <= times:
                 terms = {**terms, "mse": np.float32("nan")}
@@ -173,7 +173,7 @@ def test_rolls_back_and_goes_on_with_other_batches(
     _copy_search(finished, tmp_path)
     seeds = []
     diverging, noted = _diverging_at(step, 1, seeds)
-    monkeypatch.setattr(train_run, "Recorder", diverging)
+    monkeypatch.setattr(train_run, "MetricLogger", diverging)
     monkeypatch.setattr(train_run.build, "batches", noted)
     run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
     summary = json.loads((tmp_path / "train" / "summary.json").read_text())
@@ -190,7 +190,7 @@ def test_rolls_back_and_goes_on_with_other_batches(
 def test_rolls_back_no_more_than_allowed(tmp_path, monkeypatch, finished, run_stages):
     _copy_search(finished, tmp_path)
     diverging, _ = _diverging_at(5, 99, [])
-    monkeypatch.setattr(train_run, "Recorder", diverging)
+    monkeypatch.setattr(train_run, "MetricLogger", diverging)
     with pytest.raises(UserError, match=r"diverged after 2 rollbacks: mse is nan at step 5"):
         run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
     assert not (tmp_path / "train" / "summary.json").exists()
@@ -203,7 +203,7 @@ import conftest, json
 from test_resume import _stopping_at
 from manas_jax import main
 from manas_jax.search import run as search
-search.Recorder = _stopping_at(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+search.MetricLogger = _stopping_at(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
 main.run(conftest.narrow_config(**json.loads(sys.argv[2]), stage="search"), sys.argv[1])
 """
 

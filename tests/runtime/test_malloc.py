@@ -16,24 +16,24 @@ def faults():
         bytearray(1 << 26)  # which writes zeros
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-if {keep}:
-    memory.keep()
+if {tune}:
+    malloc.tune()
 faults()
-memory.give_back() if {give_back} else None
+malloc.trim() if {trim} else None
 print(faults())
 """
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 
 
-def _faults(keep, give_back=False):
-    program = PROGRAM.format(keep=keep, give_back=give_back)
+def _faults(tune, trim=False):
+    program = PROGRAM.format(tune=tune, trim=trim)
     return int(subprocess.run([sys.executable, "-c", program], stdout=-1, check=True).stdout)
 
 
 def test_what_is_freed_is_used_again():
-    assert 100 * _faults(keep=True) < _faults(keep=False)
+    assert 100 * _faults(tune=True) < _faults(tune=False)
 
 
 def test_what_is_free_is_given_back():
-    assert 10 * _faults(keep=True) < _faults(keep=True, give_back=True)
+    assert 10 * _faults(tune=True) < _faults(tune=True, trim=True)

@@ -74,7 +74,7 @@ adam = build.train_optimizer(config.train)
 made = {}
 for devices in (1, 4):
     mesh = sharding.make_mesh(devices)
-    batch = sharding.put_batch(scene_batch(scenes=8), mesh)
+    batch = sharding.shard_batch(scene_batch(scenes=8), mesh)
     for hypergradient in ("exact",):
         step = search.make_step(
             network, *optimizers, hypergradient=hypergradient, weights=weights, accumulate=2,
