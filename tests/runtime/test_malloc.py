@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import resource
-from manas_jax import memory
+from manas_jax.runtime import malloc
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
