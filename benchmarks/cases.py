@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from manas_jax import cost
 from manas_jax.space import COLUMNS, Genotype, SearchSpace
 
 WEIGHTS, PICTURES = "weights.safetensors", "pictures"  # what is prepared, in a case's folder
@@ -391,7 +392,7 @@ def _network_flops(network, height: int, width: int) -> float:
 
     Not as XLA counts them: some forms of a convolution multiply by zeros, too.
     """
-    return 2.0 * network.genotype.cost(height, width).macs
+    return 2.0 * cost.derived(network.genotype, height, width).macs
 
 
 def _batch(scenes: int, versions: int, height: int, width: int, seed: int = 0):

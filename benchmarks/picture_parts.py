@@ -26,6 +26,7 @@ from benchmarks.cases import PAPER, SMALL, alternating
 from benchmarks.markdown import ROOT
 from benchmarks.parts import kind
 from benchmarks.speed import aligned, product_gflops, ranged, spread
+from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.space import Genotype, SearchSpace
 
@@ -97,7 +98,7 @@ def profile(space: Mapping[str, Any], runs: int) -> dict[str, Any]:
         return {"milliseconds": clock, "processor_milliseconds": processor}
 
     return {
-        "gflop": 2e-9 * genotype.cost(HEIGHT, WIDTH).macs,
+        "gflop": 2e-9 * cost.derived(genotype, HEIGHT, WIDTH).macs,
         "parts": {group: times(group) for group in rounds[0] if group != WHOLE},
         "whole": times(WHOLE),
         "product_gflops": products[1:],

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from manas_jax import metrics
+from manas_jax import cost, metrics
 from manas_jax.config import default
 from manas_jax.data import pipeline, scenes
 from manas_jax.errors import UserError
@@ -57,10 +57,10 @@ def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
         }
         images.append({"name": name, **{k: metrics.score(x, clean) for k, x in outputs.items()}})
     height, width = clean.shape[:2]
-    cost = derainer.network.genotype.cost(height, width)
+    total = cost.derived(derainer.network.genotype, height, width)
     return {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
+        "parameters": total.parameters,
+        "macs": total.macs,
         "macs_at": [height, width],
         "seconds_a_picture": float(np.median(seconds)),
         "mean": {k: dataclasses.asdict(metrics.mean([i[k] for i in images])) for k in outputs},

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from manas_jax import metrics
+from manas_jax import cost, metrics
 from manas_jax.data import images, pipeline, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
@@ -110,12 +110,12 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         for side in ("input", "output")
     }
     height, width = chosen[-1].size
-    cost = network.genotype.cost(height, width)
+    total = cost.derived(network.genotype, height, width)
     result = {
         "split": config.evaluate.split,
         "step": step,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
+        "parameters": total.parameters,
+        "macs": total.macs,
         "macs_at": [height, width],
         "seconds_a_picture": float(np.median([row["seconds"] for row in rows])),
         "mean": {side: dataclasses.asdict(scores) for side, scores in mean.items()},

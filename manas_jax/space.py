@@ -1,4 +1,4 @@
-"""The search space and the genotype: what can be chosen, what was chosen, what it costs.
+"""The search space and the genotype: what can be chosen, and what was chosen.
 
 Plain frozen dataclasses, JSON in and out, integer arithmetic only: no arrays live here. The space
 is that of Cai et al., "Multi-scale Attentive Image De-raining Networks via Neural Architecture
@@ -38,17 +38,6 @@ GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # the attention module's two fi
 CANDIDATE_REDUCTION = 4  # SE, SE_A_M and CBAM
 
 GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Parameters, and multiply-accumulates of convolutions and dense layers for one image."""
-
-    parameters: int = 0
-    macs: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.parameters + other.parameters, self.macs + other.macs)
 
 
 def squeezed(channels: int, reduction: int) -> int:
@@ -154,66 +143,6 @@ class SearchSpace:
                 raise UserError(f"space.{key}: unknown field; known ones are {', '.join(known)}")
         return cls(**fields)
 
-    # What a choice costs. `height` and `width` are those of the image.
-
-    def column_cost(self, cell: int, choice: str, height: int, width: int) -> Cost:
-        """Cost of one column of `cell` when it is 'parallel' or 'fusion'."""
-        channels = self.channels[: self.branches[cell]]
-        pixels = self._pixels(height, width)
-        if choice == "parallel":
-            blocks = (_conv(3, c, c, pixels[b]) for b, c in enumerate(channels) for _ in range(2))
-            return sum(blocks, Cost())
-        return sum((_fusion(channels, to, pixels) for to in range(len(channels))), Cost())
-
-    def edge_cost(self, branch: int, candidate: str, height: int, width: int) -> Cost:
-        """Cost of one attention edge on `branch` when it is `candidate`."""
-        channels = self.channels[branch] // self.attention_groups
-        return _candidate(candidate, channels, self._pixels(height, width)[branch])
-
-    def fixed_cost(self, height: int, width: int) -> Cost:
-        """Cost of everything that is not searched: stem, transitions, attention frames, head."""
-        pixels = self._pixels(height, width)
-        image = 3 * self.patch**2
-        inner, wide = self.channels[0], STEM_EXPANSION * self.channels[0]
-        total = _conv(1, image, wide, pixels[0])  # the first block's shortcut
-        for inputs in (image, *[wide] * (self.stem_blocks - 1)):
-            total += _conv(1, inputs, inner, pixels[0])
-            total += _conv(3, inner, inner, pixels[0])
-            total += _conv(1, inner, wide, pixels[0])
-        before: tuple[int, ...] = (wide,)
-        for count in self.branches:
-            after = self.channels[:count]
-            total += _transition(before, after, pixels)
-            total += sum((self._attention_frame(b, pixels[b]) for b in range(count)), Cost())
-            before = after
-        total += _fusion(self.channels, 0, pixels)
-        return total + _conv(1, self.channels[0], image, pixels[0], norm=False)
-
-    def supernet_cost(self, height: int, width: int) -> Cost:
-        """Cost of the whole supernet, all choices at once, in its textbook form."""
-        total = self.fixed_cost(height, width)
-        for cell, number in enumerate(self.columns):
-            for choice in COLUMNS * number:
-                total += self.column_cost(cell, choice, height, width)
-        for _, branch in self.modules:
-            for candidate in self.candidates * self.edges:
-                total += self.edge_cost(branch, candidate, height, width)
-        return total
-
-    def _pixels(self, height: int, width: int) -> list[int]:
-        rows, columns = (-(-side // self.multiple) * self.multiple for side in (height, width))
-        folded = [self.patch * 2**b for b in range(len(self.channels))]
-        return [(rows // f) * (columns // f) for f in folded]
-
-    def _attention_frame(self, branch: int, pixels: int) -> Cost:
-        channels, group = self.channels[branch], self.channels[branch] // self.attention_groups
-        return (
-            _conv(1, channels + group, channels, pixels)
-            + _conv(1, channels, channels, pixels)
-            + _gate(group, GROUP_SE_REDUCTION)
-            + _gate(channels, MODULE_SE_REDUCTION)
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
@@ -248,17 +177,6 @@ class Genotype:
                 where = f"genotype.attention[{s}][{b}]"
                 _expect_length(where, edges, space.edges, "edges")
                 _expect_names(where, edges, space.candidates)
-
-    def cost(self, height: int, width: int) -> Cost:
-        """Parameters, and multiply-accumulates for one image of this size."""
-        total = self.space.fixed_cost(height, width)
-        for cell, columns in enumerate(self.columns):
-            for choice in columns:
-                total += self.space.column_cost(cell, choice, height, width)
-        for cell, branch in self.space.modules:
-            for candidate in self.attention[cell][branch]:
-                total += self.space.edge_cost(branch, candidate, height, width)
-        return total
 
     def to_json(self) -> str:
         """Readable JSON with a format name and version."""
@@ -364,71 +282,6 @@ def random_genotype(space: SearchSpace, seed: int) -> Genotype:
             for n in space.branches
         ),
     )
-
-
-def _conv(kernel: int, inputs: int, outputs: int, pixels: int, norm: bool = True) -> Cost:
-    """A dense convolution without bias, at `pixels` outputs, with BatchNorm's scale and bias."""
-    weights = kernel * kernel * inputs * outputs
-    return Cost(weights + (2 * outputs if norm else 0), weights * pixels)
-
-
-def _fusion(channels: Sequence[int], to: int, pixels: Sequence[int]) -> Cost:
-    """All branches into branch `to`: 1x1 convolutions up, chains of stride-2 3x3 ones down."""
-    total = Cost()
-    for source, inputs in enumerate(channels):
-        if source > to:
-            total += _conv(1, inputs, channels[to], pixels[source])
-        for branch in range(source + 1, to + 1):
-            outputs = channels[to] if branch == to else inputs
-            total += _conv(3, inputs, outputs, pixels[branch])
-    return total
-
-
-def _transition(before: Sequence[int], after: Sequence[int], pixels: Sequence[int]) -> Cost:
-    """Changed channels and new branches; see `manas_jax.models.columns.Transition`."""
-    total = Cost()
-    last = len(before) - 1
-    for branch, outputs in enumerate(after):
-        if branch <= last:
-            if outputs != before[branch]:
-                total += _conv(3, before[branch], outputs, pixels[branch])
-            continue
-        for step in range(last + 1, branch + 1):
-            total += _conv(
-                3, before[last], outputs if step == branch else before[last], pixels[step]
-            )
-    return total
-
-
-def _gate(channels: int, reduction: int, pools: int = 1) -> Cost:
-    """A squeeze-excitation gate whose two dense layers serve `pools` pooled vectors."""
-    weights = 2 * channels * squeezed(channels, reduction)
-    return Cost(weights, pools * weights)
-
-
-def _candidate(name: str, channels: int, pixels: int) -> Cost:
-    """One candidate in its textbook form: depthwise and pointwise convolutions apart."""
-
-    def separable(inputs: int, outputs: int) -> int:
-        return 9 * inputs + inputs * outputs
-
-    weights = {
-        "none": 0,
-        "skip_connect": 0,
-        "sep_conv_3x3": 2 * separable(channels, channels),
-        "dil_conv_3x3": separable(channels, channels),
-        "sep_conv_3x3_spatial": separable(2, 2) + separable(2, 1),
-        "dil_conv_3x3_spatial": 9 * 2 + 1,
-    }
-    if name in weights:
-        return Cost(weights[name], weights[name] * pixels)
-    if name == "SE":
-        return _gate(channels, CANDIDATE_REDUCTION)
-    if name == "SE_A_M":
-        return _gate(channels, CANDIDATE_REDUCTION, pools=2)
-    biases = squeezed(channels, CANDIDATE_REDUCTION) + channels
-    channel_gate = _gate(channels, CANDIDATE_REDUCTION, pools=2) + Cost(biases)
-    return channel_gate + _conv(7, 2, 1, pixels)
 
 
 def _is_count(value: Any) -> bool:

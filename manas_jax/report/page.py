@@ -25,6 +25,7 @@ from PIL import Image
 from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.util import tensor_util
 
+from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.report import svg
 from manas_jax.report.svg import draw_genotype
@@ -320,10 +321,10 @@ def _summary(run: Run) -> str:
     elif not run.scores:
         sentences.append("No test picture has been scored yet (stage evaluate).")
     if run.genotype is not None:
-        cost = run.genotype.cost(*MACS_SIZE)
-        tiles.append(("Parameters", svg.number(cost.parameters), ""))
+        total = cost.derived(run.genotype, *MACS_SIZE)
+        tiles.append(("Parameters", svg.number(total.parameters), ""))
         size = "×".join(map(str, MACS_SIZE))
-        tiles.append((f"MACs at {size}", svg.number(cost.macs), ""))
+        tiles.append((f"MACs at {size}", svg.number(total.macs), ""))
     for name, title in STAGES.items():
         seconds = _get(run.stages[name].summary, "seconds") if name in run.stages else None
         if _is_number(seconds):
@@ -407,14 +408,14 @@ def _network(run: Run) -> str:
     if genotype is None:
         return _missing("No network yet: the stage search has left no genotype.json.")
     space = genotype.space
-    fixed, total = space.fixed_cost(*MACS_SIZE), genotype.cost(*MACS_SIZE)
+    fixed, total = cost.fixed(space, *MACS_SIZE), cost.derived(genotype, *MACS_SIZE)
     columns = [
-        space.column_cost(cell, choice, *MACS_SIZE)
+        cost.column(space, cell, choice, *MACS_SIZE)
         for cell, choices in enumerate(genotype.columns)
         for choice in choices
     ]
     edges = [
-        space.edge_cost(branch, name, *MACS_SIZE)
+        cost.edge(space, branch, name, *MACS_SIZE)
         for cell, branch in space.modules
         for name in genotype.attention[cell][branch]
     ]

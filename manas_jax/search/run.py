@@ -18,6 +18,7 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
+from manas_jax import cost
 from manas_jax.data import lazy_tf, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network, genotype_logits
@@ -255,7 +256,7 @@ def make_step(
             *((pieces[name], args) for name, args in wanted.items()), meanwhile=of_network
         )
         groups, versions, height, width, _ = batch["rainy"].shape
-        macs = groups * versions * network.space.supernet_cost(height, width).macs
+        macs = groups * versions * cost.supernet(network.space, height, width).macs
         # Two operations a multiplication; the gradient is twice the work of the function.
         flops = 6.0 * macs * CALLS[hypergradient]
         return dataclasses.replace(functools.reduce(operator.add, made), flops=flops)
@@ -368,7 +369,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
                 config, state, [sharding.shard_batch(b, mesh) for b in held_out]
             )
             genotype = selection.perturbation(space, state.architecture, judge, config.seed)
-        parameters = space.supernet_cost(1, 1).parameters
+        parameters = cost.supernet(space, 1, 1).parameters
         relaxed, derived = score(state), validation(state.variables, genotype_logits(genotype))
         gap = relaxed.y_psnr - derived.y_psnr
         facts = {

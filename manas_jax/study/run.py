@@ -29,6 +29,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from manas_jax import cost
 from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
@@ -221,13 +222,13 @@ def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str,
     genotype.save(folder / "genotype.json")
     train_run.train(training, folder)
     summary = json.loads((folder / "train" / "summary.json").read_text())
-    cost = genotype.cost(*config.objectives.complexity_size)
+    total = cost.derived(genotype, *config.objectives.complexity_size)
     return {
         **result,
         **facts,
         "genotype": json.loads(genotype.to_json()),
-        "parameters": cost.parameters,
-        "macs": cost.macs,
+        "parameters": total.parameters,
+        "macs": total.macs,
         "trained": summary["validation"],
         "seconds_of_training": summary["seconds"] + summary["compile_seconds"],
         "provenance": provenance.describe(),
@@ -265,10 +266,10 @@ def matched(config: ConfigDict, genotype: Genotype, salt: int) -> Genotype:
       UserError: no draw of many comes as near.
     """
     size, tolerance = config.objectives.complexity_size, config.study.tolerance
-    wanted = genotype.cost(*size).macs
+    wanted = cost.derived(genotype, *size).macs
     for i in range(_MOST_DRAWS):
         drawn = random_genotype(genotype.space, 1_000_000 * (salt + 1) + i)
-        if abs(drawn.cost(*size).macs / wanted - 1) <= tolerance and drawn != genotype:
+        if abs(cost.derived(drawn, *size).macs / wanted - 1) <= tolerance and drawn != genotype:
             return drawn
     raise UserError(
         f"study.tolerance = {tolerance}: none of {_MOST_DRAWS} random genotypes costs as much as "

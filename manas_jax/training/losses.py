@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manas_jax import cost
 from manas_jax.models.network import Architecture, Network
 from manas_jax.space import COLUMNS, SearchSpace
 
@@ -250,12 +251,12 @@ class ComplexityModel:
     def _costs(self, unit: str) -> Mapping[str, np.ndarray]:
         space, size = self.space, (self.height, self.width)
         columns = [
-            [getattr(space.column_cost(cell, choice, *size), unit) for choice in COLUMNS]
+            [getattr(cost.column(space, cell, choice, *size), unit) for choice in COLUMNS]
             for cell, number in enumerate(space.columns)
             for _ in range(number)
         ]
         edges = [
-            [getattr(space.edge_cost(branch, name, *size), unit) for name in space.candidates]
+            [getattr(cost.edge(space, branch, name, *size), unit) for name in space.candidates]
             for _, branch in space.modules
         ]
         attention = np.repeat(np.array(edges, np.float64)[:, None], space.edges, axis=1)

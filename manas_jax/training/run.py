@@ -15,6 +15,7 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
+from manas_jax import cost
 from manas_jax.data import lazy_tf, scenes
 from manas_jax.errors import UserError
 from manas_jax.models.network import (
@@ -215,7 +216,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
         facts = {
             "devices": mesh.devices.size,
-            "parameters": genotype.cost(1, 1).parameters,
+            "parameters": cost.derived(genotype, 1, 1).parameters,
             "best_step": checkpoints.best_step,
         }
         summary = recorder.summary(compilation, score(state)) | facts

@@ -25,6 +25,7 @@ from benchmarks import (
     speed,
     speed_tables,
 )
+from manas_jax import cost
 from manas_jax.data import images
 from manas_jax.space import SearchSpace
 
@@ -68,7 +69,7 @@ def _file(path, **records):
     ids=["small", "paper"],
 )
 def test_alternating_networks_are_those_that_the_released_code_was_measured_on(space, parameters):
-    assert cases.alternating(SearchSpace(**space)).cost(1, 1).parameters == parameters
+    assert cost.derived(cases.alternating(SearchSpace(**space)), 1, 1).parameters == parameters
 
 
 def test_figures_of_the_released_code_belong_to_cases():
@@ -226,7 +227,7 @@ def test_search_step_moves_the_state_and_counts_as_the_compiler_does(tmp_path):
     assert {"restoration", "architecture_restoration", "complexity"} <= terms.keys()
     assert not np.array_equal(first.architecture["columns"], second.architecture["columns"])
     assert made.images == 4 and made.compile_seconds > 0
-    twice = SearchSpace(**conftest.NARROW).supernet_cost(8, 16).macs * 2 * 2
+    twice = cost.supernet(SearchSpace(**conftest.NARROW), 8, 16).macs * 2 * 2
     assert made.flops() > 2 * 2 * twice  # forward alone, for two batches of two
 
 
@@ -251,7 +252,7 @@ def test_losses_and_evaluation_run(tmp_path):
     made = cases.evaluation(tmp_path, space=cases.NARROW, height=16, width=24)
     before, after = made.run()
     assert before != after
-    macs = cases.alternating(SearchSpace(**cases.NARROW)).cost(16, 24).macs
+    macs = cost.derived(cases.alternating(SearchSpace(**cases.NARROW)), 16, 24).macs
     assert 1.9 * macs < made.flops() < 4 * macs
 
 

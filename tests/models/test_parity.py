@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from manas_jax import cost
 from manas_jax.inference import import_torch
 from manas_jax.models import attention, candidates, columns, layers
 from manas_jax.models.network import Network
@@ -186,7 +187,7 @@ def test_every_tensor_is_accounted_for(name):
     edges = [e for cell in imported.genotype.attention for module in cell for e in module]
     assert [config["primitives"].index(e) for e in edges] == config["attention"]
     parameters = sum(x.size for x in jax.tree.leaves(imported.variables["params"]))
-    assert parameters == imported.genotype.cost(8, 8).parameters
+    assert parameters == cost.derived(imported.genotype, 8, 8).parameters
 
 
 @MODES

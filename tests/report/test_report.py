@@ -10,6 +10,7 @@ import pytest
 from clu import metric_writers
 from PIL import Image
 
+from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.report import page as report
 from manas_jax.report import svg
@@ -172,7 +173,7 @@ def test_page_tells_the_results(page, workdir):
     assert "supernet reached 30.00 dB and the found network, trained by itself, 31.50 dB" in text
     assert "1 h 02 min" in text and "1 min 01 s" in text and "2.5 T" in text
     assert "1 value not finite" in text  # the NaN of loss/external
-    parameters = Genotype.load(workdir / "genotype.json").cost(256, 256).parameters
+    parameters = cost.derived(Genotype.load(workdir / "genotype.json"), 256, 256).parameters
     assert f"{parameters:,}" in text
 
 

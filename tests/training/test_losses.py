@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from manas_jax import cost
 from manas_jax.models.network import Network, init_architecture, init_variables
 from manas_jax.space import COLUMNS, SearchSpace
 from manas_jax.training import losses
@@ -205,11 +206,11 @@ def test_complexity_is_the_expected_cost(unit):
 
     def costs():
         yield from (
-            ("columns", (i,), [getattr(SPACE.column_cost(cell, c, 24, 16), unit) for c in COLUMNS])
+            ("columns", (i,), [getattr(cost.column(SPACE, cell, c, 24, 16), unit) for c in COLUMNS])
             for i, cell in enumerate((0, 1))
         )
         for m, (_, branch) in enumerate(SPACE.modules):
-            row = [getattr(SPACE.edge_cost(branch, c, 24, 16), unit) for c in SPACE.candidates]
+            row = [getattr(cost.edge(SPACE, branch, c, 24, 16), unit) for c in SPACE.candidates]
             yield from (("attention", (m, e), row) for e in range(SPACE.edges))
 
     expected = dearest = 0.0

@@ -1,0 +1,177 @@
+"""Parameters and multiply-accumulates of networks and of single choices, by integer arithmetic.
+
+Costs are those of the textbook form of each operation: depthwise and pointwise convolutions apart.
+`height` and `width` are those of the image in pixels; multiply-accumulates (MACs) are counted for
+convolutions and dense layers, for one image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from manas_jax.space import (
+    CANDIDATE_REDUCTION,
+    COLUMNS,
+    GROUP_SE_REDUCTION,
+    MODULE_SE_REDUCTION,
+    STEM_EXPANSION,
+    Genotype,
+    SearchSpace,
+    squeezed,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-accumulates of convolutions and dense layers for one image."""
+
+    parameters: int = 0
+    macs: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.macs + other.macs)
+
+
+def derived(genotype: Genotype, height: int, width: int) -> Cost:
+    """Cost of the derived network of a genotype."""
+    space = genotype.space
+    total = fixed(space, height, width)
+    for cell, columns in enumerate(genotype.columns):
+        for choice in columns:
+            total += column(space, cell, choice, height, width)
+    for cell, branch in space.modules:
+        for candidate in genotype.attention[cell][branch]:
+            total += edge(space, branch, candidate, height, width)
+    return total
+
+
+def supernet(space: SearchSpace, height: int, width: int) -> Cost:
+    """Cost of the whole supernet, which computes all choices."""
+    total = fixed(space, height, width)
+    for cell, number in enumerate(space.columns):
+        for choice in COLUMNS * number:
+            total += column(space, cell, choice, height, width)
+    for _, branch in space.modules:
+        for candidate in space.candidates * space.edges:
+            total += edge(space, branch, candidate, height, width)
+    return total
+
+
+def fixed(space: SearchSpace, height: int, width: int) -> Cost:
+    """Cost of everything that is not searched: stem, transitions, attention frames, head."""
+    pixels = _pixels(space, height, width)
+    image = 3 * space.patch**2
+    inner, wide = space.channels[0], STEM_EXPANSION * space.channels[0]
+    total = _conv(1, image, wide, pixels[0])  # the first block's shortcut
+    for inputs in (image, *[wide] * (space.stem_blocks - 1)):
+        total += _conv(1, inputs, inner, pixels[0])
+        total += _conv(3, inner, inner, pixels[0])
+        total += _conv(1, inner, wide, pixels[0])
+    before: tuple[int, ...] = (wide,)
+    for count in space.branches:
+        after = space.channels[:count]
+        total += _transition(before, after, pixels)
+        total += sum((_attention_frame(space, b, pixels[b]) for b in range(count)), Cost())
+        before = after
+    total += _fusion(space.channels, 0, pixels)
+    return total + _conv(1, space.channels[0], image, pixels[0], norm=False)
+
+
+def column(space: SearchSpace, cell: int, choice: str, height: int, width: int) -> Cost:
+    """Cost of one column of `cell` whose choice is 'parallel' or 'fusion'."""
+    channels = space.channels[: space.branches[cell]]
+    pixels = _pixels(space, height, width)
+    if choice == "parallel":
+        blocks = (_conv(3, c, c, pixels[b]) for b, c in enumerate(channels) for _ in range(2))
+        return sum(blocks, Cost())
+    return sum((_fusion(channels, to, pixels) for to in range(len(channels))), Cost())
+
+
+def edge(space: SearchSpace, branch: int, candidate: str, height: int, width: int) -> Cost:
+    """Cost of one attention edge on `branch` whose choice is `candidate`."""
+    channels = space.channels[branch] // space.attention_groups
+    return _candidate(candidate, channels, _pixels(space, height, width)[branch])
+
+
+def _pixels(space: SearchSpace, height: int, width: int) -> list[int]:
+    """Pixels of each branch's feature maps, the image padded to a multiple of `space.multiple`."""
+    rows, columns = (-(-side // space.multiple) * space.multiple for side in (height, width))
+    strides = [space.patch * 2**branch for branch in range(len(space.channels))]
+    return [(rows // stride) * (columns // stride) for stride in strides]
+
+
+def _attention_frame(space: SearchSpace, branch: int, pixels: int) -> Cost:
+    """The convolutions and gates of an attention module that are not searched."""
+    channels, group = space.channels[branch], space.channels[branch] // space.attention_groups
+    return (
+        _conv(1, channels + group, channels, pixels)
+        + _conv(1, channels, channels, pixels)
+        + _gate(group, GROUP_SE_REDUCTION)
+        + _gate(channels, MODULE_SE_REDUCTION)
+    )
+
+
+def _conv(kernel: int, inputs: int, outputs: int, pixels: int, norm: bool = True) -> Cost:
+    """A dense convolution without bias, at `pixels` outputs, with BatchNorm's scale and bias."""
+    weights = kernel * kernel * inputs * outputs
+    return Cost(weights + (2 * outputs if norm else 0), weights * pixels)
+
+
+def _fusion(channels: Sequence[int], to: int, pixels: Sequence[int]) -> Cost:
+    """All branches into branch `to`: 1x1 convolutions up, chains of stride-2 3x3 ones down."""
+    total = Cost()
+    for source, inputs in enumerate(channels):
+        if source > to:
+            total += _conv(1, inputs, channels[to], pixels[source])
+        for branch in range(source + 1, to + 1):
+            outputs = channels[to] if branch == to else inputs
+            total += _conv(3, inputs, outputs, pixels[branch])
+    return total
+
+
+def _transition(before: Sequence[int], after: Sequence[int], pixels: Sequence[int]) -> Cost:
+    """Changed channels and new branches; see `manas_jax.models.columns.Transition`."""
+    total = Cost()
+    last = len(before) - 1
+    for branch, outputs in enumerate(after):
+        if branch <= last:
+            if outputs != before[branch]:
+                total += _conv(3, before[branch], outputs, pixels[branch])
+            continue
+        for step in range(last + 1, branch + 1):
+            total += _conv(
+                3, before[last], outputs if step == branch else before[last], pixels[step]
+            )
+    return total
+
+
+def _gate(channels: int, reduction: int, pools: int = 1) -> Cost:
+    """A squeeze-excitation gate whose two dense layers serve `pools` pooled vectors."""
+    weights = 2 * channels * squeezed(channels, reduction)
+    return Cost(weights, pools * weights)
+
+
+def _candidate(name: str, channels: int, pixels: int) -> Cost:
+    """One candidate of an attention edge."""
+
+    def separable(inputs: int, outputs: int) -> int:
+        return 9 * inputs + inputs * outputs
+
+    weights = {
+        "none": 0,
+        "skip_connect": 0,
+        "sep_conv_3x3": 2 * separable(channels, channels),
+        "dil_conv_3x3": separable(channels, channels),
+        "sep_conv_3x3_spatial": separable(2, 2) + separable(2, 1),
+        "dil_conv_3x3_spatial": 9 * 2 + 1,
+    }
+    if name in weights:
+        return Cost(weights[name], weights[name] * pixels)
+    if name == "SE":
+        return _gate(channels, CANDIDATE_REDUCTION)
+    if name == "SE_A_M":
+        return _gate(channels, CANDIDATE_REDUCTION, pools=2)
+    biases = squeezed(channels, CANDIDATE_REDUCTION) + channels
+    channel_gate = _gate(channels, CANDIDATE_REDUCTION, pools=2) + Cost(biases)
+    return channel_gate + _conv(7, 2, 1, pixels)
