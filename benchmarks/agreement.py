@@ -256,8 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "agreement.json")
     options = parser.parse_args(arguments)
 
+    from manas_jax.files import write_json
     from manas_jax.workdir import provenance
-    from manas_jax.workdir.checkpoints import write_json
 
     kinds = ("float64", "float32")
     rows = {dtype: compare(LAYOUTS, options.steps, dtype) for dtype in kinds}

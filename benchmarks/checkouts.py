@@ -168,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"{options.checkout}: no checkout of this project with benchmarks")
         names = select(options.cases, CASES)
 
+        from manas_jax.files import write_json
         from manas_jax.workdir import provenance
-        from manas_jax.workdir.checkpoints import write_json
 
         record = entries(options.out, "benchmarks.checkouts")
         options.out.parent.mkdir(parents=True, exist_ok=True)

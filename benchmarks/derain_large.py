@@ -24,9 +24,9 @@ from benchmarks.pictures import landscape
 from manas_jax.data import images
 from manas_jax.data.lazy_tf import tf
 from manas_jax.data.rain import synthesize
+from manas_jax.files import write_json
 from manas_jax.inference.derainer import Derainer
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import write_json
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "derain_large.json"
 HEIGHT, WIDTH = 4000, 6000

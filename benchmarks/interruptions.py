@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.agreement import NARROW
+from manas_jax.files import write_json
 from manas_jax.runtime import signals
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import write_json
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 60  # of the search and of the training

@@ -134,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before JAX is imported: nothing compiled earlier is to be found.
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
+        from manas_jax.files import write_json
         from manas_jax.workdir import provenance
-        from manas_jax.workdir.checkpoints import write_json
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         profiled = profile(options.steps)

@@ -153,9 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         import jax
 
+        from manas_jax.files import write_json
         from manas_jax.runtime import malloc
         from manas_jax.workdir import provenance
-        from manas_jax.workdir.checkpoints import write_json
 
         malloc.tune()  # as `manas_jax.derain` does
         if jax.default_backend() != "cpu":

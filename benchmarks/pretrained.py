@@ -26,12 +26,12 @@ from manas_jax import cost, metrics
 from manas_jax.config import default
 from manas_jax.data import pipeline, scenes
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.inference.derainer import PRETRAINED, Derainer
 from manas_jax.report import page
 from manas_jax.report.svg import draw_genotype
 from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import write_json
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 LARGEST = 8e6  # bytes of a weights file

@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not others:
             raise UserError(f"{options.base}: give other cases to compare it with")
 
+        from manas_jax.files import write_json
         from manas_jax.workdir import provenance
-        from manas_jax.workdir.checkpoints import write_json
 
         record = entries(options.out, "benchmarks.ratios")
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ import sys
 from typing import Any
 
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
-from manas_jax.workdir.checkpoints import write_json
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 PARTS = {

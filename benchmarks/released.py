@@ -303,8 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(pathlib.Path(task["folder"]), task["case"], task["runs"])))
         return 0
 
+    from manas_jax.files import write_json
     from manas_jax.workdir import provenance
-    from manas_jax.workdir.checkpoints import write_json
 
     try:
         if options.runs < 1:

@@ -447,8 +447,8 @@ def run(
     Raises:
       UserError: as `measure`; the input pipeline fails; the file to resume is none of this command.
     """
+    from manas_jax.files import write_json
     from manas_jax.workdir import provenance
-    from manas_jax.workdir.checkpoints import write_json
 
     record: dict[str, Any] = _kept(out) if resume else {"sizes": {}, "pipeline": {}}
     record |= {

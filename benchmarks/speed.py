@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work(json.loads(task))
         return 0
 
-    from manas_jax.workdir.checkpoints import write_json
+    from manas_jax.files import write_json
 
     try:
         if options.runs < 1:

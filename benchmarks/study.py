@@ -25,12 +25,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.inference.derainer import PRETRAINED
 from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
 from manas_jax.study.run import NEED_A_SEARCH, read_cells
 from manas_jax.study.summary import ranking, summarize
-from manas_jax.workdir.checkpoints import write_json
 from manas_jax.workdir.weights import load_derived
 
 FOLDER = pathlib.Path(__file__).parent.parent / "results" / "study"

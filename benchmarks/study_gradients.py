@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from manas_jax.config import default
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.runtime import compilation
 from manas_jax.search import run as search_run
 from manas_jax.search import selection
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import write_json
 
 RESULT = pathlib.Path(__file__).parent.parent / "results" / "study" / "gradients.json"
 DECAY = 1e-3

@@ -17,6 +17,7 @@ import ml_collections
 
 from manas_jax.data import datasets
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.search import bilevel
 from manas_jax.space import SearchSpace
 from manas_jax.training import losses
@@ -222,9 +223,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike)
                     f"{workdir} was made with another config ({'; '.join(changed)}): "
                     "take those values or another --workdir"
                 )
-        temporary = file.with_name("config.json.tmp")
-        temporary.write_text(json.dumps(fields, indent=1) + "\n")
-        os.replace(temporary, file)
+        write_json(file, fields)
     except ValueError:  # not JSON, not text or not an object
         raise UserError(f"{file} is damaged: mend it or take another --workdir") from None
     except OSError as error:

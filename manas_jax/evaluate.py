@@ -25,10 +25,11 @@ from ml_collections import ConfigDict
 from manas_jax import cost, metrics
 from manas_jax.data import images, pipeline, scenes
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.models.network import Network
 from manas_jax.runtime import distributed, signals
 from manas_jax.training import run as train_run
-from manas_jax.workdir import checkpoints, provenance
+from manas_jax.workdir import provenance
 
 PyTree = Any
 LOGGED_PICTURES = 10
@@ -121,9 +122,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         "mean": {side: dataclasses.asdict(scores) for side, scores in mean.items()},
         "images": rows,
     }
-    distributed.broadcast_from_primary(
-        lambda: checkpoints.write_json(folder / "scores.json", result)
-    )
+    distributed.broadcast_from_primary(lambda: write_json(folder / "scores.json", result))
     logging.info(
         "%d pictures: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
         "PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on RGB",
@@ -156,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores = metrics.score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}
-            checkpoints.write_json(options.json, metrics.as_json(scores) | origin)
+            write_json(options.json, metrics.as_json(scores) | origin)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

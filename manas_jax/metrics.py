@@ -14,6 +14,7 @@ import skimage  # reads its parts, which take a while, when they are first used
 
 from manas_jax.data import images
 from manas_jax.errors import Diverged, UserError
+from manas_jax.files import first_few, natural_order
 
 # The PSNR of identical pictures is infinite, which neither a mean nor JSON can carry. Every PSNR is
 # therefore capped; 100 dB is one grey level of error in one of 150,000 samples.
@@ -179,21 +180,21 @@ def pair(restored: Sequence[Path], clean: Sequence[Path]) -> list[tuple[Path, Pa
     by_stem, by_rest = _index(clean, str), _index(clean, _without_role)
 
     pairs, orphans = [], []
-    for path in sorted(restored, key=_natural):
+    for path in sorted(restored, key=natural_order):
         rest = _without_role(path.stem)
         unversioned = re.sub(r"(_|x)\d+$", "", rest)
         found = by_stem.get(path.stem) or by_rest.get(rest) or by_rest.get(unversioned, [])
         if len(found) > 1:
-            raise UserError(f"{path} fits several clean pictures: {_listing(found)}; rename them")
+            raise UserError(f"{path} fits several clean pictures: {first_few(found)}; rename them")
         if found:
             pairs.append((path, found[0]))
         else:
             orphans.append(path)
     if orphans:
-        raise UserError(f"no clean picture for {_listing(orphans)}; add it or remove these")
-    if unused := sorted(set(clean) - {c for _, c in pairs}, key=_natural):
+        raise UserError(f"no clean picture for {first_few(orphans)}; add it or remove these")
+    if unused := sorted(set(clean) - {c for _, c in pairs}, key=natural_order):
         raise UserError(
-            f"no restored picture for {_listing(unused)}; "
+            f"no restored picture for {first_few(unused)}; "
             "restore these too, or score against a folder without them"
         )
     return pairs
@@ -229,17 +230,6 @@ def _without_role(stem: str) -> str:
 
 def _index(paths: Iterable[Path], rule) -> dict[str, list[Path]]:
     index: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=_natural):
+    for path in sorted(paths, key=natural_order):
         index.setdefault(rule(path.stem), []).append(path)
     return index
-
-
-def _natural(path: Path) -> list:
-    """Sort key that puts "2.png" before "10.png"."""
-    parts = [part for part in re.split(r"(\d+)", path.name) if part]
-    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts]
-
-
-def _listing(paths: Sequence[Path]) -> str:
-    shown = ", ".join(str(p) for p in paths[:3])
-    return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more"

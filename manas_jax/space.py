@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from manas_jax.errors import UserError
+from manas_jax.files import replacing
 
 COLUMNS = ("parallel", "fusion")
 """The two choices of a column, in the order of its logits."""
@@ -224,10 +225,8 @@ class Genotype:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON, whole or not at all."""
-        path = pathlib.Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(self.to_json())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Genotype:

@@ -71,7 +71,7 @@ def test_all_stages_leave_what_they_promise(finished):
         assert list((finished / stage / "checkpoints" / "6").iterdir())
     genotype = Genotype.load(finished / "genotype.json")
     assert "none" not in {e for cell in genotype.attention for m in cell for e in m}
-    assert not list(finished.rglob("*.tmp"))
+    assert not list(finished.rglob("*.tmp*"))
 
 
 def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_config):

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from manas_jax.data import backgrounds, datasets, images
-from manas_jax.data.scenes import Half, Scene, natural_order, read
+from manas_jax.data.scenes import Half, Scene, read
 from manas_jax.errors import UserError
+from manas_jax.files import first_few, natural_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +174,7 @@ def _scenes(match: _Match, root: pathlib.Path) -> tuple[Scene, ...]:
     lonely = [clean[key][0] for key, paths in versions.items() if not paths]
     for paths, lack in (orphans, "rainy without its clean"), (lonely, "clean without a rainy"):
         if paths:
-            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-            raise UserError(f"{root}: {', '.join(paths[:3])}{more}: {lack} picture; add or remove")
+            raise UserError(f"{root}: {first_few(paths)}: {lack} picture; add or remove")
     return tuple(
         Scene(key, full(path), tuple(map(full, versions[key])), photograph)
         for key, (path, photograph) in clean.items()

@@ -12,7 +12,6 @@ one stated way:
 """
 
 import os
-import pathlib
 import struct
 import zlib
 
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from manas_jax.errors import UserError
+from manas_jax.files import has_suffix, output_file
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -31,8 +31,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, 
 
 def is_picture(path) -> bool:
     """Whether the name of `path` ends like that of a picture (hidden files never do)."""
-    path = pathlib.Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return has_suffix(path, SUFFIXES)
 
 
 def read(path) -> np.ndarray:
@@ -87,16 +86,8 @@ def write_png(path, pixels: np.ndarray) -> None:
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"expected uint8 of shape (H, W, 3), got {pixels.dtype} of {pixels.shape}")
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with output_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def _open(path) -> Image.Image:

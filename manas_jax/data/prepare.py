@@ -25,6 +25,7 @@ from manas_jax.data import backgrounds, benchmarks, datasets
 from manas_jax.data.backgrounds import Fingerprint
 from manas_jax.data.scenes import Scene, read
 from manas_jax.errors import UserError
+from manas_jax.files import first_few
 
 _AHEAD = 64  # scenes being decoded or waiting to be used: bounds the memory
 _LISTED = 5  # of a long list
@@ -140,9 +141,7 @@ def summary(inspection: Inspection) -> str:
     for split, part in inspection.parts.items():
         versions = sorted({len(scene.rainy) for scene in part.scenes})
         spread = f"{versions[0]}" if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
-        size, _ = part.sizes.most_common(1)[0]
-        sizes = f"{size[0]}x{size[1]}"
-        sizes += f" and {len(part.sizes) - 1} more" if len(part.sizes) > 1 else ""
+        sizes = first_few([f"{h}x{w}" for (h, w), _ in part.sizes.most_common()], 1)
         names = part.layout.clean or part.layout.rainy
         lines.append(
             f"  {split:<10}{part.pairs:>9,}{len(part.scenes):>9,}{spread:>10}  {sizes:<20}{names}"
@@ -327,8 +326,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _LISTED:,} more" if len(items) > _LISTED else ""
-    return f"as {', '.join(items[:_LISTED])}{more}"
+    return f"as {first_few(items, _LISTED)}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 
 from manas_jax.data import datasets, images
 from manas_jax.errors import UserError
+from manas_jax.files import first_few, natural_order
 
 
 class Lazy(Protocol):
@@ -425,14 +426,15 @@ def _marked(files: list[pathlib.Path], folder: pathlib.Path) -> tuple[Scene, ...
     if roles["clean"]:
         if roles[""]:
             raise UserError(
-                f"{_some(roles[''])}: neither marked clean nor rainy, unlike the other files there"
+                f"{first_few(roles[''])}: neither marked clean nor rainy, unlike the other files "
+                "there"
             )
         return _paired(
             {_role(path)[1]: path for path in _unique(roles["clean"], folder)},
             [(_role(path)[1], path) for path in roles["rainy"]],
         )
     if roles["rainy"] and not roles[""]:
-        raise UserError(f"{_some(roles['rainy'])}: rainy without its clean picture")
+        raise UserError(f"{first_few(roles['rainy'])}: rainy without its clean picture")
     return tuple(Scene(path.stem, str(path)) for path in _unique(files, folder))
 
 
@@ -447,10 +449,10 @@ def _paired(clean: dict[str, pathlib.Path], rainy: list) -> tuple[Scene, ...]:
         else:
             versions[base].append(path)
     if orphans:
-        raise UserError(f"{_some(orphans)}: rainy without its clean picture")
+        raise UserError(f"{first_few(orphans)}: rainy without its clean picture")
     lonely = [clean[key] for key, found in versions.items() if not found]
     if lonely:
-        raise UserError(f"{_some(lonely)}: clean without a rainy version")
+        raise UserError(f"{first_few(lonely)}: clean without a rainy version")
     return tuple(
         Scene(key, str(path), tuple(str(version) for version in versions[key]))
         for key, path in clean.items()
@@ -498,11 +500,11 @@ def _unique(files: list[pathlib.Path], folder: pathlib.Path) -> list[pathlib.Pat
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
     inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(inner, key=_natural)
+    return sorted(inner, key=natural_order)
 
 
 def _pictures(folder: pathlib.Path, *, may_be_empty: bool = False) -> list[pathlib.Path]:
-    found = sorted((p for p in folder.iterdir() if images.is_picture(p)), key=_natural)
+    found = sorted((p for p in folder.iterdir() if images.is_picture(p)), key=natural_order)
     if not found and not may_be_empty:
         raise UserError(f"{folder}: no pictures in this folder")
     return found
@@ -514,16 +516,6 @@ def _one(folders, names: frozenset[str], parent: pathlib.Path) -> pathlib.Path |
         listed = " and ".join(path.name for path in found)
         raise UserError(f"{parent}: both {listed} are there; keep one of them")
     return found[0] if found else None
-
-
-def natural_order(name: str) -> list:
-    """A sorting key that puts 2.png before 10.png; the name itself breaks ties."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts] + [(-1, name)]
-
-
-def _natural(path: pathlib.Path) -> list:
-    return natural_order(path.name)
 
 
 # --- photographs in packages, arrays ---------------------------------------------------------
@@ -648,9 +640,3 @@ def _cut(groups: list[list[Scene]], limit: int) -> list[list[Scene]]:
 
 def _flat(groups: Iterable[Iterable[Scene]]) -> tuple[Scene, ...]:
     return tuple(scene for group in groups for scene in group)
-
-
-def _some(paths: Sequence[pathlib.Path]) -> str:
-    """The first few of `paths`, and how many more there are."""
-    listed = ", ".join(str(path) for path in paths[:3])
-    return listed + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

@@ -43,6 +43,7 @@ import numpy as np
 
 from manas_jax import __version__
 from manas_jax.errors import UserError
+from manas_jax.files import first_few
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.workdir import weights
 
@@ -187,7 +188,7 @@ def convert(
     """
     names = {flat: torch_name(flat.partition("/")[2], derived) for flat in shapes}
     if missing := set(names.values()) - state.keys():
-        raise UserError(f"missing tensors: {weights.some(missing)}")
+        raise UserError(f"missing tensors: {first_few(sorted(missing))}")
     for flat, name in names.items():
         _check_shape(name, state[name], _torch_shape(shapes[flat].shape))
         if not np.isfinite(state[name]).all():
@@ -426,7 +427,7 @@ def _check_dropped(
     """Refuses tensors that nothing accounts for."""
     left = [name for name in left if not name.endswith(".num_batches_tracked")]
     if extra := set(left) - droppable.keys():
-        raise UserError(f"tensors that the network does not have: {weights.some(extra)}")
+        raise UserError(f"tensors that the network does not have: {first_few(sorted(extra))}")
     for name in left:
         _check_shape(name, state[name], droppable[name])
 

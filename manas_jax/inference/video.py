@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import pathlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -25,7 +24,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from manas_jax.errors import UserError
-from manas_jax.inference.image_files import replacing
+from manas_jax.files import has_suffix, output_file
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
@@ -55,8 +54,7 @@ Progress = Callable[[int, int | None], None]
 
 def is_video(path: str | os.PathLike) -> bool:
     """Whether the name of `path` ends like that of a video (hidden files never do)."""
-    path = pathlib.Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return has_suffix(path, SUFFIXES)
 
 
 def derain(
@@ -79,12 +77,13 @@ def derain(
     Raises:
       ValueError: `restore` gives another shape or type.
       UserError: the source is missing, no video or damaged; the target's container cannot hold
-        its sound, or the target cannot be written to. What `restore` raises passes as it is.
+        its sound, or the target cannot be written to (any OSError). Other exceptions of `restore`
+        pass as they are.
     """
-    with _opened(source) as reader, replacing(target) as unfinished:
+    with _opened(source) as reader, output_file(target) as temporary:
         frames = _Frames(reader, source)
         try:
-            with av.open(_plain(unfinished), "w", metadata_errors=_METADATA_ERRORS) as writer:
+            with av.open(_plain(temporary), "w", metadata_errors=_METADATA_ERRORS) as writer:
                 _transcode(frames, writer, target, restore, progress, batch)
         except av.error.FFmpegError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from error

@@ -27,6 +27,7 @@ from tensorboard.util import tensor_util
 
 from manas_jax import cost
 from manas_jax.errors import UserError
+from manas_jax.files import replacing
 from manas_jax.report import svg
 from manas_jax.report.svg import draw_genotype
 from manas_jax.search import collapse
@@ -76,9 +77,8 @@ def write(workdir: str | os.PathLike) -> Path:
     """
     run = read(workdir)
     path = Path(workdir) / "report.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page(run), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(page(run), encoding="utf-8")
     return path
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from manas_jax import cost
 from manas_jax.data import lazy_tf, scenes
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding, signals
 from manas_jax.runtime.compilation import Ahead, Compilation, compile_all
@@ -31,7 +32,7 @@ from manas_jax.training.accumulation import in_parts, part_shapes
 from manas_jax.training.evaluator import Validation
 from manas_jax.training.metric_logger import MetricLogger, log_parameters
 from manas_jax.training.state import SearchState, init_search
-from manas_jax.workdir.checkpoints import Checkpoints, write_json
+from manas_jax.workdir.checkpoints import Checkpoints
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]

@@ -33,6 +33,7 @@ from manas_jax import cost
 from manas_jax.config import claim_workdir, validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
 from manas_jax.search import run as search_run
@@ -43,7 +44,7 @@ from manas_jax.training import build
 from manas_jax.training import run as train_run
 from manas_jax.training.evaluator import Validation
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import disk_trouble, write_json
+from manas_jax.workdir.checkpoints import disk_trouble
 
 CHOICES = (
     "derived", "perturbation", "proxy", "matched",  # these need a search

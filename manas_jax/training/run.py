@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from manas_jax import cost
 from manas_jax.data import lazy_tf, scenes
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.models.network import (
     Network,
     inherit,
@@ -35,7 +36,7 @@ from manas_jax.training.evaluator import Validation
 from manas_jax.training.metric_logger import MetricLogger, log_parameters
 from manas_jax.training.state import TrainState, init_train
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import Checkpoints, write_json
+from manas_jax.workdir.checkpoints import Checkpoints
 from manas_jax.workdir.weights import load_derived, save_weights
 
 PyTree = Any

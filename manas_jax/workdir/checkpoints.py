@@ -277,17 +277,3 @@ def _digest(state: PyTree) -> str:
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
-
-
-def write_json(path: str | os.PathLike, fields: Any) -> None:
-    """Writes readable JSON, whole or not at all; numbers of NumPy and JAX become plain ones."""
-
-    def plain(value: Any) -> Any:
-        if hasattr(value, "tolist"):
-            return np.asarray(value).tolist()
-        raise TypeError(f"{type(value).__name__} has no place in JSON")
-
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(fields, indent=1, default=plain) + "\n")
-    os.replace(temporary, path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from manas_jax.workdir.checkpoints import write_json
+from manas_jax.files import write_json
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "tensorflow")
 

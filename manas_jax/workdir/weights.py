@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -23,6 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from manas_jax.errors import UserError
+from manas_jax.files import first_few, replacing
 from manas_jax.models.network import Network, init_architecture, variable_shapes
 from manas_jax.space import Genotype, SearchSpace
 
@@ -62,10 +62,8 @@ def save_weights(
         metadata["genotype"] = network.to_json()
     else:
         metadata["space"] = json.dumps(network.to_dict())
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def load_weights(
@@ -156,13 +154,6 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(dict(tensors), sep="/")
 
 
-def some(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, for an error message of one line."""
-    names = sorted(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace) -> str | None:
     """What is wrong with the tensors of this network, if anything."""
     wanted = {name: leaf.shape for name, leaf in network_shapes(network).items()}
@@ -171,9 +162,9 @@ def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace
         logits = init_architecture(network, seed=0)
         wanted |= {f"architecture/{name}": x.shape for name, x in logits.items()}
     if missing := wanted.keys() - given.keys():
-        return f"missing tensors: {some(missing)}"
+        return f"missing tensors: {first_few(sorted(missing))}"
     if extra := given.keys() - wanted.keys():
-        return f"tensors that the network does not have: {some(extra)}"
+        return f"tensors that the network does not have: {first_few(sorted(extra))}"
     for name, shape in wanted.items():
         if given[name] != shape:
             return f"{name}: shape {given[name]}, but the network has {shape}"

@@ -1,6 +1,5 @@
 """Checkpoints on real folders: bits, the newest and the best, damage."""
 
-import json
 import shutil
 
 import jax
@@ -12,7 +11,7 @@ import pytest
 from manas_jax.errors import Diverged, UserError
 from manas_jax.runtime import sharding
 from manas_jax.training.state import init_train
-from manas_jax.workdir.checkpoints import Checkpoints, write_json
+from manas_jax.workdir.checkpoints import Checkpoints
 
 
 def _state(step=0, average=True, width=3):
@@ -202,14 +201,3 @@ def test_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(UserError, match="cannot keep checkpoints here"):
         Checkpoints(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_write_json(tmp_path):
-    fields = {"a": np.float32(1.5), "b": jnp.arange(2), "c": [1, None, "x"]}
-    write_json(tmp_path / "x.json", fields)
-    read = json.loads((tmp_path / "x.json").read_text())
-    assert read == {"a": 1.5, "b": [0, 1], "c": [1, None, "x"]}
-    with pytest.raises(TypeError, match="object has no place"):
-        write_json(tmp_path / "x.json", {"a": object()})
-    assert json.loads((tmp_path / "x.json").read_text()) == read
-    assert [f.name for f in tmp_path.iterdir()] == ["x.json"]

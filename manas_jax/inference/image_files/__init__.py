@@ -28,7 +28,6 @@ import dataclasses
 import io
 import os
 import pathlib
-import secrets
 import struct
 import sys
 import threading
@@ -42,6 +41,7 @@ from scipy.spatial import KDTree
 
 from manas_jax.data import images
 from manas_jax.errors import UserError
+from manas_jax.files import has_suffix, output_file
 
 SUFFIXES = images.SUFFIXES | {".apng", ".gif", ".pbm"}
 MOST_PIXELS = 10**9
@@ -101,8 +101,7 @@ class Picture:
 
 def is_picture(path: str | os.PathLike) -> bool:
     """Whether the name of `path` ends like that of a picture (hidden files never do)."""
-    path = pathlib.Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return has_suffix(path, SUFFIXES)
 
 
 def read(source: str | os.PathLike | bytes, name: str | None = None) -> Picture:
@@ -184,40 +183,8 @@ def write(
     if hasattr(target, "write"):
         target.write(content)
     else:
-        with replacing(target) as unfinished, writing(target):
-            unfinished.write_bytes(content)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a temporary name of the same suffix; what is written there becomes `path` at the end.
-
-    Missing folders are made. After an error there is nothing new; errors within pass as they are.
-
-    Raises:
-      UserError: the folder cannot be made, or the file not be given its name.
-    """
-    path = pathlib.Path(path)
-    # Not made from the path's own name, which may be as long as names can be.
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        with writing(path):
-            os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Within, an OSError becomes a UserError that says that `path` cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        with output_file(target) as temporary:
+            temporary.write_bytes(content)
 
 
 # Reading.

@@ -1,0 +1,120 @@
+"""Files: complete or absent, suffixes, natural order, lists in messages."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from manas_jax.errors import UserError
+from manas_jax.files import (
+    first_few,
+    has_suffix,
+    natural_order,
+    output_file,
+    replacing,
+    write_json,
+)
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing_replaces_on_exit(tmp_path):
+    (tmp_path / "a.png").write_text("old")
+    with replacing(tmp_path / "a.png") as temporary:
+        assert temporary.parent == tmp_path and temporary.name.endswith(".tmp.png")
+        temporary.write_text("new")
+        assert (tmp_path / "a.png").read_text() == "old"
+    assert (tmp_path / "a.png").read_text() == "new"
+    assert _names(tmp_path) == ["a.png"]
+
+
+def test_replacing_leaves_the_old_file_after_an_error(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert (tmp_path / "a").read_text() == "old"
+    assert _names(tmp_path) == ["a"]
+
+
+def test_replacing_takes_names_as_long_as_names_can_be(tmp_path):
+    name = "a" * 251 + ".txt"
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("x")
+    assert _names(tmp_path) == [name]
+
+
+def test_output_file_creates_its_folder(tmp_path):
+    with output_file(tmp_path / "b" / "c" / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "b" / "c" / "a.txt").read_text() == "x"
+
+
+def test_output_file_explains_errors_of_the_system(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(UserError, match=r"cannot write .*a: "),
+        output_file(tmp_path / "file" / "a"),
+    ):
+        pass
+    with pytest.raises(UserError, match=r"cannot write .*b: No space"), output_file(tmp_path / "b"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(ZeroDivisionError), output_file(tmp_path / "c"):
+        raise ZeroDivisionError
+    assert _names(tmp_path) == ["file"]
+
+
+def test_write_json(tmp_path):
+    fields = {"a": np.float32(1.5), "b": jnp.arange(2), "c": [1, None, "x"]}
+    write_json(tmp_path / "x.json", fields)
+    read = json.loads((tmp_path / "x.json").read_text())
+    assert read == {"a": 1.5, "b": [0, 1], "c": [1, None, "x"]}
+    with pytest.raises(TypeError, match="object has no representation"):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == read
+    with pytest.raises(FileNotFoundError):
+        write_json(tmp_path / "missing" / "x.json", fields)
+    assert _names(tmp_path) == ["x.json"]
+
+
+def test_has_suffix():
+    assert has_suffix("a/B.JPG", {".jpg"}) and has_suffix(pathlib.Path("x.webp"), {".webp"})
+    assert not has_suffix("Thumbs.db", {".jpg"}) and not has_suffix("a/._b.jpg", {".jpg"})
+
+
+def test_natural_order():
+    names = ["10.png", "2.png", "B2", "a10", "a2", "A2", "²", "a"]
+    assert sorted(names, key=natural_order) == [
+        "2.png",
+        "10.png",
+        "a",
+        "A2",
+        "a2",
+        "a10",
+        "B2",
+        "²",
+    ]
+    paths = [pathlib.Path("x", name) for name in ("10.png", "9.png")]
+    assert sorted(paths, key=natural_order) == paths[::-1]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, ""),
+        (1, "0"),
+        (3, "0, 1, 2"),
+        (4, "0, 1, 2 and 1 more"),
+        (2003, "0, 1, 2 and 2,000 more"),
+    ],
+)
+def test_first_few(count, text):
+    assert first_few(range(count)) == text
+
+
+def test_first_few_takes_a_limit():
+    assert first_few(["a", "b", "c"], 1) == "a and 2 more"
