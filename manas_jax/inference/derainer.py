@@ -20,7 +20,7 @@ from PIL import Image
 
 from manas_jax.errors import UserError
 from manas_jax.inference import fold_batch_norm
-from manas_jax.inference.tiling import Axis
+from manas_jax.inference.tiling import TileGrid
 from manas_jax.models.network import Network
 from manas_jax.runtime import compilation, sharding
 from manas_jax.space import STEM_EXPANSION
@@ -191,14 +191,14 @@ class Derainer:
         height, width = stack.shape[1:3]
         rows, columns = (-(-n // self._cell) * self._cell for n in (height, width))
         step = math.lcm(_STEP, self._unit)
-        down = Axis.cut(rows, self._tile_height(rows), self._overlap, self._cell, step)
-        across = Axis.cut(columns, self.tile, self._overlap, self._cell, step)
+        down = TileGrid.make(rows, self._tile_height(rows), self._overlap, self._cell, step)
+        across = TileGrid.make(columns, self.tile, self._overlap, self._cell, step)
         run = self._ensemble if self_ensemble else self._run
         scale = 1 if stack.dtype.kind == "f" else np.iinfo(stack.dtype).max
         pending = np.zeros((len(stack), 0, width, 3), np.float32)
-        for i, (top, share_down) in enumerate(zip(down.starts, down.shares(), strict=True)):
+        for i, (top, share_down) in enumerate(zip(down.starts, down.blend_weights(), strict=True)):
             strip = np.zeros((len(stack), down.tile, across.length, 3), np.float32)
-            for left, share in zip(across.starts, across.shares(), strict=True):
+            for left, share in zip(across.starts, across.blend_weights(), strict=True):
                 tile = _mirrored(stack, top, left, down.tile, across.tile)
                 tile = run(np.divide(tile, np.float32(scale), dtype=np.float32))
                 strip[:, :, left : left + across.tile] += share[:, None] * tile

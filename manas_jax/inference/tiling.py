@@ -1,8 +1,8 @@
-"""Where the tiles of a large picture lie, and what each counts where they overlap.
+"""Overlapping tiles of a large image, and the weights that blend them.
 
-Along each axis tiles of one length start at multiples of an alignment, evenly spread. In an
-overlap the shares run smoothly from one tile to the next, and are zero at the rims, where a tile
-lacks the surroundings that the picture has.
+Along each axis tiles of one length start at multiples of an alignment, evenly spread. Where tiles
+overlap, their blend weights change smoothly from one tile to the next. They are zero at edges
+inside the image, where a tile lacks the context that the image has.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Axis:
+class TileGrid:
     """Tiles along one axis.
 
     Attributes:
       length: pixels of the axis.
       tile: pixels of a tile.
-      starts: first pixel of each tile, rising; the last tile ends with the axis.
-      overlap: what neighbouring tiles share at least.
+      starts: first pixel of each tile, ascending; the last tile ends with the axis.
+      overlap: pixels that neighbouring tiles share at least.
     """
 
     length: int
@@ -29,49 +29,52 @@ class Axis:
     overlap: int
 
     @classmethod
-    def cut(
+    def make(
         cls, length: int, tile: int, overlap: int, alignment: int, step: int | None = None
-    ) -> Axis:
-        """As few tiles as the overlap allows, or one if the axis is no longer than a tile.
+    ) -> TileGrid:
+        """As few tiles as the overlap allows; one if the axis is no longer than a tile.
 
         Args:
-          length: pixels of the axis, a multiple of the alignment.
-          tile: most pixels of a tile, a multiple of the alignment, more than twice the overlap.
-          overlap: pixels, a multiple of the alignment.
-          alignment: what starts are a multiple of.
-          step: a multiple of the alignment. Where so many tiles can be shorter and still overlap,
-            they are, by multiples of this; as long as was asked for by default.
+          length: pixels of the axis, a multiple of `alignment`.
+          tile: maximum pixels of a tile, a multiple of `alignment`, more than twice the overlap.
+          overlap: pixels, a multiple of `alignment`.
+          alignment: every start is a multiple of it.
+          step: a multiple of `alignment`. Tiles are shortened by multiples of it as far as the
+            same number of tiles still overlaps enough; None leaves them at `tile`.
 
         Raises:
-          ValueError: a length is none.
+          ValueError: a length is not a multiple of `alignment`, or the overlap is too large.
         """
         lengths = length, tile, overlap, step or alignment
         if any(n % alignment for n in lengths) or tile <= 2 * overlap:
-            raise ValueError(f"{length=}, {tile=}, {overlap=} do not suit {alignment=}")
+            raise ValueError(
+                f"{length=}, {tile=}, {overlap=} and {step=} must be multiples of {alignment=}, "
+                "and a tile longer than twice the overlap"
+            )
         if length <= tile:
             return cls(length, length, (0,), overlap)
         gaps = -(-(length - tile) // (tile - overlap))
-        spare = (tile - overlap) * gaps - (length - tile)  # in all, before the last one is moved
         if step:
-            tile -= spare // (gaps + 1) // step * step
-        slack = length - tile
-        starts = (slack * i // gaps // alignment * alignment for i in range(gaps))
-        return cls(length, tile, (*starts, slack), overlap)
+            excess = (tile - overlap) * gaps - (length - tile)  # overlap beyond the minimum, in all
+            tile -= excess // (gaps + 1) // step * step
+        last = length - tile
+        starts = (last * i // gaps // alignment * alignment for i in range(gaps))
+        return cls(length, tile, (*starts, last), overlap)
 
-    def shares(self) -> np.ndarray:
-        """(tiles, tile) float32: what each pixel of each tile counts; 1 in sum at every pixel.
+    def blend_weights(self) -> np.ndarray:
+        """(tiles, tile) float32: weight of each pixel of each tile; they sum to 1 at every pixel.
 
-        A tile counts nothing within a quarter of the overlap from its rims, then rises over half
-        of the overlap.
+        At an edge inside the image a tile's weight is zero over a quarter of the overlap, then
+        rises linearly over half of it.
         """
-        inside = np.arange(self.tile) + 0.5
-        rise = np.clip((inside - self.overlap / 4) / (self.overlap / 2), 0, 1)
-        shares = np.ones((len(self.starts), self.tile))
-        shares[1:] *= rise
-        shares[:-1] *= rise[::-1]
+        centres = np.arange(self.tile) + 0.5
+        ramp = np.clip((centres - self.overlap / 4) / (self.overlap / 2), 0, 1)
+        weights = np.ones((len(self.starts), self.tile))
+        weights[1:] *= ramp
+        weights[:-1] *= ramp[::-1]
         total = np.zeros(self.length)
-        for start, share in zip(self.starts, shares, strict=True):
-            total[start : start + self.tile] += share
-        for start, share in zip(self.starts, shares, strict=True):
-            share /= total[start : start + self.tile]
-        return shares.astype(np.float32)
+        for start, weight in zip(self.starts, weights, strict=True):
+            total[start : start + self.tile] += weight
+        for start, weight in zip(self.starts, weights, strict=True):
+            weight /= total[start : start + self.tile]
+        return weights.astype(np.float32)
