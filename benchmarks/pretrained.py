@@ -27,7 +27,8 @@ from manas_jax.config import default
 from manas_jax.data import pipeline, scenes
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
-from manas_jax.inference.derainer import PRETRAINED, Derainer
+from manas_jax.inference.derainer import Derainer
+from manas_jax.inference.pretrained import FOLDER as PRETRAINED
 from manas_jax.report import page
 from manas_jax.report.svg import draw_genotype
 from manas_jax.training.run import WEIGHTS

@@ -26,7 +26,7 @@ from matplotlib import pyplot
 
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
-from manas_jax.inference.derainer import PRETRAINED
+from manas_jax.inference.pretrained import FOLDER as PRETRAINED
 from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
 from manas_jax.study.run import NEED_A_SEARCH, read_cells

@@ -1,6 +1,8 @@
 """MANAS in JAX: image de-raining networks that design themselves."""
 
+import importlib
 import os
+from typing import Any
 
 # TensorFlow serves the input pipeline and the event files. Without oneDNN its results do not
 # depend on the processor's kind, and it starts without notices that concern nobody.
@@ -8,3 +10,20 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 __version__ = "0.1.0"
+__all__ = ["Derainer", "__version__", "list_pretrained"]
+
+_LAZY = {
+    "Derainer": "manas_jax.inference.derainer",
+    "list_pretrained": "manas_jax.inference.pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use (PEP 562), so that `import manas_jax` alone loads no JAX.
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

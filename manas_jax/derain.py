@@ -29,7 +29,8 @@ from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, video
-from manas_jax.inference.derainer import Derainer, pretrained
+from manas_jax.inference.derainer import Derainer
+from manas_jax.inference.pretrained import describe, list_pretrained
 from manas_jax.runtime import compilation, malloc
 
 STREAM = "-"
@@ -308,18 +309,32 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class _List(argparse.Action):
+    """Lists the pretrained weights and exits, as --version and --help do."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(*map(describe, list_pretrained()), sep="\n")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m manas_jax.derain",
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 2)[2],
     )
+    parser.add_argument(
+        "--list",
+        action=_List,
+        nargs=0,
+        help="show the weights that come with the package, and exit",
+    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, video, folder or -")
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="file, folder or -")
     parser.add_argument(
         "--weights",
         default=DEFAULT_WEIGHTS,
-        help=f"{', '.join(pretrained())} or a weights file (default: {DEFAULT_WEIGHTS})",
+        help=f"{', '.join(list_pretrained())} or a weights file (default: {DEFAULT_WEIGHTS})",
     )
     parser.add_argument(
         "--tile",

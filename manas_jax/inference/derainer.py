@@ -1,6 +1,6 @@
 """Removing rain from pictures of any size: pretrained weights, tiles, self-ensemble.
 
-from manas_jax.inference.derainer import Derainer
+from manas_jax import Derainer
 clean = Derainer.from_pretrained("rain100l")(picture)
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -19,14 +18,13 @@ import psutil
 from PIL import Image
 
 from manas_jax.errors import UserError
-from manas_jax.inference import fold_batch_norm
+from manas_jax.inference import fold_batch_norm, pretrained
 from manas_jax.inference.tiling import TileGrid
 from manas_jax.models.network import Network
 from manas_jax.runtime import compilation, sharding
 from manas_jax.space import STEM_EXPANSION
 from manas_jax.workdir.weights import load_derived
 
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 POOL_CELL = 32
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
@@ -38,11 +36,6 @@ _STEP = 64  # pixels, of which tiles are shortened by multiples: few sizes, so t
 _SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 Pixels = TypeVar("Pixels", np.ndarray, Image.Image)
-
-
-def pretrained() -> dict[str, pathlib.Path]:
-    """The weights that come with the package: name -> file."""
-    return {file.stem: file for file in sorted(PRETRAINED.glob("*.safetensors"))}
 
 
 def multiple(network: Network) -> int:
@@ -122,7 +115,7 @@ class Derainer:
         """Opens weights that come with the package, or a weights file.
 
         Args:
-          name: one of `pretrained()`, or a file that `manas_jax.workdir.weights` wrote.
+          name: one of `list_pretrained()`, or a file that `manas_jax.workdir.weights` wrote.
           tile: side in pixels of the tiles that larger pictures are cut into; None for what fits
             into memory.
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
@@ -131,11 +124,7 @@ class Derainer:
         Raises:
           UserError: no such weights, a damaged file, or a supernet's weights.
         """
-        known = pretrained()
-        file = known.get(str(name), pathlib.Path(name))
-        if not file.exists():
-            raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
-        variables, genotype, provenance = load_derived(file)
+        variables, genotype, provenance = load_derived(pretrained.find(name))
         if pool_cell is not None:
             pool_cell = math.lcm(pool_cell, genotype.space.multiple)
         network = Network(genotype.space, genotype, pool_cell=pool_cell)

@@ -1,0 +1,51 @@
+"""The weights that ship with the package, and how they were trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import re
+
+from manas_jax.errors import UserError
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+def list_pretrained() -> list[str]:
+    """Names of the weights that ship with the package, for `Derainer.from_pretrained`."""
+    return sorted(file.stem for file in FOLDER.glob("*.safetensors"))
+
+
+def find(name: str | os.PathLike) -> pathlib.Path:
+    """The file of pretrained weights called `name`, or else the file at that path.
+
+    Raises:
+      UserError: there is neither.
+    """
+    known = list_pretrained()
+    file = FOLDER / f"{name}.safetensors" if str(name) in known else pathlib.Path(name)
+    if not file.exists():
+        raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
+    return file
+
+
+def describe(name: str) -> str:
+    """One line on weights of `list_pretrained`: parameters, training data, provenance."""
+    import safetensors
+
+    with safetensors.safe_open(find(name), framework="np") as file:
+        names = file.keys()
+        shapes = [file.get_slice(k).get_shape() for k in names if k.startswith("params/")]
+        provenance = json.loads(file.metadata()["provenance"])
+
+    def flag(key: str) -> str:
+        found = re.search(rf"--{re.escape(key)}=(\S+)", provenance["command"])
+        return found[1] if found else "unknown"
+
+    return (
+        f"{name}: {sum(map(math.prod, shapes)):,} parameters, trained on "
+        f"{pathlib.Path(flag('config.data.root')).name} with {flag('config')}, "
+        f"step {provenance['step']}, commit {provenance['commit'][:7]}, {provenance['date'][:10]}"
+    )
