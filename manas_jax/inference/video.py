@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import pathlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -24,7 +25,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from manas_jax.errors import UserError
-from manas_jax.files import has_suffix, output_file
+from manas_jax.files import has_suffix, replacing
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
@@ -77,10 +78,13 @@ def derain(
     Raises:
       ValueError: `restore` gives another shape or type.
       UserError: the source is missing, no video or damaged; the target's container cannot hold
-        its sound, or the target cannot be written to (any OSError). Other exceptions of `restore`
-        pass as they are.
+        its sound, or the target cannot be written to. What `restore` raises passes as it is.
     """
-    with _opened(source) as reader, output_file(target) as temporary:
+    with _opened(source) as reader, replacing(target) as temporary:
+        try:  # not `output_file`, which would take an OSError of `restore` for one of writing
+            pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         frames = _Frames(reader, source)
         try:
             with av.open(_plain(temporary), "w", metadata_errors=_METADATA_ERRORS) as writer:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import manas_jax
-from manas_jax import derain
+from manas_jax import cost, derain
 from manas_jax.errors import UserError
 from manas_jax.inference import pretrained
 from manas_jax.inference.derainer import Derainer
@@ -23,7 +23,7 @@ def test_lists_names_in_order():
 def test_description_matches_the_file(name):
     _, genotype, provenance = load_derived(pretrained.find(name))
     line = pretrained.describe(name)
-    assert line.startswith(f"{name}: {genotype.cost(8, 8).parameters:,} parameters, ")
+    assert line.startswith(f"{name}: {cost.derived(genotype, 8, 8).parameters:,} parameters, ")
     assert f"configs/pretrained.py:{name}, step {provenance['step']}" in line
     assert provenance["commit"][:7] in line and "unknown" not in line and "\n" not in line
 
