@@ -286,13 +286,14 @@ def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int =
     """Gradients of all losses: by the outputs and, for those of the architecture, by its logits."""
     import jax
 
+    from manas_jax.config import LossWeights
     from manas_jax.models.network import init_architecture
     from manas_jax.runtime.compilation import Ahead
     from manas_jax.training import losses
 
     space = SearchSpace(**SMALL)
     model = losses.ComplexityModel(space, *configure(SMALL).objectives.complexity_size)
-    weights = losses.Weights()
+    weights = LossWeights()
 
     def total(outputs, logits, clean):
         restoration, _ = losses.restoration(outputs, clean, weights)

@@ -1,181 +1,183 @@
 """The defaults that every experiment in `configs/` starts from, and the checks on what they set.
 
-The defaults are the paper's (Cai et al., TCSVT 2023). Durations are counted in steps;
-warm-ups are shares of them, so that a shorter run keeps its proportions.
+The defaults are the paper's (Cai et al., TCSVT 2023). Durations are counted in steps; warm-ups are
+fractions of them, so that a shorter run keeps its proportions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from manas_jax.data import datasets
 from manas_jax.errors import UserError
-from manas_jax.files import write_json
-from manas_jax.search import bilevel
 from manas_jax.space import SearchSpace
-from manas_jax.training import losses
 
 STAGES = ("search", "train", "evaluate")
+HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
+"""Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
 
-# What may change between two starts in one workdir: it does not alter what is computed, but for
-# the rounding that comes with another number of devices.
-FREE_KEYS = (
-    "stage", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
-    "data.cache_gib", "data.cache_dir", "search.fuse",
-)  # fmt: skip
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """Coefficients of the loss terms; 0 disables a term.
+
+    Attributes:
+      mse: squared error to the clean image, external.
+      ssim: structural dissimilarity to the clean image, external.
+      tv: total variation of the outputs, external.
+      internal: squared error between a scene's outputs.
+      entropy_columns: architecture regularization of the columns.
+      entropy_attention: architecture regularization of the attention edges.
+      complexity: expected cost of the relaxed architecture, lambda.
+      complexity_macs_share: share of multiply-accumulates in it, the rest is parameters.
+    """
+
+    mse: float = 1.0
+    ssim: float = 1.0
+    tv: float = 1e-4
+    internal: float = 1.0
+    entropy_columns: float = 0.01
+    entropy_attention: float = 0.01
+    complexity: float = 0.01
+    complexity_macs_share: float = 0.5
+
+
+class _Range(NamedTuple):
+    """The values that a key accepts.
+
+    Attributes:
+      description: what to give, for an error message.
+      contains: whether a value is one of them.
+    """
+
+    description: str
+    contains: Callable[[Any], bool]
+
+
+def _one_of(*names: str) -> _Range:
+    return _Range(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def _at_least(least: int) -> _Range:
+    return _Range(f"at least {least}", lambda value: value >= least)
+
+
+_ANY = _Range("any value", lambda _: True)
+_NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
+_POSITIVE = _Range("more than 0", lambda value: value > 0)
+_SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
+_TWO_SIZES = _Range("two sizes", lambda value: len(value) == 2 and min(value) > 0)
+
+# Every key as it is written after `--config.`, with its default and range. Those of `space` are the
+# fields of `SearchSpace`, which checks them.
+_KEYS: dict[str, tuple[Any, _Range]] = {
+    "stage": ("all", _one_of(*STAGES, "all")),
+    "seed": (0, _ANY),
+    "log_every": (50, _at_least(1)),  # steps
+    "devices": (0, _at_least(0)),  # how many to use, in all processes together; 0 = all
+    "height_shards": (1, _at_least(1)),  # devices that share an image's height; the rest split
+    # a batch
+    "max_rollbacks": (0, _at_least(0)),  # how often a run whose loss diverged goes back to its
+    # newest checkpoint, and on with other batches
+
+    "network.dtype": ("float32", _one_of("float32", "bfloat16")),  # of activations, not parameters
+    "network.precision": ("default", _one_of("default", "high", "highest")),  # of products in
+    # float32 on GPU and TPU
+    "network.remat": (False, _ANY),  # compute activations twice to save memory
+    "network.scan": (False, _ANY),  # loop over the supernet's columns: compiles less, slow on CPU
+
+    **{f"objectives.{f.name}": (f.default, _NOT_NEGATIVE) for f in dataclasses.fields(LossWeights)},
+    "objectives.complexity_macs_share": (LossWeights.complexity_macs_share, _SHARE),
+    "objectives.complexity_size": ((320, 480), _TWO_SIZES),  # pixels at which MACs are counted
+
+    "data.source": ("folder", _one_of("folder", "photographs", "tfds", *datasets.BENCHMARKS)),
+    "data.root": ("", _ANY),  # the folder; for tfds its data_dir
+    "data.tfds_name": ("", _ANY),
+    "data.versions": (3, _at_least(1)),  # K, rainy versions of a scene in a batch
+    "data.real": (1.0, _ANY),  # relative frequency of each kind of rain
+    "data.transfer": (0.0, _ANY),
+    "data.synthetic": (0.0, _ANY),
+    "data.level": ("mixed", _ANY),  # of synthetic rain: light, medium, heavy or mixed
+    "data.veil": (0.0, _ANY),  # haze behind synthetic rain, 0 to 1
+    "data.evaluation_level": ("medium", _ANY),  # where test scenes have no rain of their own
+    "data.validation_scenes": (8, _at_least(0)),
+    "data.architecture_share": (0.5, _ANY),  # of the other training scenes
+    "data.split_seed": (0, _ANY),
+    "data.cache_gib": (1.0, _ANY),  # decoded images are cached in memory up to this size
+    "data.cache_dir": ("", _ANY),  # larger ones on disk, in this folder; "" decodes them each time
+    "data.limit": (0, _at_least(0)),  # use this many training scenes; 0 = all
+
+    "search.hypergradient": ("first_order", _one_of(*HYPERGRADIENTS)),
+    "search.steps": (200_000, _at_least(1)),
+    "search.scenes": (16, _at_least(1)),  # a batch has scenes x versions rainy patches
+    "search.crop": (64, _at_least(8)),  # pixels
+    "search.architecture_warmup": (0.05, _SHARE),  # of the steps, before it is updated
+    "search.internal_warmup": (0.025, _SHARE),  # of the steps, before the internal loss counts
+    "search.learning_rate": (2e-3, _NOT_NEGATIVE),
+    "search.final_learning_rate": (1e-4, _ANY),  # of the cosine schedule
+    "search.momentum": (0.9, _ANY),
+    "search.weight_decay": (3e-4, _NOT_NEGATIVE),
+    "search.clip": (0.0, _NOT_NEGATIVE),  # bound on the global norm of the gradient; 0 = none
+    "search.architecture_learning_rate": (3e-4, _NOT_NEGATIVE),
+    "search.architecture_betas": ((0.5, 0.999), _ANY),
+    "search.architecture_weight_decay": (1e-3, _ANY),
+    "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),  # the latter: those
+    # without which the supernet loses most
+    "search.choice_batches": (8, _at_least(1)),  # of architecture scenes, for the latter
+    "search.xi": (1.0, _NOT_NEGATIVE),  # length of the virtual step in units of the real one
+    "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
+    "search.accumulate": (1, _at_least(1)),  # microbatches of a batch, to save memory
+    "search.fuse": (False, _ANY),  # compile a step as one program: for accelerators
+    "search.checkpoint_every": (1000, _at_least(1)),  # steps; also when validation is scored
+    "search.validation_crop": (128, _at_least(16)),  # pixels, centre of each validation image
+
+    "train.genotype": ("", _ANY),  # file; "" = what the search found in this workdir
+    "train.inherit": (False, _ANY),  # start from the supernet's weights
+    "train.weights": ("", _ANY),  # or from those in this file, with the genotype in it
+    "train.steps": (100_000, _at_least(1)),
+    "train.scenes": (32, _at_least(1)),
+    "train.crop": (64, _at_least(8)),
+    "train.internal_warmup": (0.025, _SHARE),
+    "train.learning_rate": (1e-3, _NOT_NEGATIVE),
+    "train.final_learning_rate": (0.0, _ANY),
+    "train.weight_decay": (0.0, _NOT_NEGATIVE),  # decoupled, as in AdamW
+    "train.clip": (0.0, _NOT_NEGATIVE),
+    "train.accumulate": (1, _at_least(1)),
+    "train.ema": (0.0, _SHARE),  # decay of the weights' moving average, which is scored; 0 = none
+    "train.checkpoint_every": (1000, _at_least(1)),
+    "train.validation_crop": (128, _at_least(16)),
+
+    "evaluate.split": ("test", _one_of("test", "validation")),  # the latter spares the test set
+    "evaluate.pictures": (6, _at_least(0)),  # how many are stored for the report
+}  # fmt: skip
 
 
 def default() -> ml_collections.ConfigDict:
     """The paper's settings on a folder of data that the user names."""
-    config = ml_collections.ConfigDict()
-    config.stage = "all"  # or one of STAGES
-    config.seed = 0
-    config.log_every = 50  # steps
-    config.devices = 0  # how many to use, in all processes together; 0 = all
-    config.height_shards = 1  # how many of them share a picture's height; the rest split a batch
-    config.max_rollbacks = 0  # a run that diverges goes back so often, on with other batches
-
-    config.space = ml_collections.ConfigDict(dataclasses.asdict(SearchSpace()))
-
-    network = config.network = ml_collections.ConfigDict()
-    network.dtype = "float32"  # of the computation; or "bfloat16". Parameters stay float32
-    network.precision = "default"  # of products in float32 on GPU and TPU; or "high", "highest"
-    network.remat = False  # compute activations twice to save memory
-    network.scan = False  # loop over the supernet's columns: less to compile, slow on CPU
-
-    config.objectives = ml_collections.ConfigDict(dataclasses.asdict(losses.Weights()))
-    config.objectives.complexity_size = (320, 480)  # pixels at which MACs are counted
-
-    data = config.data = ml_collections.ConfigDict()
-    data.source = "folder"  # or "photographs" (embedded), "tfds", or a benchmark's name
-    data.root = ""  # the folder; for tfds its data_dir
-    data.tfds_name = ""
-    data.versions = 3  # K, rainy versions of a scene in a batch
-    data.real, data.transfer, data.synthetic = 1.0, 0.0, 0.0  # how often each kind is drawn
-    data.level = "mixed"  # of synthetic rain: light, medium, heavy or mixed
-    data.veil = 0.0  # haze behind synthetic rain, 0 to 1
-    data.evaluation_level = "medium"  # where test scenes have no rain of their own
-    data.validation_scenes = 8
-    data.architecture_share = 0.5  # of the other training scenes
-    data.split_seed = 0
-    data.cache_gib = 1.0  # decoded pictures are kept in memory up to this size
-    data.cache_dir = ""  # larger ones on disk, in this folder; "" decodes them each time
-    data.limit = 0  # use this many training scenes; 0 = all
-
-    search = config.search = ml_collections.ConfigDict()
-    search.hypergradient = "first_order"  # or "finite_difference", "exact"
-    search.steps = 200_000
-    search.scenes = 16  # a batch has scenes x versions rainy patches
-    search.crop = 64  # pixels
-    search.architecture_warmup = 0.05  # share of the steps before the architecture moves
-    search.internal_warmup = 0.025  # share of the steps before the internal loss counts
-    search.learning_rate = 2e-3
-    search.final_learning_rate = 1e-4  # of the cosine
-    search.momentum = 0.9
-    search.weight_decay = 3e-4
-    search.clip = 0.0  # bound on the norm of the weights' gradient; 0 = none
-    search.architecture_learning_rate = 3e-4
-    search.architecture_betas = (0.5, 0.999)
-    search.architecture_weight_decay = 1e-3
-    search.choice = "likeliest"  # or "perturbation": what the supernet misses most
-    search.choice_batches = 8  # of architecture scenes, for the latter
-    search.xi = 1.0  # length of the virtual step in units of the real one
-    search.epsilon = 0.01  # of the finite difference
-    search.accumulate = 1  # parts of a batch, one after the other: less memory
-    search.fuse = False  # compile a step as one program: for accelerators
-    search.checkpoint_every = 1000  # steps; also when validation is scored
-    search.validation_crop = 128  # pixels, centre of each validation picture
-
-    train = config.train = ml_collections.ConfigDict()
-    train.genotype = ""  # file; empty = what the search found in this workdir
-    train.inherit = False  # start from the supernet's weights
-    train.weights = ""  # or from those in this file, with the genotype in it
-    train.steps = 100_000
-    train.scenes = 32
-    train.crop = 64
-    train.internal_warmup = 0.025
-    train.learning_rate = 1e-3
-    train.final_learning_rate = 0.0
-    train.weight_decay = 0.0  # decoupled, as AdamW
-    train.clip = 0.0
-    train.accumulate = 1
-    train.ema = 0.0  # decay of the weights' moving average, which is then scored; 0 = none
-    train.checkpoint_every = 1000
-    train.validation_crop = 128
-
-    evaluate = config.evaluate = ml_collections.ConfigDict()
-    evaluate.split = "test"  # or "validation", to look without spending the test set
-    evaluate.pictures = 6  # kept for the report
-    return config
+    fields: dict[str, Any] = {"space": dataclasses.asdict(SearchSpace())}
+    for key, (value, _) in _KEYS.items():
+        section, _, name = key.rpartition(".")
+        (fields.setdefault(section, {}) if section else fields)[name] = value
+    return ml_collections.ConfigDict(fields)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks values and how they go together.
+    """Checks values and their combinations.
 
     Raises:
-      UserError: names the key, its value and what it may be.
+      UserError: names the key, its value and what it accepts.
     """
     SearchSpace(**config.space)
-    choices = {
-        "stage": (*STAGES, "all"),
-        "network.dtype": ("float32", "bfloat16"),
-        "network.precision": ("default", "high", "highest"),
-        "data.source": ("folder", "photographs", "tfds", *datasets.BENCHMARKS),
-        "search.hypergradient": bilevel.HYPERGRADIENTS,
-        "search.choice": ("likeliest", "perturbation"),
-        "evaluate.split": ("test", "validation"),
-    }
-    for key, allowed in choices.items():
-        _demand(config, key, _get(config, key) in allowed, f"one of {', '.join(allowed)}")
-    at_least = {
-        "data.versions": 1,
-        "search.steps": 1,
-        "search.scenes": 1,
-        "search.crop": 8,
-        "search.choice_batches": 1,
-        "search.checkpoint_every": 1,
-        "search.validation_crop": 16,
-        "train.steps": 1,
-        "train.scenes": 1,
-        "train.crop": 8,
-        "train.checkpoint_every": 1,
-        "train.validation_crop": 16,
-        "log_every": 1,
-        "devices": 0,
-        "height_shards": 1,
-        "max_rollbacks": 0,
-        "search.accumulate": 1,
-        "train.accumulate": 1,
-        "data.validation_scenes": 0,
-        "data.limit": 0,
-        "evaluate.pictures": 0,
-    }
-    for key, least in at_least.items():
-        _demand(config, key, _get(config, key) >= least, f"at least {least}")
-    for key in ("search.architecture_warmup", "search.internal_warmup", "train.internal_warmup",
-                "train.ema", "objectives.complexity_macs_share"):  # fmt: skip
-        _demand(config, key, 0 <= _get(config, key) <= 1, "a share from 0 to 1")
-    not_negative = [f"objectives.{f.name}" for f in dataclasses.fields(losses.Weights)]
-    not_negative += [
-        f"{stage}.{name}"
-        for stage, names in {
-            "search": ("learning_rate", "weight_decay", "clip", "architecture_learning_rate", "xi"),
-            "train": ("learning_rate", "weight_decay", "clip"),
-        }.items()
-        for name in names
-    ]
-    for key in not_negative:
-        _demand(config, key, _get(config, key) >= 0, "0 or more")
-    _demand(config, "search.epsilon", config.search.epsilon > 0, "more than 0")
-    sizes = config.objectives.complexity_size
-    _demand(config, "objectives.complexity_size", len(sizes) == 2 and min(sizes) > 0, "two sizes")
+    for key, (_, allowed) in _KEYS.items():
+        value = functools.reduce(operator.getitem, key.split("."), config)
+        if not allowed.contains(value):
+            raise UserError(f"{key} = {value!r}: give {allowed.description}")
     if config.data.source not in ("photographs", "tfds") and not config.data.root:
         raise UserError("data.root is empty: name the folder, --config.data.root=DIR")
     if config.data.source == "tfds" and not config.data.tfds_name:
@@ -187,66 +189,3 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")
     if config.train.weights and config.stage in ("search", "all"):
         raise UserError("train.weights brings its network: leave out the search, stage=train")
-
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
-    """Makes the folder, or checks that what is in it came from the same config.
-
-    The config is kept as `config.json`. `FREE_KEYS` may differ.
-
-    Returns:
-      The folder.
-
-    Raises:
-      UserError: it cannot be written, or was made with another config; names the keys that differ.
-    """
-    workdir = pathlib.Path(workdir)
-    fields = json.loads(config.to_json_best_effort())
-    file = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        before = json.loads(file.read_text()) if file.exists() else None
-        if before is not None:
-            if not isinstance(before, dict):
-                raise ValueError("not an object")
-            # A key that is newer than the workdir had its default, whose meaning is "as before".
-            defaults = json.loads(default().to_json_best_effort())
-            old = dict(_leaves(defaults)) | dict(_leaves(before))
-            new = dict(_leaves(fields))
-            changed = [
-                f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
-                for key in sorted(old.keys() | new.keys())
-                if key not in FREE_KEYS and old.get(key) != new.get(key)
-            ]
-            if changed:
-                raise UserError(
-                    f"{workdir} was made with another config ({'; '.join(changed)}): "
-                    "take those values or another --workdir"
-                )
-        write_json(file, fields)
-    except ValueError:  # not JSON, not text or not an object
-        raise UserError(f"{file} is damaged: mend it or take another --workdir") from None
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be written ({error.strerror or error}): give another"
-        ) from None
-    return workdir
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _get(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-def _demand(config: Any, key: str, fine: bool, wish: str) -> None:
-    if not fine:
-        raise UserError(f"{key} = {_get(config, key)!r}: give {wish}")

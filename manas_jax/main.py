@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax.config import STAGES, claim_workdir, validate
+from manas_jax.config import STAGES, validate
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate
 from manas_jax.report import page as report
@@ -29,6 +29,7 @@ from manas_jax.search.run import search
 from manas_jax.training.run import train
 from manas_jax.workdir import provenance
 from manas_jax.workdir.checkpoints import disk_trouble
+from manas_jax.workdir.claim import claim_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run leaves.")

@@ -19,6 +19,7 @@ import jax
 import jax.extend
 import numpy as np
 
+from manas_jax.config import LossWeights
 from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
 from manas_jax.runtime.compilation import Programs, kinds
@@ -41,7 +42,7 @@ class SceneGradients(NamedTuple):
 
 
 def scene_gradients(
-    network: Network, weights: losses.Weights, internal_from: int, identity: str = ""
+    network: Network, weights: LossWeights, internal_from: int, identity: str = ""
 ) -> SceneGradients:
     """`jax.grad` of `objectives.scene_objective` by parameters and architecture.
 

@@ -19,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost
+from manas_jax.config import LossWeights
 from manas_jax.data import lazy_tf, scenes
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -90,7 +91,7 @@ def make_step(
     architecture_optimizer: optax.GradientTransformation,
     *,
     hypergradient: str,
-    weights: losses.Weights,
+    weights: LossWeights,
     complexity_model: losses.ComplexityModel,
     internal_from: int = 0,
     xi: float = 1.0,

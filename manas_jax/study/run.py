@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost
-from manas_jax.config import claim_workdir, validate
+from manas_jax.config import validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -45,6 +45,7 @@ from manas_jax.training import run as train_run
 from manas_jax.training.evaluator import Validation
 from manas_jax.workdir import provenance
 from manas_jax.workdir.checkpoints import disk_trouble
+from manas_jax.workdir.claim import claim_workdir
 
 CHOICES = (
     "derived", "perturbation", "proxy", "matched",  # these need a search

@@ -14,12 +14,12 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from manas_jax.config import LossWeights
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scenes import Scene
 from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
 from manas_jax.space import Genotype, SearchSpace
-from manas_jax.training import losses
 
 
 def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
@@ -60,10 +60,10 @@ def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def loss_weights(config: ConfigDict) -> losses.Weights:
+def loss_weights(config: ConfigDict) -> LossWeights:
     """What each term of the objectives counts."""
-    names = [field.name for field in dataclasses.fields(losses.Weights)]
-    return losses.Weights(**{name: config.objectives[name] for name in names})
+    names = [field.name for field in dataclasses.fields(LossWeights)]
+    return LossWeights(**{name: config.objectives[name] for name in names})
 
 
 def identity(config: ConfigDict, stage: str, genotype: Genotype | None = None) -> str:

@@ -16,38 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax import cost
+from manas_jax.config import LossWeights
 from manas_jax.models.network import Architecture, Network
 from manas_jax.space import COLUMNS, SearchSpace
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """What each term counts; 0 switches it off.
-
-    Attributes:
-      mse: squared error to the clean image, external.
-      ssim: structural dissimilarity to the clean image, external.
-      tv: total variation of the outputs, external.
-      internal: squared error between a scene's outputs.
-      entropy_columns: architecture regularization of the columns.
-      entropy_attention: architecture regularization of the attention edges.
-      complexity: expected cost of the relaxed architecture, lambda.
-      complexity_macs_share: share of multiply-accumulates in it, the rest is parameters.
-    """
-
-    mse: float = 1.0
-    ssim: float = 1.0
-    tv: float = 1e-4
-    internal: float = 1.0
-    entropy_columns: float = 0.01
-    entropy_attention: float = 0.01
-    complexity: float = 0.01
-    complexity_macs_share: float = 0.5
-
-
-def scene_objective(network: Network, weights: Weights, internal_from: int) -> Callable:
+def scene_objective(network: Network, weights: LossWeights, internal_from: int) -> Callable:
     """The restoration loss of a batch of scenes as a function of what can be differentiated.
 
     Args:
@@ -78,7 +54,7 @@ def scene_objective(network: Network, weights: Weights, internal_from: int) -> C
 
 
 def scene_loss(
-    outputs: jax.Array, clean: jax.Array, step: jax.Array, weights: Weights, internal_from: int
+    outputs: jax.Array, clean: jax.Array, step: jax.Array, weights: LossWeights, internal_from: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The restoration loss of outputs (S, K, H, W, 3) and its terms, see `scene_objective`."""
     internal_scale = (step >= internal_from).astype(outputs.dtype)
@@ -89,7 +65,10 @@ def scene_loss(
 
 
 def restoration(
-    outputs: jax.Array, clean: jax.Array, weights: Weights, internal_scale: jax.Array | float = 1.0
+    outputs: jax.Array,
+    clean: jax.Array,
+    weights: LossWeights,
+    internal_scale: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """External and internal loss, what the weights are trained with.
 
@@ -119,7 +98,7 @@ def restoration(
 
 
 def architecture(
-    logits: Architecture, weights: Weights, complexity_model: ComplexityModel
+    logits: Architecture, weights: LossWeights, complexity_model: ComplexityModel
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Regularization and complexity, what the architecture has to bear besides the restoration.
 

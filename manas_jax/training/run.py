@@ -16,6 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost
+from manas_jax.config import LossWeights
 from manas_jax.data import lazy_tf, scenes
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -66,7 +67,7 @@ def make_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     *,
-    weights: losses.Weights,
+    weights: LossWeights,
     internal_from: int = 0,
     ema: float = 0.0,
     accumulate: int = 1,

@@ -144,7 +144,7 @@ def test_a_whole_run_of_two_processes(tmp_path):
     statuses, said = _finish(_start(tmp_path / "two", "--config.seed=5"))
     assert statuses == [1, 1]
     for text in said:
-        assert "was made with another config" in text
+        assert "was created with another config" in text
         assert "Traceback" not in text
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from manas_jax import cost
+from manas_jax.config import LossWeights
 from manas_jax.inference import import_torch
 from manas_jax.models import attention, candidates, columns, layers
 from manas_jax.models.network import Network
@@ -213,8 +214,8 @@ def test_losses():
     clean = _channels_last(recorded["targets"])
     outputs = _channels_last(recorded["outputs"])
     outputs = outputs.reshape(len(clean), 3, *clean.shape[1:])
-    without, _ = losses.restoration(outputs, clean, losses.Weights(), 0.0)
-    total, _ = losses.restoration(outputs, clean, losses.Weights())
+    without, _ = losses.restoration(outputs, clean, LossWeights(), 0.0)
+    total, _ = losses.restoration(outputs, clean, LossWeights())
     found = {
         "total_without_internal": without,
         "total_with_internal": total,

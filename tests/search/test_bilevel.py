@@ -15,6 +15,7 @@ import pytest
 from conftest import scene_batch
 
 from manas_jax import config
+from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.search import bilevel
 from manas_jax.search.run import make_step
@@ -24,9 +25,7 @@ from manas_jax.training.state import SearchState, init_search
 
 LEARNING_RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 H = 1e-5  # of the central differences
-RESTORATION_ALONE = losses.Weights(
-    tv=0.1, entropy_columns=0.0, entropy_attention=0.0, complexity=0.0
-)
+RESTORATION_ALONE = LossWeights(tv=0.1, entropy_columns=0.0, entropy_attention=0.0, complexity=0.0)
 
 
 BATCHES = scene_batch(seed=0), scene_batch(seed=1)  # for weights and architecture
@@ -267,7 +266,7 @@ def steps(space):
     def get(hypergradient, **options):
         key = (hypergradient, *sorted(options.items()))
         if key not in made:
-            weights = losses.Weights(tv=0.1)
+            weights = LossWeights(tv=0.1)
             _, state, step = _real(space, hypergradient, weights=weights, **options)
             made[key] = step, state, step.compile(state, BATCHES[0])
         return made[key]
@@ -353,7 +352,7 @@ def test_fused_step_equals_the_pieces(steps):
 
 def test_architecture_bears_regularization_and_complexity():
     """Where the restoration counts for nothing, the step's gradient is that of both."""
-    weights = losses.Weights(mse=0.0, ssim=0.0, tv=0.0, internal=0.0)
+    weights = LossWeights(mse=0.0, ssim=0.0, tv=0.0, internal=0.0)
     _, state, step = _real(TINIEST, "first_order", weights=weights)
     model = losses.ComplexityModel(TINIEST, 16, 16)
     wanted = jax.grad(lambda a: losses.architecture(a, weights, model)[0])(state.architecture)

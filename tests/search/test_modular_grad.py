@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture, init_variables
 from manas_jax.runtime import compilation
 from manas_jax.search import modular_grad
@@ -39,8 +40,8 @@ def problem():
             "clean": jnp.asarray(draw.random((2, 16, 16, 3))),
         }
         surroundings = variables["batch_stats"], jnp.int32(1), batch
-        parts = modular_grad.scene_gradients(network, losses.Weights(), 0).evaluate
-        objective = losses.scene_objective(network, losses.Weights(), 0)
+        parts = modular_grad.scene_gradients(network, LossWeights(), 0).evaluate
+        objective = losses.scene_objective(network, LossWeights(), 0)
         whole = jax.grad(objective, argnums=(0, 1), has_aux=True)
         yield variables["params"], architecture, surroundings, parts, whole
 
@@ -72,7 +73,7 @@ def test_like_parts_share_a_program(problem, monkeypatch):
         ),
     )
     parameters, architecture, surroundings, *_ = problem
-    parts = modular_grad.scene_gradients(Network(SPACE), losses.Weights(), 0).evaluate
+    parts = modular_grad.scene_gradients(Network(SPACE), LossWeights(), 0).evaluate
     parts(parameters, architecture, *surroundings)
     assert len(begun) == len(Network(SPACE).parts())
     # The attention modules of the finest scale are alike; the columns have one and two branches.
@@ -82,7 +83,7 @@ def test_like_parts_share_a_program(problem, monkeypatch):
 def test_what_is_compiled_ahead_is_all_there_is(problem):
     """From shapes, without running anything; and no number is copied to be rounded to its type."""
     parameters, architecture, (stats, step, batch), _, whole = problem
-    ours = modular_grad.scene_gradients(Network(SPACE), losses.Weights(), 0)
+    ours = modular_grad.scene_gradients(Network(SPACE), LossWeights(), 0)
     shapes = {
         key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for key, x in batch.items()
     }
@@ -117,7 +118,7 @@ def test_columns_that_are_scanned_are_a_part():
         }
         architecture = jax.tree.map(jnp.float64, init_architecture(space, 0, scale=1.0))
         args = (variables["params"], architecture, variables["batch_stats"], jnp.int32(1), batch)
-        parts = modular_grad.scene_gradients(network, losses.Weights(), 0).evaluate
-        objective = losses.scene_objective(network, losses.Weights(), 0)
+        parts = modular_grad.scene_gradients(network, LossWeights(), 0).evaluate
+        objective = losses.scene_objective(network, LossWeights(), 0)
         whole = jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
         _assert_close(parts(*args), whole(*args))

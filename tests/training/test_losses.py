@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from manas_jax import cost
+from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture, init_variables
 from manas_jax.space import COLUMNS, SearchSpace
 from manas_jax.training import losses
 
-OFF = losses.Weights(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+OFF = LossWeights(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 RESTORATION = ("mse", "ssim", "tv", "internal")
 ARCHITECTURE = ("entropy_columns", "entropy_attention", "complexity")
 SPACE = SearchSpace((4, 8), (1, 2), (1, 1), stem_blocks=1)
@@ -85,7 +86,7 @@ PLAIN = {
 @pytest.mark.parametrize("name", RESTORATION)
 def test_term_is_its_plain_formula(name, versions):
     outputs, clean = _images(versions)
-    _, terms = losses.restoration(outputs, clean, losses.Weights())
+    _, terms = losses.restoration(outputs, clean, LossWeights())
     np.testing.assert_allclose(terms[name], PLAIN[name](outputs, clean), rtol=2e-5, atol=1e-7)
 
 
@@ -117,7 +118,7 @@ def test_restoration_term_off_on_and_alone(name):
     np.testing.assert_allclose(
         gradient(dataclasses.replace(OFF, **{name: 2.5})), 2.5 * own, atol=1e-7
     )
-    every = losses.Weights(tv=0.1)
+    every = LossWeights(tv=0.1)
     without = dataclasses.replace(every, **{name: 0.0})
     np.testing.assert_allclose(
         gradient(every) - gradient(without), getattr(every, name) * own, atol=1e-7
@@ -136,7 +137,7 @@ def test_all_off_is_zero():
 def test_perfect_outputs_cost_only_variation():
     _, clean = _images(1)
     outputs = np.repeat(clean[:, None], 3, axis=1)
-    _, terms = losses.restoration(outputs, clean, losses.Weights())
+    _, terms = losses.restoration(outputs, clean, LossWeights())
     for name in ("mse", "ssim", "internal"):
         np.testing.assert_allclose(terms[name], 0, atol=1e-6)
     assert terms["tv"] > 0
@@ -157,7 +158,7 @@ def test_architecture_term_off_on_and_alone(name):
     expected = {"entropy_columns": {"columns"}, "entropy_attention": {"attention"}}
     assert touched == expected.get(name, {"columns", "attention"})
     assert not any(np.any(x) for x in jax.tree.leaves(gradient(OFF)))
-    every = losses.Weights()
+    every = LossWeights()
     rest = gradient(dataclasses.replace(every, **{name: 0.0}))
     jax.tree.map(
         lambda e, r, o: np.testing.assert_allclose(e - r, getattr(every, name) * o, atol=1e-7),
@@ -248,7 +249,7 @@ def test_scene_objective_of_a_network(space, make_batch, versions):
     network = Network(space)
     variables, architecture = init_variables(network, 0), init_architecture(space, 0)
     batch = make_batch(versions=versions)
-    weights = losses.Weights()
+    weights = LossWeights()
     objective = jax.jit(losses.scene_objective(network, weights, internal_from=4))
     arguments = variables["params"], architecture, variables["batch_stats"]
     before, (stats, early) = objective(*arguments, 3, batch)
