@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import pytest
 import tifffile
+from media import encoded, look, noise, noise_image
 from PIL import ExifTags, Image, PngImagePlugin
-from test_video import look
 
 from manas_jax import derain
 from manas_jax.errors import UserError
@@ -61,33 +61,12 @@ def command(weights, capsys, compiled_once):
     return run
 
 
-def noise(draw, *shape, dtype=np.uint8):
-    return draw.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-
-
-def encoded(image, format, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def drawn(mode, draw):
-    """Noise of an odd size in a mode of Pillow's."""
-    size = tuple(draw.integers(1, 40, 2))
-    if mode == "1":
-        return Image.fromarray(noise(draw, *size) > 127)
-    if mode == "I;16":
-        return Image.fromarray(noise(draw, *size, dtype=np.uint16))
-    if mode == "P":
-        image = Image.fromarray(noise(draw, *size) % 50)
-        image.putpalette(noise(draw, 50, 3).tobytes())
-        return image
-    channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
-    return Image.fromarray(noise(draw, *size, *channels), "CMYK" if mode == "CMYK" else None)
+def of_random_size(mode, draw):
+    return noise_image(mode, *draw.integers(1, 40, 2), seed=draw)
 
 
 def still(format, mode, **options):
-    return lambda draw: encoded(drawn(mode, draw), format, **options)
+    return lambda draw: encoded(of_random_size(mode, draw), format, **options)
 
 
 def turned(format, **options):
@@ -97,14 +76,15 @@ def turned(format, **options):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = int(draw.integers(1, 9))
         exif[ExifTags.Base.Artist] = "someone"
-        return encoded(drawn("RGB", draw), format, exif=exif, icc_profile=b"icc" * 50, **options)
+        image = of_random_size("RGB", draw)
+        return encoded(image, format, exif=exif, icc_profile=b"icc" * 50, **options)
 
     return make
 
 
 def moving(format, **options):
     def make(draw):
-        first, *rest = (Image.fromarray(noise(draw, 9, 13, 3)) for _ in range(3))
+        first, *rest = (Image.fromarray(noise(9, 13, 3, seed=draw)) for _ in range(3))
         return encoded(
             first, format, save_all=True, append_images=rest, duration=[40, 70, 100], **options
         )
@@ -114,14 +94,14 @@ def moving(format, **options):
 
 def deep_tiff(draw):
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, noise(draw, 11, 17, 3, dtype=np.uint16), photometric="rgb")
+    tifffile.imwrite(buffer, noise(11, 17, 3, dtype=np.uint16, seed=draw), photometric="rgb")
     return buffer.getvalue()
 
 
 def with_text(draw):
     text = PngImagePlugin.PngInfo()
     text.add_text("Title", "a street")
-    return encoded(drawn("RGB", draw), "PNG", pnginfo=text, dpi=(300, 200))
+    return encoded(of_random_size("RGB", draw), "PNG", pnginfo=text, dpi=(300, 200))
 
 
 GOOD = [
@@ -169,7 +149,7 @@ def bad_files(draw):
     for suffix in ("png", "jpg", "tiff", "mp4"):
         yield f"empty.{suffix}", b"", "empty" if suffix != "mp4" else "cannot be read"
     for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
-        whole = encoded(Image.fromarray(noise(draw, 40, 40, 3)), format)
+        whole = encoded(Image.fromarray(noise(40, 40, 3, seed=draw)), format)
         suffix = "tif" if format == "TIFF" else format.lower()
         yield f"half ä.{suffix}", whole[: len(whole) // 2], ""
         yield f"head.{suffix}", whole[:7], "picture"
@@ -179,9 +159,9 @@ def bad_files(draw):
         content = claiming(format, 32_000, 32_000)
         yield f"beyond.{format.lower()}", content, "claims 32000x32000 pixels"
     yield "text\nin lines.png", b"nothing that anyone could see, " * 9, "no picture"
-    yield "archive.webp", b"PK\3\4" + noise(draw, 99).tobytes(), "no picture"
+    yield "archive.webp", b"PK\3\4" + noise(99, seed=draw).tobytes(), "no picture"
     yield "text.mp4", b"nothing that anyone could see, " * 9, "cannot be read as a video"
-    yield "noise.mkv", noise(draw, 999).tobytes(), "cannot be read as a video"
+    yield "noise.mkv", noise(999, seed=draw).tobytes(), "cannot be read as a video"
     yield "floats.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating"
     yield "wide.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "16 bits"
     yield "wide.ppm", b"P6 2 2 65535\n" + bytes(24), "PPM of 16 bits"
@@ -372,7 +352,7 @@ def test_its_own_outputs_are_no_inputs(street, command):
 @pytest.mark.parametrize("size", [(1, 1), (1, 67), (3, 2), (65, 64)])
 def test_odd_sizes(size, tmp_path, command, network):
     source = tmp_path / "in.png"
-    Image.fromarray(noise(np.random.default_rng(1), *size, 3)).save(source)
+    Image.fromarray(noise(*size, 3, seed=1)).save(source)
     assert command(source, "-o", tmp_path / "out.png")[0] == 0
     assert_derained(source, tmp_path / "out.png", network)
 
@@ -380,8 +360,8 @@ def test_odd_sizes(size, tmp_path, command, network):
 def test_comparisons_show_before_and_after(tmp_path, command):
     draw = np.random.default_rng(2)
     (tmp_path / "in").mkdir()
-    Image.fromarray(noise(draw, 9, 7, 3)).save(tmp_path / "in" / "a.png")
-    Image.fromarray(noise(draw, 9, 7, dtype=np.uint16)).save(tmp_path / "in" / "deep.png")
+    Image.fromarray(noise(9, 7, 3, seed=draw)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(noise(9, 7, dtype=np.uint16, seed=draw)).save(tmp_path / "in" / "deep.png")
     assert command(tmp_path / "in", "-o", tmp_path / "out", "--compare")[0] == 0
     assert names(tmp_path / "out") == [
         "a.png", "a.png.compare.png", "deep.png", "deep.png.compare.png",
@@ -397,7 +377,7 @@ def test_comparisons_show_before_and_after(tmp_path, command):
 
 def test_tiles_and_self_ensemble_reach_the_derainer(tmp_path, command, weights):
     source = tmp_path / "in.png"
-    pixels = noise(np.random.default_rng(3), 60, 700, 3)
+    pixels = noise(60, 700, 3, seed=3)
     Image.fromarray(pixels).save(source)
     for number, (options, expected) in enumerate(
         {
@@ -519,7 +499,7 @@ def test_closed_standard_output_is_said_in_a_line(street, weights):
 def test_interrupted_it_leaves_whole_files_and_goes_on(tmp_path, weights, command, network):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    Image.fromarray(noise(np.random.default_rng(4), 64, 64, 3)).save(source / "0.png")
+    Image.fromarray(noise(64, 64, 3, seed=4)).save(source / "0.png")
     for i in range(1, 300):
         shutil.copy(source / "0.png", source / f"{i}.png")
     process = subprocess.Popen(
@@ -610,7 +590,7 @@ def test_sound_in_no_known_codec_is_said(tmp_path, command):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
 def test_what_compresses_best_is_not_taken_for_a_lie(format, monkeypatch):
-    monkeypatch.setattr(image_files, "BELIEVED_PIXELS", 0)
+    monkeypatch.setattr(image_files, "TRUSTED_PIXELS", 0)
     blank = Image.new("1" if format == "PNG" else "L", (3000, 3000), 1)
     options = {"JPEG": {"quality": 1, "optimize": True, "progressive": True}}.get(format, {})
     content = encoded(blank, format, **options)

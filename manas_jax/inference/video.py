@@ -47,7 +47,7 @@ _OTHER_OPTIONS = {"qmin": "1", "qmax": "3"}  # the finest steps of the MPEG fami
 _FIXED_RATE = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
 _RGB = "rgb24"
 _METADATA_ERRORS = "surrogateescape"  # old files have titles in other encodings: kept byte for byte
-_COLOUR_TAGS = ("color_range", "colorspace", "color_primaries", "color_trc")
+COLOUR_TAGS = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 Restore = Callable[[np.ndarray], np.ndarray]
 Progress = Callable[[int, int | None], None]
@@ -269,7 +269,7 @@ def _like(frame: av.VideoFrame, pixels: np.ndarray, pixel_format: str) -> av.Vid
         src_color_range=ColorRange.JPEG,
         dst_color_range=frame.color_range,
     )
-    for tag in _COLOUR_TAGS:
+    for tag in COLOUR_TAGS:
         setattr(new, tag, getattr(frame, tag))
     new.pts, new.time_base, new.duration = frame.pts, frame.time_base, frame.duration
     return new
@@ -297,7 +297,7 @@ def _add_encoder(
     stream.time_base = video.time_base
     if context.sample_aspect_ratio:
         stream.codec_context.sample_aspect_ratio = context.sample_aspect_ratio
-    for tag in _COLOUR_TAGS:
+    for tag in COLOUR_TAGS:
         setattr(stream.codec_context, tag, getattr(frames.first, tag))
     stream.metadata.update(video.metadata)
     stream.disposition = video.disposition

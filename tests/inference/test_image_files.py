@@ -1,5 +1,6 @@
-"""Picture files come back in kind: pixels, mode, depth, transparency, layout and metadata."""
+"""Image files keep mode, bit depth, transparency, layout and metadata; only pixels change."""
 
+import functools
 import io
 import os
 import struct
@@ -11,32 +12,24 @@ import av
 import numpy as np
 import pytest
 import tifffile
+from media import encoded, noise, noise_image
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files
+from manas_jax.inference.image_files import encoders
 
 HEIGHT, WIDTH = 11, 14
+in_mode = functools.partial(noise_image, height=HEIGHT, width=WIDTH)
 ICC = b"a profile that nobody looks into" * 40
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>rain</x:xmpmeta>"
 ORIENTATION, MAKER_NOTE = ExifTags.Base.Orientation, ExifTags.Base.MakerNote
-
-
-def noise(*shape, seed=0, dtype=np.uint8):
-    high = np.iinfo(dtype).max
-    return np.random.default_rng(seed).integers(0, high, shape, dtype, endpoint=True)
 
 
 def smooth(*channels, dtype=np.uint8):
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     ramp = (y * 7 + x * 9) / 250 * np.iinfo(dtype).max
     return np.repeat(ramp[..., None], channels[0], -1).astype(dtype) if channels else ramp
-
-
-def encoded(image, format, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 def through(content, change=lambda frame: frame):
@@ -51,20 +44,6 @@ def image_of(content, frame=0):
     image = Image.open(io.BytesIO(content))
     image.seek(frame)
     return image
-
-
-def picture_of(mode):
-    """Noise in a mode of Pillow's."""
-    if mode == "1":
-        return Image.fromarray(noise(HEIGHT, WIDTH) > 127)
-    if mode == "I;16":
-        return Image.fromarray(noise(HEIGHT, WIDTH, dtype=np.uint16))
-    if mode == "P":
-        image = Image.fromarray(noise(HEIGHT, WIDTH) % 50)
-        image.putpalette(noise(50, 3, seed=1).tobytes())
-        return image
-    channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
-    return Image.fromarray(noise(HEIGHT, WIDTH, *channels), "CMYK" if mode == "CMYK" else None)
 
 
 def deep_png(pixel_format, samples, chunks=()):
@@ -131,8 +110,8 @@ LOSSLESS = [
 
 
 @pytest.mark.parametrize(("format", "mode", "options"), LOSSLESS)
-def test_own_colours_come_back_bit_for_bit(format, mode, options):
-    source = encoded(picture_of(mode), format, **options)
+def test_unchanged_pixels_are_lossless(format, mode, options):
+    source = encoded(in_mode(mode), format, **options)
     with Image.open(io.BytesIO(source)) as image:
         before = image.copy()
         compression = image.info.get("compression")
@@ -159,7 +138,7 @@ def test_jpeg_keeps_mode_tables_and_subsampling(mode):
     assert np.abs(difference).max() <= 6
 
 
-def test_jpeg_keeps_its_segments():
+def test_jpeg_keeps_metadata_segments():
     exif = Image.Exif()
     exif[ORIENTATION], exif[ExifTags.Base.Artist] = 6, "someone"
     source = encoded(
@@ -191,7 +170,7 @@ def test_webp_keeps_metadata_and_stays_lossy():
 @pytest.mark.parametrize(
     ("pixel_format", "channels"), [("rgb48be", 3), ("rgba64be", 4), ("ya16be", 2)]
 )
-def test_png_of_16_bits_in_colour(pixel_format, channels):
+def test_16_bit_png_in_colour(pixel_format, channels):
     samples = noise(HEIGHT, WIDTH, channels, dtype=np.uint16)
     extra = [(b"gAMA", struct.pack(">I", 45455)), (b"tEXt", b"Comment\0dry")]
     source = deep_png(pixel_format, samples, extra)
@@ -220,7 +199,7 @@ def test_png_of_16_bits_in_colour(pixel_format, channels):
         {"tile": (16, 16)},
     ],
 )
-def test_tiff_of_16_bits_in_colour(byteorder, channels, options):
+def test_16_bit_tiff_in_colour(byteorder, channels, options):
     samples = noise(HEIGHT, WIDTH, channels, dtype=np.uint16)
     extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
     source = deep_tiff(samples, byteorder=byteorder, iccprofile=ICC, **options, **extra)
@@ -235,7 +214,7 @@ def test_tiff_of_16_bits_in_colour(byteorder, channels, options):
         assert page.tags[34675].value == ICC
 
 
-def test_tiff_of_16_bits_is_seen_upright():
+def test_16_bit_tiff_is_turned_upright():
     samples = noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
     source = deep_tiff(samples, extratags=[(274, 3, 1, 8, True)])
     np.testing.assert_array_equal(image_files.read(source).frames[0], np.rot90(samples))
@@ -254,22 +233,22 @@ def test_tiff_keeps_premultiplied_alpha(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_tiff_with_a_nameless_channel_is_refused(dtype):
+def test_tiff_with_unspecified_extra_channel_is_refused(dtype):
     source = deep_tiff(noise(HEIGHT, WIDTH, 4, dtype=dtype), extrasamples=["unspecified"])
     with pytest.raises(UserError, match="extra channel"):
         image_files.read(source)
 
 
-def test_tiff_compressed_as_jpeg_stays_so():
+def test_tiff_keeps_jpeg_compression():
     source = encoded(Image.fromarray(smooth(3)), "TIFF", compression="jpeg")
     result = image_of(through(source))
     assert result.info["compression"] == "jpeg"
     assert np.abs(np.asarray(result, int) - np.asarray(image_of(source))).max() <= 8
 
 
-def test_tiff_of_16_bits_keeps_lzw():
+def test_16_bit_tiff_keeps_lzw():
     samples = noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
-    lzw = image_files._saved_deep("tiff", "rgb48le", samples, {"compression_algo": "lzw"})
+    lzw = encoders.with_ffmpeg("tiff", "rgb48le", samples, {"compression_algo": "lzw"})
     result = through(lzw)
     assert image_of(result).info["compression"] == "tiff_lzw"
     np.testing.assert_array_equal(image_files.read(result).frames[0], samples)
@@ -281,7 +260,7 @@ def test_tiff_keeps_tags_of_every_page():
         info = TiffImagePlugin.ImageFileDirectory_v2()
         info[270], info[ORIENTATION] = f"page {number}", 6
         info[33432] = "nobody"
-        image = picture_of(mode).resize((WIDTH + number, HEIGHT))
+        image = in_mode(mode).resize((WIDTH + number, HEIGHT))
         pages.append((image, info))
     out = io.BytesIO()
     with TiffImagePlugin.AppendingTiffWriter(out) as writer:
@@ -313,7 +292,7 @@ def test_tiff_keeps_exif():
     exposure = TiffImagePlugin.IFDRational(1, 60)
     tags[ExifTags.IFD.Exif] = {ExifTags.Base.ExposureTime: exposure, MAKER_NOTE: b"\1\2note"}
     tags[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
-    source = encoded(picture_of("RGB"), "TIFF", tiffinfo=tags)
+    source = encoded(in_mode("RGB"), "TIFF", tiffinfo=tags)
     assert image_of(source).getexif().get_ifd(ExifTags.IFD.Exif)[MAKER_NOTE] == b"\1\2note"
     after = image_of(through(source)).getexif()
     assert after.get_ifd(ExifTags.IFD.Exif)[MAKER_NOTE] == b"\1\2note"
@@ -324,7 +303,7 @@ def test_tiff_keeps_exif():
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_frames_are_upright_and_files_stay_as_they_lie(format, orientation):
+def test_frames_are_upright_and_files_keep_orientation(format, orientation):
     stored = smooth(3)
     stored[:5, :6] = (250, 20, 20)
     exif = Image.Exif()
@@ -346,24 +325,24 @@ def test_frames_are_upright_and_files_stay_as_they_lie(format, orientation):
     assert np.abs(again.astype(int) - frame).max() <= tolerance
 
 
-def test_png_may_say_last_how_it_lies():
+def test_png_orientation_after_the_pixels():
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    source = encoded(picture_of("RGB"), "PNG")
+    source = encoded(in_mode("RGB"), "PNG")
     source = source[:-12] + chunk(b"eXIf", exif.tobytes()[6:]) + source[-12:]
     (frame,) = image_files.read(source).frames
-    np.testing.assert_array_equal(frame, np.rot90(np.asarray(picture_of("RGB")), -1))
+    np.testing.assert_array_equal(frame, np.rot90(np.asarray(in_mode("RGB")), -1))
     assert chunks_of(through(source))[-2:] == chunks_of(source)[-2:]
 
 
-def test_png_keeps_every_other_chunk():
+def test_png_keeps_metadata_chunks():
     text = PngImagePlugin.PngInfo()
     text.add_text("Title", "a street")
     text.add_itxt("XML:com.adobe.xmp", XMP.decode())
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "maker"
     source = encoded(
-        picture_of("RGB"), "PNG", pnginfo=text, icc_profile=ICC, exif=exif, dpi=(300, 200)
+        in_mode("RGB"), "PNG", pnginfo=text, icc_profile=ICC, exif=exif, dpi=(300, 200)
     )
     last = chunk(b"tEXt", b"Late\0yes") + source[-12:]
     source = (
@@ -376,7 +355,7 @@ def test_png_keeps_every_other_chunk():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_png_keeps_few_bits_of_grey(bits):
+def test_png_keeps_low_bit_depths(bits):
     levels = 2**bits - 1
     grey = noise(HEIGHT, WIDTH) % (levels + 1)
     source = encoded(Image.fromarray((grey * (255 // levels)).astype(np.uint8)), "PNG", bits=bits) \
@@ -387,8 +366,8 @@ def test_png_keeps_few_bits_of_grey(bits):
 
 
 @pytest.mark.parametrize("transparency", [3, bytes(range(0, 250, 5))])
-def test_palettes_keep_their_transparency(transparency):
-    source = encoded(picture_of("P"), "PNG", transparency=transparency)
+def test_palette_keeps_transparency(transparency):
+    source = encoded(in_mode("P"), "PNG", transparency=transparency)
     before = np.asarray(image_of(source).convert("RGBA"))
     np.testing.assert_array_equal(np.asarray(image_of(through(source)).convert("RGBA")), before)
     result = image_of(through(source, lambda x: x // 2))
@@ -398,8 +377,8 @@ def test_palettes_keep_their_transparency(transparency):
     np.testing.assert_array_equal(after[..., :3], before[..., :3] // 2)
 
 
-def test_palettes_follow_new_colours():
-    source = encoded(picture_of("P"), "PNG")
+def test_palette_is_fitted_to_new_colours():
+    source = encoded(in_mode("P"), "PNG")
     (before,) = image_files.read(source).frames
     new = before // 2 + noise(HEIGHT, WIDTH, 1, seed=3) % 8
     result = image_of(through(source, lambda x: new))
@@ -409,7 +388,7 @@ def test_palettes_follow_new_colours():
 
 @pytest.mark.parametrize(("mode", "key"), [("L", 7), ("RGB", (7, 8, 9))])
 def test_transparent_colour_stays_where_it_was(mode, key):
-    samples = np.array(picture_of(mode))
+    samples = np.array(in_mode(mode))
     samples[2:4, 3:5] = key
     samples[5, 5] = 100
     source = encoded(Image.fromarray(samples), "PNG", transparency=key)
@@ -426,10 +405,10 @@ def test_transparent_colour_stays_where_it_was(mode, key):
     assert after[..., 3].min() == 0
 
 
-def test_transparent_colour_of_few_or_many_bits():
+def test_transparent_colour_at_other_bit_depths():
     few = encoded(Image.fromarray((noise(HEIGHT, WIDTH) % 4) * 85), "PNG", bits=2, transparency=2)
-    one = encoded(picture_of("1"), "PNG", transparency=1)
-    deep = encoded(picture_of("I;16"), "PNG", transparency=int(noise(1, dtype=np.uint16)[0]))
+    one = encoded(in_mode("1"), "PNG", transparency=1)
+    deep = encoded(in_mode("I;16"), "PNG", transparency=int(noise(1, dtype=np.uint16)[0]))
     for source, key in ((few, 170), (one, 255), (deep, int(noise(1, dtype=np.uint16)[0]))):
         was = np.asarray(image_of(source)) == (key != 0 if source is one else key)
         assert was.any()
@@ -440,7 +419,7 @@ def test_transparent_colour_of_few_or_many_bits():
         assert chunks_of(result)[:2] == chunks_of(source)[:2]
 
 
-def test_transparent_colour_of_16_bits():
+def test_transparent_colour_of_16_bit_rgb():
     samples = noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
     key = (b"tRNS", samples[3, 4].astype(">u2").tobytes())
     source = deep_png("rgb48be", samples, [key])
@@ -453,25 +432,25 @@ def test_transparent_colour_of_16_bits():
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_alpha_stays_under_new_colours(mode):
-    source = encoded(picture_of(mode), "PNG")
+def test_alpha_is_unchanged(mode):
+    source = encoded(in_mode(mode), "PNG")
     after = np.asarray(image_of(through(source, lambda x: 255 - x)))
-    before = np.asarray(picture_of(mode))
+    before = np.asarray(in_mode(mode))
     np.testing.assert_array_equal(after[..., -1], before[..., -1])
     np.testing.assert_array_equal(after[..., :-1], 255 - before[..., :-1])
 
 
-def test_grey_takes_the_luma():
+def test_greyscale_becomes_luma():
     colours = noise(HEIGHT, WIDTH, 3, seed=5)
-    result = image_of(through(encoded(picture_of("L"), "PNG"), lambda x: colours))
+    result = image_of(through(encoded(in_mode("L"), "PNG"), lambda x: colours))
     np.testing.assert_array_equal(np.asarray(result), Image.fromarray(colours).convert("L"))
     deep = noise(HEIGHT, WIDTH, 3, seed=5, dtype=np.uint16)
-    result = image_of(through(encoded(picture_of("I;16"), "PNG"), lambda x: deep))
+    result = image_of(through(encoded(in_mode("I;16"), "PNG"), lambda x: deep))
     expected = deep.astype(float) @ [0.299, 0.587, 0.114]
     assert np.abs(np.asarray(result) - expected).max() <= 1.5
 
 
-def test_cmyk_keeps_its_black():
+def test_cmyk_keeps_black():
     samples = noise(HEIGHT, WIDTH, 4) // 4 + 40
     source = encoded(Image.fromarray(samples, "CMYK"), "TIFF")
     (before,) = image_files.read(source).frames
@@ -515,7 +494,7 @@ def moving(mode="RGB"):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
-def test_animations_keep_frames_times_and_loop(format, mode):
+def test_animations_keep_frames_durations_and_loop(format, mode):
     frames = moving(mode)
     options = {"GIF": {"disposal": 2}, "WEBP": {"lossless": True}}.get(format, {})
     source = encoded(
@@ -542,8 +521,8 @@ def test_animations_keep_frames_times_and_loop(format, mode):
         np.testing.assert_array_equal(after[seen][:, :3], before[seen][:, :3] // 2)
 
 
-def test_gif_of_many_new_colours():
-    source = encoded(picture_of("P"), "GIF", comment=b"dry")
+def test_gif_palette_is_fitted_to_many_colours():
+    source = encoded(in_mode("P"), "GIF", comment=b"dry")
     new = noise(HEIGHT, WIDTH, 3, seed=9)
     new = np.repeat(np.repeat(new, 2, 0), 2, 1)[:HEIGHT, :WIDTH] // 2
     result = image_of(through(source, lambda x: new))
@@ -565,7 +544,7 @@ def test_apng_keeps_its_default_image():
     np.testing.assert_array_equal(np.asarray(result.convert("RGB")), np.asarray(frames[2]))
 
 
-def test_jpeg_of_several_pictures_keeps_the_first(tmp_path):
+def test_mpo_keeps_the_first_image(tmp_path):
     frames = [Image.fromarray(smooth(3)), Image.fromarray(noise(HEIGHT, WIDTH, 3))]
     source = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     picture = image_files.read(source)
@@ -574,9 +553,9 @@ def test_jpeg_of_several_pictures_keeps_the_first(tmp_path):
     assert b"MPF\0" not in result and image_of(result).format == "JPEG"
 
 
-def test_files_and_their_rights(tmp_path):
+def test_write_respects_umask_and_refuses_other_frames(tmp_path):
     source = tmp_path / "in.png"
-    source.write_bytes(encoded(picture_of("RGB"), "PNG"))
+    source.write_bytes(encoded(in_mode("RGB"), "PNG"))
     picture = image_files.read(source)
     target = tmp_path / "new" / "folder" / "out.png"
     old = os.umask(0o027)
@@ -600,12 +579,12 @@ def test_files_and_their_rights(tmp_path):
         image_files.write(picture, picture.frames, source / "below.png")
 
 
-def test_names():
+def test_is_picture():
     assert image_files.is_picture("a/B.PNG") and image_files.is_picture("a.gif")
     assert not image_files.is_picture(".a.png") and not image_files.is_picture("a.mp4")
 
 
-def test_other_files_say_what_is_wrong(tmp_path):
+def test_errors_name_the_file_and_the_problem(tmp_path):
     def complaint(content):
         path = tmp_path / "bad.png"
         path.write_bytes(content)
@@ -633,13 +612,13 @@ def test_other_files_say_what_is_wrong(tmp_path):
     assert "16 bits" in complaint(b"P6 2 2 65535\n" + bytes(24))
 
 
-def test_bombs_are_refused_and_large_pictures_are_not(monkeypatch):
+def test_decompression_bombs_are_refused_and_large_images_are_not(monkeypatch):
     limit = Image.MAX_IMAGE_PIXELS
     header = struct.pack(">IIBBBBB", 40000, 25001, 1, 0, 0, 0, 0)
     with pytest.raises(UserError, match="claims 40000x25001"):
         image_files.read(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(20)))
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "MOST_PIXELS", HEIGHT * WIDTH * 3)
+        patch.setattr(image_files, "MAX_PIXELS", HEIGHT * WIDTH * 3)
         frames = moving()
         source = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
         with pytest.raises(UserError, match="frame 4 of 4"):
@@ -657,9 +636,9 @@ def test_bombs_are_refused_and_large_pictures_are_not(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_files_say_so(tmp_path):
+def test_unreadable_file_is_reported(tmp_path):
     path = tmp_path / "closed.png"
-    path.write_bytes(encoded(picture_of("L"), "PNG"))
+    path.write_bytes(encoded(in_mode("L"), "PNG"))
     path.chmod(0)
     with pytest.raises(UserError, match="cannot be read"):
         image_files.read(path)

@@ -5,6 +5,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from media import look
 
 from manas_jax.errors import UserError
 from manas_jax.inference import video
@@ -53,30 +54,6 @@ def record(
                 out.mux(tone.encode(frame))
             out.mux(tone.encode(None))
     return path
-
-
-def look(path):
-    """What is in a video: its frames as displayed, and its streams' packets."""
-    with av.open(str(path)) as file:
-        frames = list(file.decode(video=0))
-        stream = file.streams.video[0]
-        found = {
-            "frames": [np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in frames],
-            "times": [frame.time for frame in frames],
-            "rotation": frames[0].rotation,
-            "size": (frames[0].height, frames[0].width),
-            "format": frames[0].format.name,
-            "tags": {name: getattr(frames[0], name) for name in video._COLOUR_TAGS},
-            "codec": stream.codec.canonical_name,
-            "rate": stream.average_rate,
-            "title": file.metadata.get("title"),
-            "language": stream.metadata.get("language"),
-            "duration": file.duration,
-        }
-    with av.open(str(path)) as file:
-        packets = [p for p in file.demux(audio=0) if p.size] if file.streams.audio else []
-        found["sound"] = [(bytes(p), p.pts * p.time_base) for p in packets]
-    return found
 
 
 def difference(these, those):

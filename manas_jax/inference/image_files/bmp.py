@@ -1,0 +1,29 @@
+"""BMP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from manas_jax.inference.image_files import encoders
+from manas_jax.inference.image_files.pixels import Page
+
+
+def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+    """Pillow's options for the same resolution, and where and how the samples are stored."""
+    options = {key: image.info[key] for key in ("dpi",) if key in image.info}
+    return {"options": options, "tile": image.tile[0]}
+
+
+def encode(content: bytes, pages: Sequence[Page]) -> bytes:
+    """The file `content` with the pixels of the only page."""
+    (page,) = pages
+    image = encoders.pillow_image(page)
+    if page.mode != "RGBA":
+        return encoders.with_pillow(image, "BMP", **page.storage["options"])
+    # Pillow writes no header that says which bytes are alpha; the file's own does.
+    tile = page.storage["tile"]
+    rawmode, stride, direction = tile.args
+    return content[: tile.offset] + image.tobytes("raw", rawmode, stride, direction)

@@ -1,0 +1,138 @@
+"""Frames as Pillow opens them -> `Page`, with all 16 bits where Pillow itself keeps 8."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from manas_jax.errors import UserError
+from manas_jax.inference.image_files import png, tiff
+from manas_jax.inference.image_files.pixels import Page, upright
+
+_EQUIVALENT_MODES = {"RGBX": "RGB", "YCbCr": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
+
+
+def read_page(
+    image: Image.Image, index: int, count: int, content: bytes, name: str, storage: dict[str, Any]
+) -> Page:
+    """Decodes the current frame.
+
+    Args:
+      image: an open image, at frame `index`, not loaded yet.
+      index: number of the frame.
+      count: frames of the file.
+      content: the file.
+      name: what messages call it.
+      storage: of the page.
+
+    Raises:
+      UserError: the samples have no mode here.
+    """
+    is_tiff, is_animation = image.format == "TIFF", count > 1 and image.format != "TIFF"
+    rawmode = _rawmode(image)
+    if problem := _unsupported(image, rawmode):
+        raise UserError(f"{name}: {problem}")
+    # Pillow turns a TIFF upright when it loads and drops the tag; a PNG's may follow its pixels.
+    orientation = image.tag_v2.get(ExifTags.Base.Orientation, 1) if is_tiff else 1
+    if rawmode.startswith("RGBa"):  # Pillow would divide by alpha, which loses bits
+        rawmode = rawmode.replace("a", "A")
+        _set_rawmode(image, rawmode)
+    palette = None
+    if rawmode.startswith(("RGB;16", "RGBA;16", "LA;16")):
+        if is_animation:
+            raise UserError(f"{name}: animation of 16 bits; convert it to 8 bits")
+        mode, samples = _colour_of_16_bits(image, index, rawmode, content)
+    else:
+        image.load()
+        if image.format == "GIF" or is_animation:  # Pillow changes the mode between frames
+            frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        else:
+            frame = image.convert(_EQUIVALENT_MODES.get(image.mode, image.mode))
+        mode, samples, palette = _samples(frame)
+    if not is_tiff:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        samples = upright(samples, orientation)
+    samples.flags.writeable = False
+    transparent = None
+    if image.format == "PNG":
+        transparent = png.transparent_colour(image, mode, storage["bits"])
+    duration = image.info.get("duration")
+    return Page(mode, samples, orientation, palette, transparent, duration, storage)
+
+
+def _rawmode(image: Image.Image) -> str:
+    """Pillow's name of the samples' layout in the file; '' where the decoder takes none."""
+    args = image.tile[0].args if image.tile else ""
+    rawmode = args if isinstance(args, str) else args[0] if isinstance(args, tuple) else args
+    return rawmode if isinstance(rawmode, str) else ""
+
+
+def _set_rawmode(image: Image.Image, rawmode: str) -> None:
+    image.tile = [
+        tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:]))
+        for tile in image.tile
+    ]
+
+
+def _unsupported(image: Image.Image, rawmode: str) -> str | None:
+    """Why the samples cannot be written back as they are, if so, and what to do."""
+    if image.mode == "F":
+        return "floating-point samples have no agreed range; convert it to 8 or 16 bits"
+    if image.mode == "I" and image.format != "PPM":
+        return "integer samples beyond 16 bits; convert it to 8 or 16 bits"
+    if image.mode == "LAB":
+        return "Lab colours; convert it to RGB"
+    if rawmode.startswith("CMYK;16"):
+        return "16-bit CMYK; convert it to 8 bits or to RGB"
+    if image.format == "TIFF" and tiff.has_unknown_channel(image):
+        return "an extra channel of no stated meaning; mark it as alpha or remove it"
+    if image.format == "PPM" and image.mode == "RGB" and image.tile[0].codec_name == "ppm":
+        maximum = image.tile[0].args
+        maximum = maximum[-1] if isinstance(maximum, tuple) else maximum
+        if maximum > 255:
+            return "PPM of 16 bits; convert it to PNG or TIFF"
+    return None
+
+
+def _colour_of_16_bits(
+    image: Image.Image, index: int, rawmode: str, content: bytes
+) -> tuple[str, np.ndarray]:
+    """Mode and uint16 samples of an image of 16 bits in several channels.
+
+    Pillow decodes those to 8 bits: the upper byte of each sample, or its lower byte if told the
+    opposite byte order. Decoding both ways gives the sample.
+    """
+    if rawmode.startswith("LA;16"):  # has four bytes per pixel, as 8-bit RGBA has
+        _set_rawmode(image, "RGBA")
+        return "LA", np.asarray(image).view(">u2").astype(np.uint16)
+    mode, order = rawmode.split(";16")
+    native = "L" if sys.byteorder == "little" else "B"
+    opposite = {"L": "B", "B": "L"}[native if order == "N" else order]
+    upper = np.asarray(image).astype(np.uint16) << 8
+    with Image.open(io.BytesIO(content), formats=(image.format,)) as again:
+        again.seek(index)
+        _set_rawmode(again, f"{mode};16{opposite}")
+        return mode, upper | np.asarray(again)
+
+
+def _samples(image: Image.Image) -> tuple[str, np.ndarray, np.ndarray | None]:
+    """Mode, samples and palette of an image in a mode that Pillow holds fully."""
+    samples = np.array(image)
+    if image.mode.startswith("I"):
+        return "L", samples.astype(np.uint16), None
+    if image.mode != "P":
+        return image.mode, samples, None
+    colours = np.frombuffer(bytes(image.getpalette("RGB")), np.uint8).reshape(-1, 3)
+    if samples.max(initial=0) >= len(colours):
+        raise ValueError("an index beyond the palette")
+    alpha = np.full(len(colours), 255, np.uint8)
+    transparency = image.info.get("transparency")
+    if isinstance(transparency, bytes):
+        alpha[: len(transparency)] = list(transparency[: len(alpha)])
+    elif transparency is not None:
+        alpha[transparency] = 0
+    return image.mode, samples, np.column_stack([colours, alpha])

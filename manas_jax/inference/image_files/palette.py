@@ -1,0 +1,68 @@
+"""Palettes fitted to new colours by k-means; alpha never changes."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import KDTree
+
+_ITERATIONS = 4
+
+
+def fit_palette(
+    rgb: np.ndarray, alpha: np.ndarray, palette: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits a palette to pixels, starting from the given one.
+
+    Every pixel is assigned to the nearest entry of its own alpha. Colours that the palette holds
+    already are reproduced exactly.
+
+    Args:
+      rgb: uint8 (H, W, 3).
+      alpha: uint8 (H, W), each value that of some entry.
+      palette: uint8 (colours, 4): RGB and alpha.
+
+    Returns:
+      Indices, uint8 (H, W), and the fitted palette.
+    """
+    colours, inverse, counts = np.unique(
+        np.column_stack([rgb.reshape(-1, 3), alpha.ravel()]),
+        axis=0,
+        return_inverse=True,
+        return_counts=True,
+    )
+    indices = _nearest(colours, palette)
+    for _ in range(_ITERATIONS):
+        if (palette[indices] == colours).all():
+            break
+        palette = move_to_means(palette, indices, colours, counts)
+        indices = _nearest(colours, palette)
+    return indices[inverse].reshape(alpha.shape).astype(np.uint8), palette
+
+
+def move_to_means(
+    palette: np.ndarray, indices: np.ndarray, colours: np.ndarray, counts: np.ndarray | None = None
+) -> np.ndarray:
+    """Moves each entry in use to the mean of the colours assigned to it.
+
+    Args:
+      palette: uint8 (entries, 4).
+      indices: (N,) the entry of each colour.
+      colours: (N, 3) or (N, 4), of which RGB counts.
+      counts: (N,) pixels of each colour; one by default.
+    """
+    weights = np.ones(len(indices)) if counts is None else counts
+    total = np.bincount(indices, weights, len(palette))
+    used, moved = total > 0, palette.copy()
+    for channel in range(3):
+        sums = np.bincount(indices, weights * colours[:, channel], len(palette))
+        moved[used, channel] = np.rint(sums[used] / total[used])
+    return moved
+
+
+def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """For each of `colours` (N, 4) the nearest palette entry of the same alpha."""
+    nearest = np.zeros(len(colours), np.intp)
+    for alpha in np.unique(colours[:, 3]):
+        entries, chosen = np.flatnonzero(palette[:, 3] == alpha), colours[:, 3] == alpha
+        nearest[chosen] = entries[KDTree(palette[entries, :3]).query(colours[chosen, :3])[1]]
+    return nearest

@@ -1,0 +1,91 @@
+"""PNG and APNG: new pixel chunks, all other chunks as they were."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from manas_jax.inference.image_files import encoders
+from manas_jax.inference.image_files.pixels import Page, stored_samples
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BIT_DEPTH, _COLOUR_TYPE = 16, 17  # their bytes in the IHDR chunk, its length and type included
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND"})
+_COLOUR_TYPE_CHUNKS = frozenset({b"tRNS", b"bKGD", b"sBIT", b"hIST"})  # their layout depends on it
+_PIXEL_FORMATS = {"LA": "ya16be", "RGB": "rgb48be", "RGBA": "rgba64be"}  # FFmpeg's, of 16 bits
+
+
+def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+    """Bit depth, and what an animation says of its playback."""
+    _, header = next(_chunks(content))
+    playback = {key: image.info[key] for key in ("loop", "default_image") if key in image.info}
+    return {"bits": header[_BIT_DEPTH], **playback}
+
+
+def transparent_colour(image: Image.Image, mode: str, bits: int) -> tuple[int, ...] | None:
+    """The colour of a tRNS chunk, in samples as Pillow decodes them to `mode`."""
+    value = image.info.get("transparency")
+    if mode not in ("1", "L", "RGB"):
+        return None
+    if value is None or isinstance(value, tuple):
+        return value
+    if mode == "L" and bits < 8:  # Pillow scales samples to 8 bits, but not this value
+        value = value * 255 // (2**bits - 1)
+    return (bool(value) if mode == "1" else value,)
+
+
+def encode(content: bytes, pages: Sequence[Page]) -> bytes:
+    """The file `content` with the pixels of `pages`."""
+    first = pages[0]
+    if len(pages) > 1:
+        has_default = bool(first.storage.get("default_image"))
+        options = encoders.animation_options(pages[has_default:]) | {
+            "append_images": [encoders.pillow_image(page) for page in pages[1:]],
+            "default_image": has_default,
+            "loop": first.storage.get("loop", 0),
+            "disposal": 0,
+            "blend": 0,
+        }
+        encoded = encoders.with_pillow(encoders.pillow_image(first), "PNG", **options)
+    elif encoders.is_16_bit_colour(first):
+        samples = stored_samples(first).astype(">u2")
+        encoded = encoders.with_ffmpeg(
+            "png", _PIXEL_FORMATS[first.mode], samples, {"pred": "mixed"}
+        )
+    else:
+        bits = min(first.storage["bits"], 8)  # Pillow reads it for greyscale and palettes only
+        encoded = encoders.with_pillow(encoders.pillow_image(first), "PNG", bits=bits)
+    return _with_pixels(content, encoded)
+
+
+def _with_pixels(source: bytes, encoded: bytes) -> bytes:
+    """`source` with the pixel chunks of `encoded`; its other chunks stay where they are."""
+    new = [chunk for chunk in _chunks(encoded) if chunk[0] in _PIXEL_CHUNKS]
+    transparency = [chunk for kind, chunk in _chunks(encoded) if kind == b"tRNS"]
+    old = list(_chunks(source))
+    same_type = old[0][1][_COLOUR_TYPE] == new[0][1][_COLOUR_TYPE]
+    pixels = [chunk for kind, chunk in new if kind not in (b"IHDR", b"PLTE", b"IEND")]
+    result = []
+    for kind, chunk in old:
+        if kind in (b"IHDR", b"PLTE"):
+            result += [chunk for name, chunk in new if name == kind]
+        elif kind == b"IDAT":
+            result += ([] if same_type else transparency) + pixels
+            pixels, transparency = [], []
+        elif kind not in _PIXEL_CHUNKS and (same_type or kind not in _COLOUR_TYPE_CHUNKS):
+            result.append(chunk)
+    return b"".join([_SIGNATURE, *result, new[-1][1]])
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and all bytes of each chunk up to IEND."""
+    position = len(_SIGNATURE)
+    while position + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        yield kind, content[position : position + length + 12]
+        position += length + 12
+        if kind == b"IEND":
+            return
