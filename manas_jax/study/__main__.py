@@ -1,6 +1,6 @@
 """python -m manas_jax.study --config=FILE --workdir=DIR"""
 
-from manas_jax.main import start
+from manas_jax import app
 from manas_jax.study.run import main
 
-start(main)
+app.start(main)

@@ -20,16 +20,14 @@ import itertools
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
-from manas_jax import cost
+from manas_jax import app, cost
 from manas_jax.config import validate
 from manas_jax.data import scenes
 from manas_jax.errors import UserError
@@ -44,7 +42,6 @@ from manas_jax.training import build
 from manas_jax.training import run as train_run
 from manas_jax.training.evaluator import Validation
 from manas_jax.workdir import provenance
-from manas_jax.workdir.checkpoints import disk_trouble
 from manas_jax.workdir.claim import claim_workdir
 
 CHOICES = (
@@ -171,26 +168,26 @@ def run(
     planned = grid(config)
     cells = share(planned, index, count)
     workdir = claim_workdir(plain, workdir)
-    folder = workdir / "cells"
-    folder.mkdir(exist_ok=True)
-    done = {cell.name for cell in cells if _is_done(cell, folder)}
-    todo = [] if summarize_only else [cell for cell in cells if cell.name not in done]
-    logging.info("study: %d cells, %d of them done", len(cells), len(done))
-    begin = time.monotonic()
-    for number, cell in enumerate(todo, 1):
-        with jax.default_matmul_precision(config.network.precision):
+    with app.run_context(plain, workdir):
+        folder = workdir / "cells"
+        folder.mkdir(exist_ok=True)
+        done = {cell.name for cell in cells if _is_done(cell, folder)}
+        todo = [] if summarize_only else [cell for cell in cells if cell.name not in done]
+        logging.info("study: %d cells, %d of them done", len(cells), len(done))
+        begin = time.monotonic()
+        for number, cell in enumerate(todo, 1):
             result = run_cell(config, cell, workdir)
-        write_json(folder / f"{cell.name}.json", result)
-        _summarize(workdir, len(planned))
-        signals.check()
-        left = (time.monotonic() - begin) / number * (len(todo) - number)
-        logging.info(
-            "study: cell %d of %d, %s: %.2f dB, %.1f million MACs; about %.0f min left",
-            len(done) + number, len(cells), cell.name, result["trained"]["psnr"],
-            result["macs"] / 1e6, left / 60,
-        )  # fmt: skip
-    file = _summarize(workdir, len(planned))
-    logging.info("study: %s", file)
+            write_json(folder / f"{cell.name}.json", result)
+            _summarize(workdir, len(planned))
+            signals.check()
+            left = (time.monotonic() - begin) / number * (len(todo) - number)
+            logging.info(
+                "study: cell %d of %d, %s: %.2f dB, %.1f million MACs; about %.0f min left",
+                len(done) + number, len(cells), cell.name, result["trained"]["psnr"],
+                result["macs"] / 1e6, left / 60,
+            )  # fmt: skip
+        file = _summarize(workdir, len(planned))
+        logging.info("study: %s", file)
 
 
 def _summarize(workdir: pathlib.Path, planned: int) -> pathlib.Path:
@@ -373,24 +370,8 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
     return fields
 
 
-def main(argv: Sequence[str]) -> None:
-    """Flags in, cells out."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    try:
-        config = flags.FLAGS.config
-        if "study" not in config:
-            raise UserError("--config: no study in it; configs/study_rain100l.py has one")
-        run(config, flags.FLAGS.workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)
-    except signals.Stopped as stopped:
-        sys.exit(stopped.status)
-    except KeyboardInterrupt:
-        sys.exit(signals.CANCELLED)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if not (trouble := disk_trouble(error, flags.FLAGS.workdir)):
-            raise
-        sys.exit(
-            f"error: {trouble} ({error}): free some space and start again; finished cells are kept"
-        )
+def main(config: ConfigDict, workdir: str) -> None:
+    """Runs this machine's share of the study, or summarises the finished cells."""
+    if "study" not in config:
+        raise UserError("--config: no study in it; configs/study_rain100l.py has one")
+    run(config, workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)

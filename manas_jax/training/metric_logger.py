@@ -66,7 +66,7 @@ class MetricLogger:
         self._checkpoint_every, self._checkpoints = options.checkpoint_every, checkpoints
         self._images = options.scenes * config.data.versions
         self._schedule = schedule
-        before = checkpoints.facts
+        before = checkpoints.metadata
         self._start, self._begin = start, time.monotonic() - before.get("seconds", 0.0)
         self.rollbacks = before.get("rollbacks", 0)
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []

@@ -1,9 +1,8 @@
-"""Checkpoints on disk, kept by orbax: the newest and the best."""
+"""Checkpoints on disk, written by orbax: the two newest and the best."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -18,28 +17,30 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from manas_jax.errors import Diverged, UserError
+from manas_jax.errors import Diverged, UserError, disk_error
 from manas_jax.runtime import distributed
 
 PyTree = Any
 SCORE = "psnr"
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+FORMAT = 2
+"""Version of the names and metadata in a checkpoint; those of another version are not read."""
 
 
 class Checkpoints:
     """The checkpoints of one stage.
 
-    Saving goes on in the background while the next steps run; a checkpoint is there whole or not
-    at all. The two newest are kept, so that one survives damage to the other, and the one with
-    the best score. Each holds a digest of its arrays, by which damage shows that the file formats
-    let pass. What is damaged is moved to a folder 'damaged' beside the checkpoints.
+    Saving runs in the background of the next steps and is atomic. The two newest checkpoints are
+    kept, so that one survives damage to the other, and the one with the best score. Each stores a
+    digest of its arrays, which detects damage that the file formats do not. Damaged checkpoints
+    are moved to a folder 'damaged' beside the others.
     """
 
     def __init__(self, directory: str | os.PathLike):
-        """Opens or makes the folder.
+        """Opens the folder, or creates it.
 
         Raises:
-          UserError: it cannot be made.
+          UserError: it cannot be created.
         """
         self.directory = pathlib.Path(directory).absolute()
         newest = checkpoint_managers.LatestN(n=2)
@@ -57,69 +58,70 @@ class Checkpoints:
         distributed.broadcast_from_primary(self._prepare)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, step: int, state: PyTree, score: float | None = None, **facts: float) -> None:
-        """Starts saving.
+    def save(self, step: int, state: PyTree, score: float | None = None, **metadata: float) -> None:
+        """Starts to save a state.
 
         Args:
-          step: steps done.
-          state: arrays, in several processes those that each of them has in full.
-          score: the validation PSNR in dB; None where there was no time for it.
-          **facts: numbers to be remembered with it, see `facts`.
+          step: number of completed steps.
+          state: arrays; with several processes each holds all of them.
+          score: the validation PSNR in dB; None if it was not computed.
+          **metadata: numbers to save with it, see `metadata`.
 
         Raises:
           Diverged: the state holds NaN or infinity; it is not saved.
-          UserError: the disk takes no more, now or since the last save began.
+          UserError: the disk is full or read-only, now or in the save before.
         """
-        facts |= {"digest": _digest(state)}
+        metadata |= {"format": FORMAT, "digest": _digest(state)}
         with self._explaining():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
+                    state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
                 ),
                 metrics=None if score is None else {SCORE: float(score)},
             )
 
     def check(self) -> None:
-        """Tells early of a save in the background that failed.
+        """Reports early that a save in the background failed.
 
         Raises:
-          UserError: the disk takes no more.
+          UserError: the disk is full or read-only.
         """
         with self._explaining():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
+        """Waits until all saves are on disk.
 
         Raises:
-          UserError: the disk takes no more.
+          UserError: the disk is full or read-only.
         """
         with self._explaining():
             self._manager.wait_until_finished()
 
     def restore(self, template: PyTree) -> PyTree | None:
-        """The newest state, placed as the template's arrays are; None where there is none.
+        """The newest state, sharded as the template's arrays are; None without checkpoints.
 
-        A damaged checkpoint is passed over with a warning, and moved aside.
+        Damaged checkpoints are skipped with a warning, and quarantined.
 
         Raises:
-          UserError: all are damaged or of another structure.
+          UserError: all are damaged or of another structure, or another version wrote them.
         """
         self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
-        found, state = self._first_whole(steps, template)
+        found, state = self._restore_first_valid(steps, template)
         damaged = steps[: steps.index(found)] if found is not None else []
         if damaged:
-            distributed.broadcast_from_primary(lambda: [self._set_aside(step) for step in damaged])
+            distributed.broadcast_from_primary(lambda: [self._quarantine(step) for step in damaged])
             self._manager.reload()
         return state
 
     def restore_best(self, template: PyTree) -> PyTree | None:
-        """The state with the best score, or the next that is whole; see `restore`."""
+        """The state with the best score, or else the newest that is valid; see `restore`."""
         best = self._manager.best_step()
         others = sorted(set(self._manager.all_steps()) - {best}, reverse=True)
-        return self._first_whole(others if best is None else [best, *others], template)[1]
+        steps = others if best is None else [best, *others]
+        return self._restore_first_valid(steps, template)[1]
 
     @property
     def latest_step(self) -> int | None:
@@ -132,23 +134,22 @@ class Checkpoints:
         return self._manager.best_step()
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What was saved with the newest checkpoint besides its state; empty without one."""
         step = self.latest_step
-        return {} if step is None else self._facts(step)
+        return {} if step is None else self._metadata(step)
 
-    def _facts(self, step: int) -> dict[str, Any]:
-        """Raises OSError or ValueError where they are damaged."""
-        if not (self.directory / str(step) / "facts").exists():  # of an older version
-            return {}
-        return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[
-            "facts"
-        ]
+    def _metadata(self, step: int) -> dict[str, Any]:
+        """Raises OSError or ValueError if they are damaged."""
+        if not (self.directory / str(step) / "metadata").exists():  # it had another name
+            return {"format": 1}
+        item = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=item)["metadata"]
 
-    def _first_whole(
+    def _restore_first_valid(
         self, steps: Iterable[int], template: PyTree
     ) -> tuple[int | None, PyTree | None]:
-        """The first of the checkpoints that can be read, and its step; None where there are none.
+        """Step and state of the first checkpoint that can be read; None without checkpoints.
 
         Raises:
           UserError: there are some, but none can be read.
@@ -157,74 +158,83 @@ class Checkpoints:
         failures = []
         for step in steps:
             try:
-                state = self._read(step, wanted)
+                state = self._restore(step, wanted)
             except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
                 if distributed.is_peer_failure(error):
                     raise
-                said = str(error).strip().splitlines() or [type(error).__name__]
+                reason = str(error).strip().splitlines() or [type(error).__name__]
                 failures.append(f"{self.directory / str(step)}: cannot read this checkpoint")
-                logging.warning("%s (%s); trying another", failures[-1], said[0])
+                logging.warning("%s (%s); trying another", failures[-1], reason[0])
                 continue
             if failures:
-                logging.warning("goes on from step %d instead", step)
+                logging.warning("using the checkpoint of step %d instead", step)
             return step, state
         if failures:
             raise UserError(
-                f"{failures[0]}, nor any of the others: they are damaged or of another network; "
-                "remove them to start anew, or take another --workdir"
+                f"{failures[0]}, nor any other: they are damaged or of another network; "
+                "remove them to start from scratch, or give another --workdir"
             )
         return None, None
 
-    def _read(self, step: int, wanted: PyTree) -> PyTree:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-        state = self._manager.restore(step, args=args)["state"]
-        if self._facts(step).get("digest", _digest(state)) != _digest(state):
+    def _restore(self, step: int, wanted: PyTree) -> PyTree:
+        metadata = self._metadata(step)
+        if (version := metadata["format"]) != FORMAT:
+            raise UserError(
+                f"{self.directory} was written by {'an earlier' if version < FORMAT else 'a later'}"
+                f" version of manas_jax (checkpoint format {version}, this one reads {FORMAT}): "
+                "start in a new --workdir; weights.safetensors and genotype.json of the old one "
+                "can still be used, by train.weights=FILE and train.genotype=FILE"
+            )
+        item = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        state = self._manager.restore(step, args=item)["state"]
+        if metadata["digest"] != _digest(state):
             raise ValueError("its arrays are not those that were saved")
         return state
 
     def _prepare(self) -> None:
-        """Makes the folder; takes away checkpoints whose scores orbax could not read at once."""
+        """Creates the folder; quarantines checkpoints whose scores orbax could not read."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)  # orbax would not mind a file here
             folders = [f for f in self.directory.iterdir() if f.name.isdigit() and f.is_dir()]
         except OSError as error:
-            raise UserError(f"{self.directory}: cannot keep checkpoints here ({error})") from None
+            raise UserError(f"{self.directory}: cannot write checkpoints here ({error})") from None
         for folder in folders:
             scores = folder / "metrics" / "metrics"
             try:
-                whole = not scores.exists() or SCORE in json.loads(scores.read_text())
+                valid = not scores.exists() or SCORE in json.loads(scores.read_text())
             except (OSError, ValueError, TypeError):
-                whole = False
-            if not whole:
-                logging.warning("%s: cannot read its scores; it is passed over", folder)
-                self._set_aside(int(folder.name))
+                valid = False
+            if not valid:
+                logging.warning("%s: cannot read its scores; skipped", folder)
+                self._quarantine(int(folder.name))
 
-    def _set_aside(self, step: int) -> None:
-        aside = self.directory.with_name("damaged")
-        aside.mkdir(exist_ok=True)
-        number = sum(folder.name.split("-")[0] == str(step) for folder in aside.iterdir())
+    def _quarantine(self, step: int) -> None:
+        """Moves a checkpoint to the folder 'damaged', under a name that is free there."""
+        damaged = self.directory.with_name("damaged")
+        damaged.mkdir(exist_ok=True)
+        number = sum(folder.name.split("-")[0] == str(step) for folder in damaged.iterdir())
         name = f"{step}-{number}" if number else str(step)
-        shutil.move(self.directory / str(step), aside / name)
-        logging.warning("%s: moved to %s", self.directory / str(step), aside)
+        shutil.move(self.directory / str(step), damaged / name)
+        logging.warning("%s: moved to %s", self.directory / str(step), damaged)
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Makes of an error within one that speaks to users, where the disk takes no more."""
+        """Raises UserError in place of an error that means that the disk is full or read-only."""
         try:
             yield
         except (ValueError, OSError) as error:
-            if (trouble := disk_trouble(error, self.directory)) is None:
+            if (problem := disk_error(error, self.directory)) is None:
                 raise
             raise UserError(
-                f"{trouble}: the newest checkpoint could not be saved; those before it in "
-                f"{self.directory} are whole; free some space and start again"
+                f"{problem}: the newest checkpoint could not be saved; those before it in "
+                f"{self.directory} are intact; free some space and start again"
             ) from error
 
     def close(self) -> None:
-        """Waits until everything is on disk.
+        """Waits until all saves are on disk.
 
         Raises:
-          UserError: the disk takes no more.
+          UserError: the disk is full or read-only.
         """
         self.wait()
         self._manager.close()
@@ -238,28 +248,7 @@ class Checkpoints:
         except Exception as error:
             if kind is None:
                 raise
-            logging.debug("while closing: %s", error)  # what came first says more
-
-
-def disk_trouble(error: BaseException, path: str | os.PathLike) -> str | None:
-    """Names the disk of a file and what is wrong, if an error says that it takes no more; or None.
-
-    The error may be one of a library that has only the text of the system's own, or came of it.
-    """
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    reasons = [
-        os.strerror(number)
-        for number in _DISK
-        for link in chain
-        if getattr(link, "errno", None) == number or os.strerror(number) in str(link)
-    ]
-    if not reasons:
-        return None
-    path = pathlib.Path(path).absolute()
-    mount = next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
-    return f"the disk at {mount}: {reasons[0]}"
+            logging.debug("while closing: %s", error)  # the error raised within says more
 
 
 def _digest(state: PyTree) -> str:

@@ -1,7 +1,5 @@
 """Disks that take no more: what is said, what is kept, and that the run goes on afterwards."""
 
-import errno
-import os
 import shutil
 import subprocess
 
@@ -10,7 +8,6 @@ from test_resume import _copy_search, _final_state, _same_bits, _stopping_at
 
 from manas_jax.errors import UserError
 from manas_jax.search import run as search_run
-from manas_jax.workdir.checkpoints import disk_trouble
 
 
 @pytest.fixture
@@ -60,16 +57,3 @@ def test_read_only_workdir_is_said_before_anything_is_done(small_disk, finished,
     with pytest.raises(UserError, match=f"--workdir={workdir} cannot be written"):
         run_stages(workdir, stage="train")
     assert sorted(f.name for f in workdir.iterdir()) == ["genotype.json", "search"]
-
-
-def test_trouble_is_told_with_the_name_of_the_disk(small_disk):
-    said = "NOT_FOUND: Error writing: Read-only file system [os_error_code='30']"
-    where = small_disk / "run" / "file"
-    assert disk_trouble(ValueError(said), where) == f"the disk at {small_disk}: {os.strerror(30)}"
-    full = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-    assert disk_trouble(full, where) == f"the disk at {small_disk}: {os.strerror(errno.EDQUOT)}"
-
-
-def test_other_errors_are_no_trouble_of_the_disk(tmp_path):
-    assert disk_trouble(ValueError("shape"), tmp_path) is None
-    assert disk_trouble(OSError(2, os.strerror(2)), tmp_path) is None

@@ -6,20 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from benchmarks.agreement import LAYOUTS, NARROW, Layout, compare
-from manas_jax import main
 from manas_jax.errors import UserError
 from manas_jax.runtime import distributed, signals
-
-FLAGS = (
-    "_CONFIG", "_WORKDIR", "_COORDINATOR", "_PROCESSES", "_PROCESS", "_DISTRIBUTED", "_HEARTBEAT"
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -188,17 +182,3 @@ def test_losses_of_a_process_are_told_from_mistakes(monkeypatch):
     assert distributed.is_peer_failure(ValueError(gone))
     assert not distributed.is_peer_failure(ValueError("shapes differ"))
     assert not distributed.is_peer_failure(KeyError("gloo"))
-
-
-@pytest.mark.parametrize("status", [signals.PREEMPTED, signals.CANCELLED])
-def test_status_of_a_command_that_was_stopped(monkeypatch, status):
-    def stopped(*_):
-        raise signals.Stopped(status)
-
-    monkeypatch.setattr(main, "run", stopped)
-    monkeypatch.setattr(main.distributed, "start", lambda *_, **__: None)
-    for flag in FLAGS:
-        monkeypatch.setattr(main, flag, types.SimpleNamespace(value=None))
-    with pytest.raises(SystemExit) as ended:
-        main.main(["main"])
-    assert ended.value.code == status

@@ -184,7 +184,7 @@ def test_rolls_back_and_goes_on_with_other_batches(
     assert not _same_bits(state, other)
     # The number of rollbacks is saved with the state: resumed, the order stays the new one.
     with Checkpoints(tmp_path / "train" / "checkpoints") as checkpoints:
-        assert checkpoints.facts["rollbacks"] == 1
+        assert checkpoints.metadata["rollbacks"] == 1
 
 
 def test_rolls_back_no_more_than_allowed(tmp_path, monkeypatch, finished, run_stages):

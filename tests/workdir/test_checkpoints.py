@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from manas_jax.errors import Diverged, UserError
@@ -99,7 +100,7 @@ def test_any_file_of_the_newest_damaged(tmp_path, two_checkpoints, damage):
             step = int(restored.step)
             _assert_same(restored, _state(step))
             assert checkpoints.latest_step == step, file
-            assert checkpoints.facts["seconds"] == step
+            assert checkpoints.metadata["seconds"] == step
             checkpoints.save(2 if step == 1 else 3, _state(4), 21.0)  # nothing is in the way
         with Checkpoints(folder) as checkpoints:
             _assert_same(checkpoints.restore(_state()), _state(4))
@@ -122,7 +123,7 @@ def test_damaged_checkpoint_is_moved_aside(tmp_path, two_checkpoints, caplog):
     assert not (folder / "2").exists()
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert any(f"{folder / '2'}: cannot read this checkpoint" in line for line in warned)
-    assert any("goes on from step 1 instead" in line for line in warned)
+    assert any("using the checkpoint of step 1 instead" in line for line in warned)
 
 
 def test_damaged_best_gives_way_to_the_newest(tmp_path):
@@ -143,7 +144,7 @@ def test_none_whole_is_not_a_fresh_start(tmp_path, two_checkpoints):
         shutil.rmtree(folder / step / "state")
     with (
         Checkpoints(folder) as checkpoints,
-        pytest.raises(UserError, match="cannot read this checkpoint, nor any of") as error,
+        pytest.raises(UserError, match="cannot read this checkpoint, nor any other") as error,
     ):
         checkpoints.restore(_state())
     assert str(folder / "2") in str(error.value)
@@ -196,8 +197,50 @@ def test_checkpoint_of_another_structure(tmp_path, other):
         checkpoints.restore(_state(**other))
 
 
+def _format_1(folder):
+    """A checkpoint as the version before wrote it: other names in its state and beside it."""
+    state = {"step": np.int32(4), "weights": {"kernel": np.ones((3, 2), np.float32)}}
+    with ocp.CheckpointManager(folder) as manager:
+        items = {
+            "state": ocp.args.StandardSave(state),
+            "facts": ocp.args.JsonSave({"digest": "0123", "rollbacks": 0}),
+        }
+        manager.save(4, args=ocp.args.Composite(**items))
+        manager.wait_until_finished()
+
+
+def _format_3(folder):
+    with pytest.MonkeyPatch.context() as patch, Checkpoints(folder) as checkpoints:
+        patch.setattr("manas_jax.workdir.checkpoints.FORMAT", 3)
+        checkpoints.save(4, _state(4), 20.0)
+
+
+@pytest.mark.parametrize("restore", ["restore", "restore_best"])
+@pytest.mark.parametrize(
+    ("write", "which"),
+    [
+        (_format_1, r"an earlier version of manas_jax \(checkpoint format 1, this one reads 2\)"),
+        (_format_3, r"a later version of manas_jax \(checkpoint format 3, this one reads 2\)"),
+    ],
+)
+def test_checkpoint_of_another_version_is_explained_in_a_line(tmp_path, write, which, restore):
+    folder = tmp_path / "checkpoints"
+    write(folder)
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(
+            UserError, match=f"^{folder} was written by {which}: start in a new"
+        ) as error,
+    ):
+        getattr(checkpoints, restore)(_state())
+    assert "weights.safetensors and genotype.json" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoints"]  # nothing is quarantined
+    assert (folder / "4" / "state").exists()
+
+
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot keep checkpoints here"):
+    with pytest.raises(UserError, match="cannot write checkpoints here"):
         Checkpoints(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

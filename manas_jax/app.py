@@ -1,0 +1,95 @@
+"""What the commands that run a config share: --config, --workdir, start-up and exit status.
+
+The exit status is 0 after success, 1 after an error, 75 after SIGTERM or the loss of another
+process (the same command resumes the run), and 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from manas_jax.errors import UserError, disk_error
+from manas_jax.runtime import compilation, distributed, log, malloc, signals
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
+
+
+def start(command: Callable[[ConfigDict, str], None]) -> None:
+    """Parses the flags, calls `command(config, workdir)`, and exits with its status."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    log.setup_logging()
+    compilation.use_cache()
+    malloc.tune()
+    jax.config.config_with_absl()
+    signals.listen()
+    app.run(functools.partial(_run, command), flags_parser=parse_flags)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, but a wrong config key or file exits with one line, without a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = _CONFIG.value and _CONFIG.value.stage  # a missing file is noticed only when used
+    except (AttributeError, KeyError) as error:
+        cause = error.args[0] if error.args else error
+        hint = " ".join(str(cause.args[0] if isinstance(cause, KeyError) else cause).split())
+        sys.exit(f"error: unknown config key {hint}; see manas_jax/config.py for all of them")
+    except OSError:
+        sys.exit(f"error: --config={flags.FLAGS['config'].config_filename}: no such file")
+    return rest
+
+
+def _run(command: Callable[[ConfigDict, str], None], argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    status: int | str
+    try:
+        command(_CONFIG.value, _WORKDIR.value)
+        return
+    except signals.Stopped as stopped:
+        status = stopped.status
+    except KeyboardInterrupt:
+        status = signals.CANCELLED
+    except UserError as error:
+        status = f"error: {error}"
+    except Exception as error:
+        if distributed.is_peer_failure(error):
+            logging.error("another process is gone: restart all of them to resume (%s)", error)
+            status = signals.PREEMPTED
+        elif jax.process_count() > 1:  # an ordinary exit would wait for the others
+            traceback.print_exc()
+            status = 1
+        else:
+            raise
+    distributed.exit_process(status)
+
+
+@contextlib.contextmanager
+def run_context(config: ConfigDict, workdir: str | os.PathLike) -> Iterator[None]:
+    """Sets the configured precision of float32 products, and explains errors of the disk.
+
+    Raises:
+      UserError: in place of any other error that means that the disk is full or read-only.
+    """
+    try:
+        with jax.default_matmul_precision(config.network.precision):
+            yield
+    except (UserError, signals.Stopped):
+        raise
+    except Exception as error:  # each library raises another one for a full disk
+        if (problem := disk_error(error, workdir)) is None:
+            raise
+        raise UserError(
+            f"{problem}: free some space and start again; finished results and checkpoints in "
+            f"{workdir} are intact"
+        ) from error

@@ -1,0 +1,70 @@
+"""The exit status of every way in which a command may end."""
+
+import pytest
+from absl import flags
+
+from manas_jax import app
+from manas_jax.errors import UserError
+from manas_jax.runtime import distributed, signals
+
+
+@pytest.fixture
+def exit_status(monkeypatch):
+    """A function (error, processes) -> the status that a command ends with that raises it."""
+
+    def leave(status):
+        raise SystemExit(status)
+
+    def get(error, processes=1):
+        def command(*_):
+            raise error
+
+        monkeypatch.setattr(app.jax, "process_count", lambda: processes)
+        with pytest.raises(SystemExit) as ended:
+            app._run(command, ["command"])
+        return ended.value.code
+
+    flags.FLAGS(["command"])
+    monkeypatch.setattr(distributed, "exit_process", leave)
+    return get
+
+
+@pytest.mark.parametrize("status", [signals.PREEMPTED, signals.CANCELLED])
+def test_signals(exit_status, status):
+    assert exit_status(signals.Stopped(status)) == status
+
+
+def test_second_ctrl_c(exit_status):
+    assert exit_status(KeyboardInterrupt()) == signals.CANCELLED
+
+
+def test_user_error_is_one_line(exit_status):
+    assert exit_status(UserError("seed = x: give a number")) == "error: seed = x: give a number"
+
+
+def test_peer_failure_can_be_resumed(exit_status):
+    gone = ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer")
+    assert exit_status(gone, processes=2) == signals.PREEMPTED
+
+
+def test_other_errors_end_one_of_several_processes_with_a_traceback(exit_status, capsys):
+    assert exit_status(ZeroDivisionError("a bug"), processes=2) == 1
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
+def test_other_errors_of_a_single_process_are_raised():
+    def command(*_):
+        raise ZeroDivisionError
+
+    flags.FLAGS(["command"])
+    with pytest.raises(ZeroDivisionError):
+        app._run(command, ["command"])
+
+
+def test_success_and_unexpected_arguments():
+    called = []
+    flags.FLAGS(["command"])
+    app._run(lambda *arguments: called.append(arguments), ["command"])
+    assert called == [(None, None)]
+    with pytest.raises(app.app.UsageError, match="unexpected arguments: more"):
+        app._run(lambda *_: None, ["command", "more"])
