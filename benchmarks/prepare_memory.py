@@ -29,7 +29,7 @@ _SMALL_BUFFER = 8  # MiB
 # What each process does. It ends by printing its peak resident set size in KiB.
 _PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 _STAGES = {
-    "import": "import manas_jax.data.builders",
+    "import": "import manas_jax.data.tfds_builder",
     "prepare": """
 from manas_jax.data import prepare
 assert prepare.main(["rain100l", "--root", files, "--data_dir", data, "--partial"]) == 0

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from manas_jax.data import backgrounds, benchmarks, datasets
-from manas_jax.data.backgrounds import Fingerprint
+from manas_jax.data import catalog, duplicates, finder
+from manas_jax.data.duplicates import Fingerprint
 from manas_jax.data.scenes import Scene, read
 from manas_jax.errors import UserError
 from manas_jax.files import first_few
@@ -46,7 +46,7 @@ class Part:
       alike: (scene, scene, bits apart) that look alike without being identical.
     """
 
-    layout: datasets.Layout
+    layout: catalog.Layout
     scenes: tuple[Scene, ...]
     prints: tuple[Fingerprint, ...]
     pairs: int
@@ -89,7 +89,7 @@ def inspect(name: str, root, *, partial: bool = False) -> Inspection:
     """Reads all of benchmark `name` below the folder `root` and checks it.
 
     Args:
-      name: of the benchmark, see `datasets.BENCHMARKS`.
+      name: of the benchmark, see `catalog.BENCHMARKS`.
       root: the folder it was unpacked in.
       partial: whether fewer (or more) pairs than published are accepted.
 
@@ -97,8 +97,8 @@ def inspect(name: str, root, *, partial: bool = False) -> Inspection:
       UserError: nothing found, a wrong count, a picture without its counterpart, a pair of unequal
         sizes, or an unreadable picture.
     """
-    benchmark = benchmarks.get(name)
-    found, unused = benchmarks.find(name, root)
+    benchmark = finder.get(name)
+    found, unused = finder.find(name, root)
     missing = tuple(_wrong_counts(benchmark, found))
     if missing and not partial:
         raise UserError(
@@ -115,7 +115,7 @@ def inspect(name: str, root, *, partial: bool = False) -> Inspection:
 
 def describe(name: str) -> str:
     """What is known of a benchmark, as text for people."""
-    benchmark = benchmarks.get(name)
+    benchmark = finder.get(name)
     lines = [f"{name}: {benchmark.title}", f"  from     {benchmark.url}"]
     lines += [f"  cite     {benchmark.citation}", f"  scenes   {benchmark.backgrounds}"]
     for split, entry in benchmark.splits.items():
@@ -133,7 +133,7 @@ def describe(name: str) -> str:
 
 def summary(inspection: Inspection) -> str:
     """What was found, as text for people."""
-    title = datasets.BENCHMARKS[inspection.name].title
+    title = catalog.BENCHMARKS[inspection.name].title
     lines = [
         title,
         f"  {'split':<10}{'pairs':>9}{'scenes':>9}{'versions':>10}  {'size':<20}layout",
@@ -205,7 +205,7 @@ class _Measured:
     rougher: int  # rainy versions that vary less than the clean picture
 
 
-def _inspect_split(split: str, found: benchmarks.Found, *, near_identical: bool) -> Part:
+def _inspect_split(split: str, found: finder.Found, *, near_identical: bool) -> Part:
     progress = tqdm(
         _in_order(_measure, found.scenes),
         f"reading {split}",
@@ -217,10 +217,10 @@ def _inspect_split(split: str, found: benchmarks.Found, *, near_identical: bool)
     sizes = collections.Counter()
     for scene, each in zip(found.scenes, measured, strict=True):
         sizes[each.size] += len(scene.rainy)
-    scenes, prints = backgrounds.merge(
+    scenes, prints = duplicates.merge(
         found.scenes, [each.mark for each in measured], near_identical=near_identical
     )
-    alike = tuple((scenes[i].name, scenes[j].name, b) for i, j, b in backgrounds.alike(prints))
+    alike = tuple((scenes[i].name, scenes[j].name, b) for i, j, b in duplicates.alike(prints))
     rougher = sum(each.rougher for each in measured) / found.pairs
     copies = len(found.scenes) - len(scenes)
     return Part(found.layout, scenes, prints, found.pairs, copies, sizes, rougher, alike)
@@ -230,7 +230,7 @@ def _measure(scene: Scene) -> _Measured:
     """Decodes all pictures of a scene, compares their sizes and keeps what is needed later."""
     if scene.clean is None:
         pixels = read(scene.rainy[0])
-        return _Measured(backgrounds.fingerprint(pixels), pixels.shape[:2], 0)
+        return _Measured(duplicates.fingerprint(pixels), pixels.shape[:2], 0)
     clean = read(scene.clean)
     roughness, rougher = _roughness(clean), 0
     for picture in scene.rainy:
@@ -241,7 +241,7 @@ def _measure(scene: Scene) -> _Measured:
                 f"{scene.clean} has {clean.shape[0]}x{clean.shape[1]}; remove or replace the pair"
             )
         rougher += _roughness(rainy) < roughness
-    return _Measured(backgrounds.fingerprint(clean), clean.shape[:2], rougher)
+    return _Measured(duplicates.fingerprint(clean), clean.shape[:2], rougher)
 
 
 def _roughness(pixels: np.ndarray) -> float:
@@ -266,9 +266,7 @@ def _in_order(function, scenes: Sequence[Scene]) -> Iterator:
                 future.cancel()
 
 
-def _wrong_counts(
-    benchmark: datasets.Benchmark, found: dict[str, benchmarks.Found]
-) -> Iterator[str]:
+def _wrong_counts(benchmark: catalog.Benchmark, found: dict[str, finder.Found]) -> Iterator[str]:
     for split, entry in benchmark.splits.items():
         pairs = found[split].pairs if split in found else 0
         if entry.pairs and pairs not in entry.pairs:
@@ -280,7 +278,7 @@ def _leaks(parts: dict[str, Part]) -> Iterator[Leak]:
     train = parts.get("train")
     for split, part in parts.items():
         if train is not None and split != "train":
-            for i, j, bits in backgrounds.alike(train.prints, part.prints):
+            for i, j, bits in duplicates.alike(train.prints, part.prints):
                 yield Leak(train.scenes[i].name, split, part.scenes[j].name, bits)
 
 
@@ -288,18 +286,18 @@ def _leaks(parts: dict[str, Part]) -> Iterator[Leak]:
 
 
 def _write(name: str, splits: dict[str, tuple[Scene, ...]], data_dir: str | None) -> None:
-    from manas_jax.data import builders  # seconds to import
+    from manas_jax.data import tfds_builder  # seconds to import
 
     if empty := [split for split, scenes in splits.items() if not scenes]:
         raise UserError(f"nothing is left of {', '.join(empty)}; keep the leaks or get more data")
-    target = builders.write(name, splits, data_dir)
+    target = tfds_builder.write(name, splits, data_dir)
     root = target.parents[2]
     print(f"Wrote {target}")
     print(f"Use it with data.source=tfds data.tfds_name=derain/{name} data.root={root}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    known = "\n".join(f"  {name:<11}{b.title}" for name, b in datasets.BENCHMARKS.items())
+    known = "\n".join(f"  {name:<11}{b.title}" for name, b in catalog.BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m manas_jax.data.prepare",
         description=__doc__,

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from manas_jax.data import datasets, images
+from manas_jax.data import catalog, images
 from manas_jax.errors import UserError
 from manas_jax.files import first_few, natural_order
 
@@ -250,8 +250,8 @@ def find_folder(root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
     folders = _folders(root)
-    train = _one(folders, datasets.TRAIN_FOLDERS, root)
-    test = _one(folders, datasets.TEST_FOLDERS, root)
+    train = _one(folders, catalog.TRAIN_FOLDERS, root)
+    test = _one(folders, catalog.TEST_FOLDERS, root)
     if train is None and test is None:
         return _scenes_in(root), ()
     return (_scenes_in(train) if train else ()), (_scenes_in(test) if test else ())
@@ -320,12 +320,9 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
     if not prepared:
         raise UserError(f"data.tfds_name: {name!r} is not prepared in {builder.data_dir}; {how}")
     if builder.name == "derain":
-        from manas_jax.data import (
-            benchmarks,
-            builders,  # they import this module
-        )
+        from manas_jax.data import finder, tfds_builder  # they import this module
 
-        return benchmarks.join_splits(builders.scenes(builder))
+        return finder.join_splits(tfds_builder.scenes(builder))
     if not isinstance(builder.info.features, tfds.features.FeaturesDict):
         raise UserError(f"data.tfds_name: {name!r} has no named features; need an image")
     features = [
@@ -333,15 +330,15 @@ def find_tfds(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[S
         for key, feature in sorted(builder.info.features.items())  # TFDS keeps no order
         if isinstance(feature, tfds.features.Image)
     ]
-    clean = [key for key in features if key.lower() in datasets.CLEAN_FOLDERS]
-    rainy = [key for key in features if key.lower() in datasets.RAINY_FOLDERS]
+    clean = [key for key in features if key.lower() in catalog.CLEAN_FOLDERS]
+    rainy = [key for key in features if key.lower() in catalog.RAINY_FOLDERS]
     if len(features) == 1 and not rainy:
         clean = features
     if len(clean) != 1 or (len(features) > 1 and not rainy):
         raise UserError(
             f"data.tfds_name: {name!r} has the image features {features}; need one alone, or a "
-            f"clean one (of {sorted(datasets.CLEAN_FOLDERS)}) and rainy ones (of "
-            f"{sorted(datasets.RAINY_FOLDERS)})"
+            f"clean one (of {sorted(catalog.CLEAN_FOLDERS)}) and rainy ones (of "
+            f"{sorted(catalog.RAINY_FOLDERS)})"
         )
 
     def scenes(part: str) -> tuple[Scene, ...]:
@@ -377,15 +374,15 @@ def _found(config, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
         if not config.tfds_name:
             raise UserError("data.tfds_name: name the TFDS data set")
         return find_tfds(config.tfds_name, os.path.expanduser(config.root))
-    if config.source in datasets.BENCHMARKS:
-        from manas_jax.data import benchmarks  # it imports this module
+    if config.source in catalog.BENCHMARKS:
+        from manas_jax.data import finder  # it imports this module
 
         if not config.root:
             raise UserError(f"data.root: name the folder that holds {config.source}")
-        return benchmarks.load(config.source, config.root)
+        return finder.load(config.source, config.root)
     raise UserError(
         f"data.source: {config.source!r} is none of 'photographs', 'folder', 'tfds' and "
-        f"{', '.join(datasets.BENCHMARKS)}"
+        f"{', '.join(catalog.BENCHMARKS)}"
     )
 
 
@@ -395,8 +392,8 @@ def _found(config, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
 def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
     """The scenes of one pair folder, folder of marked files or photographs, or of several."""
     folders = _folders(folder)
-    clean = _one(folders, datasets.CLEAN_FOLDERS, folder)
-    rainy = _one(folders, datasets.RAINY_FOLDERS, folder)
+    clean = _one(folders, catalog.CLEAN_FOLDERS, folder)
+    rainy = _one(folders, catalog.RAINY_FOLDERS, folder)
     if clean and rainy:
         return _paired(
             {_role(path)[1]: path for path in _unique(_pictures(clean), clean)},
@@ -406,7 +403,7 @@ def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
         present, absent = (clean, "rainy") if clean else (rainy, "clean")
         raise UserError(
             f"{present}: there is no folder of {absent} pictures beside it; name it one of "
-            f"{sorted(datasets.RAINY_FOLDERS if clean else datasets.CLEAN_FOLDERS)}"
+            f"{sorted(catalog.RAINY_FOLDERS if clean else catalog.CLEAN_FOLDERS)}"
         )
     files = _pictures(folder, may_be_empty=bool(folders))
     if not files:
@@ -460,7 +457,7 @@ def _paired(clean: dict[str, pathlib.Path], rainy: list) -> tuple[Scene, ...]:
 
 
 def _role_pattern() -> re.Pattern:
-    words = "|".join((*datasets.CLEAN_WORDS, *datasets.RAINY_WORDS))
+    words = "|".join((*catalog.CLEAN_WORDS, *catalog.RAINY_WORDS))
     return re.compile(
         rf"(?P<before>{words})[-_](?P<behind>.+)"
         rf"|(?P<ahead>.+)[-_](?P<after>{words})(?P<version>[-_]?\d+)?",
@@ -480,7 +477,7 @@ def _role(path: pathlib.Path) -> tuple[str, str]:
     key = match["behind"] or match["ahead"] + (
         f"_{match['version'].strip('-_')}" if match["version"] else ""
     )
-    return ("clean" if word in datasets.CLEAN_WORDS else "rainy"), key
+    return ("clean" if word in catalog.CLEAN_WORDS else "rainy"), key
 
 
 def _bases(key: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manas_jax.data import benchmarks, datasets, prepare, scenes
+from manas_jax.data import catalog, finder, prepare, scenes
 from manas_jax.errors import UserError
 
 HEIGHT, WIDTH = 24, 32
@@ -175,7 +175,7 @@ def _generate(root, layout, count=3):
 def test_layouts(tmp_path, layout):
     name, splits = LAYOUTS[layout]
     _generate(tmp_path, splits)
-    found, unused = benchmarks.find(name, tmp_path)
+    found, unused = finder.find(name, tmp_path)
     assert list(found) == list(splits) and unused == ()
     for s, (split, (_, _, versions)) in enumerate(splits.items()):
         assert len(found[split].scenes) == 3 and found[split].pairs == 3 * versions
@@ -187,7 +187,7 @@ def test_layouts(tmp_path, layout):
             for picture, pixels in zip((scene.clean, *scene.rainy), expected, strict=True):
                 error = np.abs(scenes.read(picture).astype(int) - pixels).mean()
                 assert error < (3 if ".jpg" in str(picture) else 1e-9)
-    training, test = benchmarks.load(name, tmp_path)
+    training, test = finder.load(name, tmp_path)
     assert len(training) == (3 if "train" in splits else 0)
     names = [scene.name for scene in test]
     assert len(set(names)) == 3 * len([split for split in splits if split != "train"])
@@ -196,13 +196,13 @@ def test_layouts(tmp_path, layout):
 def test_layouts_of_all_benchmarks_are_tested():
     # Those with groups of their own have tests of their own, below.
     assert {name for name, _ in LAYOUTS.values()} | {"rain100lh", "rain1200", "real"} == set(
-        datasets.BENCHMARKS
+        catalog.BENCHMARKS
     )
 
 
-@pytest.mark.parametrize("name", datasets.BENCHMARKS)
+@pytest.mark.parametrize("name", catalog.BENCHMARKS)
 def test_entries_are_complete(name):
-    entry = datasets.BENCHMARKS[name]
+    entry = catalog.BENCHMARKS[name]
     assert all((entry.title, entry.backgrounds, entry.citation, entry.sources))
     assert entry.url.startswith("http")
     text = prepare.describe(name)
@@ -219,7 +219,7 @@ def test_flat_rain14000_is_split_by_number(tmp_path):
     _write(
         tmp_path, "ground_truth/{i}.jpg", "rainy_image/{i}_{v}.jpg", (2, 900, 901), versions=(3, 7)
     )
-    found, _ = benchmarks.find("rain14000", tmp_path)
+    found, _ = finder.find("rain14000", tmp_path)
     names = {split: [scene.name for scene in part.scenes] for split, part in found.items()}
     assert names == {"train": ["2", "900"], "test": ["901"]}
 
@@ -240,7 +240,7 @@ def _write_densities(root, *, odd=()):
 
 def test_rain1200_is_grouped_by_density(tmp_path):
     _write_densities(tmp_path)
-    training, test = benchmarks.load("rain1200", tmp_path)
+    training, test = finder.load("rain1200", tmp_path)
     assert [len(scene.rainy) for scene in training] == [3, 3, 3]
     assert [len(scene.rainy) for scene in test] == [1, 1]
     for number, scene in enumerate(training):
@@ -253,7 +253,7 @@ def test_rain1200_is_grouped_by_density(tmp_path):
 
 def test_rain1200_of_one_number_but_another_background_stays_alone(tmp_path):
     _write_densities(tmp_path, odd=(("Heavy", 2),))
-    training, _ = benchmarks.load("rain1200", tmp_path)
+    training, _ = finder.load("rain1200", tmp_path)
     assert sorted(len(scene.rainy) for scene in training) == [1, 2, 3, 3]
     alone = next(scene for scene in training if len(scene.rainy) == 1)
     assert "Rain_Heavy" in str(alone.clean) and alone.photograph == "2"  # not split from its kin
@@ -298,7 +298,7 @@ def test_spa_groups_frames_and_keeps_videos_together(tmp_path):
             (0, 1),
             versions=(1, 2),
         )
-    training, _ = benchmarks.load("spa", tmp_path)
+    training, _ = finder.load("spa", tmp_path)
     assert [(scene.photograph, len(scene.rainy)) for scene in training] == [
         ("001", 2),
         ("001", 2),
@@ -321,9 +321,9 @@ def test_photographs_without_ground_truth(tmp_path):
 
 def _small(monkeypatch, name, count=3):
     """Makes a benchmark want `count` pairs a split."""
-    entry = datasets.BENCHMARKS[name]
+    entry = catalog.BENCHMARKS[name]
     splits = {k: dataclasses.replace(v, pairs=(count,)) for k, v in entry.splits.items()}
-    monkeypatch.setitem(datasets.BENCHMARKS, name, dataclasses.replace(entry, splits=splits))
+    monkeypatch.setitem(catalog.BENCHMARKS, name, dataclasses.replace(entry, splits=splits))
 
 
 PAIRED = [layout for layout, (_, s) in LAYOUTS.items() if all(v == 1 for *_, v in s.values())]
@@ -451,14 +451,14 @@ def test_one_name_twice(tmp_path):
     _generate(tmp_path, LAYOUTS["rain100l, folders"][1])
     _save(tmp_path / "train/norain/1.jpg", _background(1))
     with pytest.raises(UserError, match=r"1\.jpg and .*1\.png have one name"):
-        benchmarks.find("rain100l", tmp_path)
+        finder.find("rain100l", tmp_path)
 
 
 def test_mistakes_in_names(tmp_path):
     with pytest.raises(UserError, match="no benchmark 'rain1'; known are rain100l"):
-        benchmarks.find("rain1", tmp_path)
+        finder.find("rain1", tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
-        benchmarks.find("rain100l", tmp_path / "absent")
+        finder.find("rain100l", tmp_path / "absent")
     _save(tmp_path / "elsewhere" / "1.png", _background(1))
     with pytest.raises(UserError, match=r"no files of Rain100L.* among 1 pictures"):
-        benchmarks.find("rain100l", tmp_path)
+        finder.find("rain100l", tmp_path)

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import shuffle
 
-from manas_jax.data import backgrounds, builders, datasets, images, pipeline, prepare, scenes
+from manas_jax.data import catalog, duplicates, images, pipeline, prepare, scenes, tfds_builder
 from manas_jax.data.scenes import Scene
 from manas_jax.errors import UserError
 
@@ -109,7 +109,7 @@ def test_batches_are_the_same_from_the_folder_and_prepared(tmp_path, rain100l):
 
 
 def test_the_builder_works_as_tfds_builders_do(tmp_path, rain100l):
-    builder = builders.Derain(config="rain100l", data_dir=str(tmp_path))
+    builder = tfds_builder.Derain(config="rain100l", data_dir=str(tmp_path))
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=str(rain100l))
     )
@@ -156,8 +156,8 @@ def test_formats_that_decoders_disagree_on_are_stored_as_pixels(tmp_path):
     _save(tmp_path / "raw/plain.webp", _rained(3), lossless=True)
     _save(tmp_path / "raw/plain.jpg", _rained(4))
     _save(tmp_path / "raw/gray.png", _rained(5)[..., 0])
-    found, _ = prepare.benchmarks.find("real", tmp_path / "raw")
-    target = builders.write("real", {"test": found["test"].scenes}, str(tmp_path / "data"))
+    found, _ = prepare.finder.find("real", tmp_path / "raw")
+    target = tfds_builder.write("real", {"test": found["test"].scenes}, str(tmp_path / "data"))
     source = tfds.builder_from_directory(target).as_data_source("test")
     for scene, example in zip(found["test"].scenes, source, strict=True):
         expected = images.read(scene.rainy[0])
@@ -194,11 +194,11 @@ def test_order_survives_many_scenes(tmp_path):
     """Also where TFDS sorts on disk instead of in memory."""
     for i in range(30):
         _save(tmp_path / f"raw/{i}.png", _rained(i))
-    found, _ = prepare.benchmarks.find("real", tmp_path / "raw")
+    found, _ = prepare.finder.find("real", tmp_path / "raw")
     before = shuffle.MAX_MEM_BUFFER_SIZE
     shuffle.MAX_MEM_BUFFER_SIZE = 1000  # bytes
     try:
-        builders.write("real", {"test": found["test"].scenes}, str(tmp_path))
+        tfds_builder.write("real", {"test": found["test"].scenes}, str(tmp_path))
     finally:
         shuffle.MAX_MEM_BUFFER_SIZE = before
     _, test = scenes.find_tfds("derain/real", str(tmp_path))
@@ -246,7 +246,7 @@ def test_nothing_half_written_is_left(tmp_path, rain100l):
     bad = {"damaged": training, "gone": (*training[:3], Scene("x", training[0].clean, ("gone",)))}
     for name, part in bad.items():
         with pytest.raises(UserError, match=r"rain/3\.png: cannot be read|gone: no such picture"):
-            builders.write("rain100l", {"train": part}, str(tmp_path / name))
+            tfds_builder.write("rain100l", {"train": part}, str(tmp_path / name))
         left = [path.name for path in _files(tmp_path / name) if path.parent.name != ".config"]
         assert left == []
         with pytest.raises(UserError, match=r"manas_jax\.data\.prepare"):
@@ -278,7 +278,7 @@ def test_help_lists_the_benchmarks(capsys):
     with pytest.raises(SystemExit):
         prepare.main(["--help"])
     said = capsys.readouterr().out
-    assert all(name in said and b.title in said for name, b in datasets.BENCHMARKS.items())
+    assert all(name in said and b.title in said for name, b in catalog.BENCHMARKS.items())
 
 
 def test_without_a_root_it_tells_about_the_set(capsys):
@@ -292,7 +292,7 @@ def test_without_a_root_it_tells_about_the_set(capsys):
 
 
 def _print(pixels):
-    return backgrounds.fingerprint(np.ascontiguousarray(pixels, np.uint8))
+    return duplicates.fingerprint(np.ascontiguousarray(pixels, np.uint8))
 
 
 def test_the_hash_knows_a_picture_again():
@@ -304,33 +304,33 @@ def test_the_hash_knows_a_picture_again():
         "smaller": np.asarray(large.resize((200, 150), Image.Resampling.LANCZOS)),
     }
     for pixels in changed.values():
-        (found,) = backgrounds.alike([_print(original)], [_print(pixels)])
+        (found,) = duplicates.alike([_print(original)], [_print(pixels)])
         assert found[:2] == (0, 0)
         assert _print(pixels).digest != _print(original).digest
-    assert backgrounds.alike([_print(original)], [_print(original[:, ::-1])]) == []
+    assert duplicates.alike([_print(original)], [_print(original[:, ::-1])]) == []
 
 
 def test_strangers_are_not_alike_and_copies_are_found_over_chunks():
     prints = [_print(_background(i)) for i in range(150)]
-    assert backgrounds.alike(prints) == []
+    assert duplicates.alike(prints) == []
     prints.append(prints[3])
-    assert backgrounds.alike(prints) == [(3, 150, 0)]
-    assert backgrounds.alike(prints[:2], prints[2:]) == []
-    assert backgrounds.alike([], prints) == []
+    assert duplicates.alike(prints) == [(3, 150, 0)]
+    assert duplicates.alike(prints[:2], prints[2:]) == []
+    assert duplicates.alike([], prints) == []
 
 
 def test_pictures_without_structure_are_told_apart_by_their_gray():
     black, white = (_print(np.full((20, 20, 3), value)) for value in (0, 255))
-    assert backgrounds.alike([black], [white]) == []
-    assert backgrounds.alike([black], [black]) == [(0, 0, 0)]
+    assert duplicates.alike([black], [white]) == []
+    assert duplicates.alike([black], [black]) == [(0, 0, 0)]
 
 
 def test_merging_keeps_scenes_of_other_photographs_apart():
     marks = [_print(_background(1)), _print(_background(1) + np.uint8(1)), _print(_background(2))]
     given = [Scene(str(i), f"{i}.png", (f"r{i}.png",), "one") for i in range(3)]
-    near, prints = backgrounds.merge(given, marks, near_identical=True)
+    near, prints = duplicates.merge(given, marks, near_identical=True)
     assert [scene.rainy for scene in near] == [("r0.png", "r1.png"), ("r2.png",)]
     assert prints == (marks[0], marks[2])
-    assert backgrounds.merge(given, marks)[0] == tuple(given)
+    assert duplicates.merge(given, marks)[0] == tuple(given)
     others = [Scene(str(i), f"{i}.png", (f"r{i}.png",), str(i)) for i in range(3)]
-    assert backgrounds.merge(others, marks, near_identical=True)[0] == tuple(others)
+    assert duplicates.merge(others, marks, near_identical=True)[0] == tuple(others)

@@ -1,6 +1,6 @@
 """What is known of de-raining data: how their folders are named, where to get them, whom to cite.
 
-Data only; `scenes` and `benchmarks` read it. Figures and names were checked against what `sources`
+Data only; `scenes` and `finder` read it. Figures and names were checked against what `sources`
 lists; what could not be checked is left out.
 """
 

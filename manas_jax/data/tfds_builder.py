@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from manas_jax.data import backgrounds, benchmarks, datasets, images
+from manas_jax.data import catalog, duplicates, finder, images
 from manas_jax.data.lazy_tf import tf
 from manas_jax.data.scenes import Picture, Scene, read
 from manas_jax.errors import UserError
@@ -38,7 +38,7 @@ class Derain(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS wants a list)
         tfds.core.BuilderConfig(name=name, description=benchmark.title)
-        for name, benchmark in datasets.BENCHMARKS.items()
+        for name, benchmark in catalog.BENCHMARKS.items()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Prepare it with `python -m manas_jax.data.prepare NAME --root DIR`, which checks the "
@@ -57,7 +57,7 @@ class Derain(tfds.core.GeneratorBasedBuilder):
         super().__init__(**{"file_format": _FORMAT} | kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        benchmark = datasets.BENCHMARKS[self.builder_config.name]
+        benchmark = catalog.BENCHMARKS[self.builder_config.name]
         features = {
             "name": tfds.features.Text(),
             "clean": tfds.features.Image(doc="without rain"),
@@ -79,7 +79,7 @@ class Derain(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         splits = self._splits
         if splits is None:
-            found, _ = benchmarks.find(self.builder_config.name, dl_manager.manual_dir)
+            found, _ = finder.find(self.builder_config.name, dl_manager.manual_dir)
             splits = {split: part.scenes for split, part in found.items()}
         return {split: self._generate_examples(split, scenes) for split, scenes in splits.items()}
 
@@ -90,7 +90,7 @@ class Derain(tfds.core.GeneratorBasedBuilder):
         spread = 2**128 // max(1, len(scenes))
         for i, scene in enumerate(tqdm(scenes, f"writing {split}", unit=" scenes", disable=None)):
             reference = read(scene.rainy[0] if scene.clean is None else scene.clean)
-            digest = backgrounds.fingerprint(reference).digest
+            digest = duplicates.fingerprint(reference).digest
             height, width, _ = reference.shape
             index.append([scene.name, height, width, len(scene.rainy), digest, scene.photograph])
             example = {"name": scene.name, "rainy": [_storable(picture) for picture in scene.rainy]}

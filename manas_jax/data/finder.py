@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from manas_jax.data import backgrounds, datasets, images
+from manas_jax.data import catalog, duplicates, images
 from manas_jax.data.scenes import Half, Scene, read
 from manas_jax.errors import UserError
 from manas_jax.files import first_few, natural_order
@@ -19,7 +19,7 @@ class Found:
     """What was found of a split: its scenes (one per clean file) and the layout they are in."""
 
     scenes: tuple[Scene, ...]
-    layout: datasets.Layout
+    layout: catalog.Layout
 
     @property
     def pairs(self) -> int:
@@ -27,15 +27,15 @@ class Found:
         return sum(len(scene.rainy) for scene in self.scenes)
 
 
-def get(name: str) -> datasets.Benchmark:
+def get(name: str) -> catalog.Benchmark:
     """The entry of that name.
 
     Raises:
       UserError: there is none.
     """
-    if name not in datasets.BENCHMARKS:
-        raise UserError(f"no benchmark {name!r}; known are {', '.join(datasets.BENCHMARKS)}")
-    return datasets.BENCHMARKS[name]
+    if name not in catalog.BENCHMARKS:
+        raise UserError(f"no benchmark {name!r}; known are {', '.join(catalog.BENCHMARKS)}")
+    return catalog.BENCHMARKS[name]
 
 
 def find(name: str, root) -> tuple[dict[str, Found], tuple[str, ...]]:
@@ -105,8 +105,8 @@ def join_splits(
 
 def _merged(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        prints = pool.map(lambda scene: backgrounds.fingerprint(read(scene.clean)), scenes)
-        return backgrounds.merge(scenes, prints, near_identical=True)[0]
+        prints = pool.map(lambda scene: duplicates.fingerprint(read(scene.clean)), scenes)
+        return duplicates.merge(scenes, prints, near_identical=True)[0]
 
 
 # --- matching ----------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ _Keyed = list[tuple[str, re.Match]]  # (path, how the template matched it)
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
-    layout: datasets.Layout
+    layout: catalog.Layout
     clean: _Keyed
     rainy: _Keyed
 
@@ -133,7 +133,7 @@ class _Match:
         return (whole or min(matched, 1)), matched
 
 
-def _match(files: Iterable[str], layout: datasets.Layout) -> _Match:
+def _match(files: Iterable[str], layout: catalog.Layout) -> _Match:
     def matching(template: str) -> _Keyed:
         if not template:
             return []
@@ -183,8 +183,8 @@ def _scenes(match: _Match, root: pathlib.Path) -> tuple[Scene, ...]:
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern:
-    """The regular expression of a `datasets.Layout` template, for a path below the root."""
-    folders = {"clean": datasets.CLEAN_FOLDERS, "rainy": datasets.RAINY_FOLDERS}
+    """The regular expression of a `catalog.Layout` template, for a path below the root."""
+    folders = {"clean": catalog.CLEAN_FOLDERS, "rainy": catalog.RAINY_FOLDERS}
     suffixes = {suffix[1:] for suffix in images.SUFFIXES}
     pattern, seen = "", set()
     for i, part in enumerate(re.split(r"[{}]", template)):
