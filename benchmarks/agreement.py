@@ -134,7 +134,7 @@ def _work(task: Mapping[str, Any]) -> None:
 
     import jax
 
-    from manas_jax.data import scenes
+    from manas_jax.data.sources import load_splits
     from manas_jax.models.network import init_variables
     from manas_jax.runtime import sharding
     from manas_jax.search import run as search_run
@@ -152,7 +152,7 @@ def _work(task: Mapping[str, Any]) -> None:
         config.search.hypergradient = "finite_difference"
     config.update_from_flattened_dict(NARROW)
     mesh = sharding.make_mesh(0, task["height_shards"])
-    splits = scenes.load(config.data, config.search.crop)
+    splits = load_splits(config.data, config.search.crop)
     supernet = build.network(config)
     weights = build.loss_weights(config)
     optimizers = (

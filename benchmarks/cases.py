@@ -241,11 +241,12 @@ def prepare_pictures(
     """Writes photographs as PNG files, each with three synthetic rains."""
     from PIL import Image
 
-    from manas_jax.data import images, rain, scenes
+    from manas_jax.data import images, photographs, rain
     from manas_jax.data.lazy_tf import tf
+    from manas_jax.data.scene import read
 
-    for number, scene in enumerate(scenes.find_photographs(crop=64)[0][:count]):
-        photograph = Image.fromarray(scenes.read(scene.clean)).resize((width, height))
+    for number, scene in enumerate(photographs.load(crop=64)[0][:count]):
+        photograph = Image.fromarray(read(scene.clean)).resize((width, height))
         clean = tf.constant(photograph, tf.float32) / 255
         images.write_png(folder / PICTURES / "clean" / f"{number}.png", _uint8(clean))
         for version in range(3):
@@ -265,7 +266,7 @@ def input_pipeline(
     Nothing is taken while nothing is measured, so the batches made ahead are a few of a run's many.
     """
     import manas_jax.main  # noqa: F401
-    from manas_jax.data.scenes import load
+    from manas_jax.data.sources import load_splits
     from manas_jax.runtime import sharding
     from manas_jax.training import build
     from manas_jax.training import run as train_run
@@ -274,7 +275,7 @@ def input_pipeline(
     config.data.update(root=str(folder / PICTURES), validation_scenes=0, cache_gib=cache_gib)
     config.data.cache_dir = str(folder) if on_disk else ""
     config.train.scenes = scenes
-    splits = load(config.data, config.train.crop)
+    splits = load_splits(config.data, config.train.crop)
     found = splits.weights + splits.architecture
     batches = build.batches(config, found, "train", train_run.ROLE, sharding.make_mesh(1)).iterate(
         0

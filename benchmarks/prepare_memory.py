@@ -41,11 +41,12 @@ from manas_jax.data import prepare
 assert prepare.main(["rain100l", "--root", files, "--data_dir", small, "--partial"]) == 0
 """,
     "read": """
-from manas_jax.data import scenes
-found = scenes.find_tfds("derain/rain100l", data)
+from manas_jax.data import tfds_reader
+from manas_jax.data.scene import read
+found = tfds_reader.load("derain/rain100l", data)
 pictures = [p for part in found for s in part for p in (s.clean, *s.rainy)]
 assert len(pictures) == count
-assert all(scenes.read(p).shape == (side, side, 3) for p in pictures)
+assert all(read(p).shape == (side, side, 3) for p in pictures)
 """,
 }
 

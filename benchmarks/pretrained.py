@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from manas_jax import cost, metrics
 from manas_jax.config import default
-from manas_jax.data import pipeline, scenes
+from manas_jax.data.evaluation import evaluation_pairs
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.inference.derainer import Derainer
@@ -40,7 +41,7 @@ LARGEST = 8e6  # bytes of a weights file
 
 def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
     """Scores of the test pairs before, after, and with self-ensemble; and what a picture takes."""
-    pairs = list(pipeline.evaluation_pairs(scenes.load(data, crop=64).test, data))
+    pairs = list(evaluation_pairs(load_splits(data, crop=64).test, data))
     if not pairs:
         raise UserError(f"--root {data.root}: holds no test pairs")
     images, seconds, seen = [], [], set()

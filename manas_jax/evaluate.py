@@ -23,7 +23,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics
-from manas_jax.data import images, pipeline, scenes
+from manas_jax.data import images
+from manas_jax.data.evaluation import evaluation_pairs
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import Network
@@ -66,7 +68,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """
     folder = pathlib.Path(workdir) / "evaluate"
     network, variables, step = train_run.load(config, workdir)
-    splits = scenes.load(config.data, config.train.crop)
+    splits = load_splits(config.data, config.train.crop)
     chosen = getattr(splits, config.evaluate.split)
     if not chosen:
         raise UserError(
@@ -80,7 +82,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     first, every = jax.process_index(), jax.process_count()
     part = len(range(first, total, every))
-    pairs = pipeline.evaluation_pairs(chosen, config.data, first=first, every=every)
+    pairs = evaluation_pairs(chosen, config.data, first=first, every=every)
     rows, seen, begin = [], set(), time.monotonic()
     for number, (name, rainy, clean) in zip(range(first, total, every), pairs, strict=True):
         signals.check()

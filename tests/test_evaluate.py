@@ -11,7 +11,7 @@ from PIL import Image
 
 from manas_jax import metrics
 from manas_jax.data import images
-from manas_jax.data.scenes import Scene
+from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate, restorer
 from manas_jax.models.network import Network, init_variables

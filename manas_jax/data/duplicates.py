@@ -8,14 +8,17 @@ re-encoding, scaling and a change of brightness, not mirroring or cropping.
 On the 300 clean pictures of Rain100L, copies are 0 bits apart and any others at least 56 of 256.
 """
 
+import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+import os
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from manas_jax.data.scenes import Scene
+from manas_jax.data.scene import Half, Picture, Scene, identity
 
 _HEIGHT, _WIDTH = 16, 17  # of the thumbnail
 _BITS_APART = 20  # of 256: a little less than half the least distance of strangers, see above
@@ -112,3 +115,51 @@ def _words(prints: Sequence[Fingerprint]) -> np.ndarray:
 def _grays_agree(first: Fingerprint, second: Fingerprint) -> bool:
     difference = first.thumbnail.astype(float) - second.thumbnail
     return float(np.sqrt(np.mean(difference**2))) <= _GRAYS_APART
+
+
+def merge_identical(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
+    """Makes scenes with byte-identical clean pictures one scene with all their rainy versions."""
+    scenes = tuple(scenes)
+    merged: dict[object, Scene] = {}
+    for scene, key in zip(scenes, _identities([s.clean for s in scenes]), strict=True):
+        known = merged.get(key)
+        if known is not None:
+            scene = dataclasses.replace(known, rainy=known.rainy + scene.rainy)
+        merged[key] = scene
+    return tuple(merged.values())
+
+
+def exclude(training: tuple[Scene, ...], test: tuple[Scene, ...]) -> tuple[Scene, ...]:
+    """Training scenes less those whose clean picture is byte for byte a test scene's."""
+    identities = _identities([scene.clean for scene in (*training, *test)])
+    tested = set(identities[len(training) :])
+    kept = tuple(
+        scene
+        for scene, i in zip(training, identities[: len(training)], strict=True)
+        if i not in tested
+    )
+    if len(kept) < len(training):
+        logging.warning(
+            "%d training scenes left out: their clean pictures are also test pictures",
+            len(training) - len(kept),
+        )
+    return kept
+
+
+def _identities(pictures: Sequence[Picture]) -> list:
+    """Equal for byte-identical pictures only. Files are read only where two are equally long."""
+    lengths = [_length(picture) for picture in pictures]
+    shared = collections.Counter(lengths)
+    return [
+        identity(picture) if shared[length] > 1 else length
+        for picture, length in zip(pictures, lengths, strict=True)
+    ]
+
+
+def _length(picture: Picture) -> Hashable:
+    """Unequal only for pictures that are not identical; cheaper than `identity`."""
+    if isinstance(picture, np.ndarray):
+        return picture.nbytes
+    if isinstance(picture, str):
+        return os.path.getsize(picture)
+    return os.path.getsize(picture.path) if isinstance(picture, Half) else picture.identity

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from manas_jax.data import catalog, duplicates, images
-from manas_jax.data.scenes import Half, Scene, read
+from manas_jax.data.scene import Half, Scene, read
+from manas_jax.data.splits import train_and_test
 from manas_jax.errors import UserError
 from manas_jax.files import first_few, natural_order
 
@@ -87,20 +88,7 @@ def load(name: str, root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
         split: _merged(found.scenes) if near_identical and split == "train" else found.scenes
         for split, found in find(name, root)[0].items()
     }
-    return join_splits(splits)
-
-
-def join_splits(
-    splits: dict[str, tuple[Scene, ...]],
-) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """(training scenes, those of all other splits), the latter named after their split if many."""
-    tests = {split: scenes for split, scenes in splits.items() if split != "train"}
-    named = (
-        dataclasses.replace(scene, name=f"{split}/{scene.name}") if len(tests) > 1 else scene
-        for split, scenes in tests.items()
-        for scene in scenes
-    )
-    return splits.get("train", ()), tuple(named)
+    return train_and_test(splits)
 
 
 def _merged(scenes: Sequence[Scene]) -> tuple[Scene, ...]:

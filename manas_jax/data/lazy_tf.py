@@ -1,4 +1,4 @@
-"""TensorFlow, for the input pipeline: on the host alone, and imported when it is first used."""
+"""TensorFlow and TensorFlow Datasets, on the host alone and imported at first use."""
 
 import importlib
 import threading
@@ -6,15 +6,16 @@ import threading
 from etils import epy
 
 
-def _leave_accelerators(name: str) -> None:
+def _leave_accelerators(_: str) -> None:
     """Left alone, TensorFlow would claim the accelerator's memory that JAX needs."""
-    config = importlib.import_module(name).config
+    config = importlib.import_module("tensorflow").config
     for kind in ("GPU", "TPU"):
         config.set_visible_devices([], kind)
 
 
 with epy.lazy_imports(success_callback=_leave_accelerators):
     import tensorflow as tf
+    import tensorflow_datasets as tfds
 
 
 def import_in_background() -> None:
@@ -25,4 +26,4 @@ def import_in_background() -> None:
     threading.Thread(target=importlib.import_module, args=("tensorflow",)).start()
 
 
-__all__ = ["import_in_background", "tf"]
+__all__ = ["import_in_background", "tf", "tfds"]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from manas_jax.data import catalog, duplicates, finder
 from manas_jax.data.duplicates import Fingerprint
-from manas_jax.data.scenes import Scene, read
+from manas_jax.data.scene import Scene, read
 from manas_jax.errors import UserError
 from manas_jax.files import first_few
 

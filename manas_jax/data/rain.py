@@ -20,6 +20,7 @@ import math
 import scipy.fft
 
 from manas_jax.data.lazy_tf import tf
+from manas_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,17 @@ _MARGIN = 64  # pixels around the picture, so that streaks come in over its bord
 _FWHM = 2 * math.sqrt(2 * math.log(2))  # full width at half maximum of a Gaussian, per sigma
 
 MIXED = "mixed"
+
+
+def check_level(level: str, key: str) -> str:
+    """The level, if there is such a one.
+
+    Raises:
+      UserError: there is not; names the key of the configuration.
+    """
+    if level not in (*LEVELS, MIXED):
+        raise UserError(f"{key}: {level!r} is none of {', '.join((*LEVELS, MIXED))}")
+    return level
 
 
 def streaks(seed: tf.Tensor, height: int, width: int, level: str = MIXED) -> tf.Tensor:

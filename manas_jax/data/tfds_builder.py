@@ -11,25 +11,22 @@ not imported; `.as_data_source("train")` then gives examples as NumPy arrays.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
 from manas_jax.data import catalog, duplicates, finder, images
-from manas_jax.data.lazy_tf import tf
-from manas_jax.data.scenes import Picture, Scene, read
+from manas_jax.data.lazy_tf import tf, tfds
+from manas_jax.data.scene import Picture, Scene, read
+from manas_jax.data.tfds_reader import INDEX
 from manas_jax.errors import UserError
 
-NAME = "derain"
 _FORMAT = "array_record"
 _EXIF_ORIENTATION = 0x0112
-_INDEX = "scenes"  # in the data set's metadata: per split, what is known of each example in order
 
 
 class Derain(tfds.core.GeneratorBasedBuilder):
@@ -73,7 +70,7 @@ class Derain(tfds.core.GeneratorBasedBuilder):
             homepage=benchmark.url,
             citation=benchmark.citation,
             disable_shuffling=True,  # examples stay in the order of the index
-            metadata=tfds.core.MetadataDict({_INDEX: self._index}),
+            metadata=tfds.core.MetadataDict({INDEX: self._index}),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
@@ -126,98 +123,6 @@ def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None
         reason = " ".join(str(error).split())
         raise UserError(f"cannot write {target}: {reason}") from error
     return target
-
-
-def scenes(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Scene, ...]]:
-    """The scenes of a prepared `derain/...`, by the name of their split, still on disk.
-
-    Raises:
-      UserError: the data set was not written by `Derain`, or not in full.
-    """
-    index = (builder.info.metadata or {}).get(_INDEX, {})
-    found = {}
-    for split, info in builder.info.splits.items():
-        rows = index.get(split, [])
-        if len(rows) != info.num_examples:
-            raise UserError(
-                f"{builder.data_path}: its index tells of {len(rows)} scenes in {split}, the "
-                f"shards of {info.num_examples}; remove the folder and prepare the set again"
-            )
-        shards = _Shards(builder, split)
-        has_clean = "clean" in builder.info.features
-        found[split] = tuple(
-            Scene(
-                name,
-                Record(shards, i, None, (height, width), digest) if has_clean else None,
-                tuple(Record(shards, i, v, (height, width), digest) for v in range(versions)),
-                photograph,
-            )
-            for i, (name, height, width, versions, digest, photograph) in enumerate(rows)
-        )
-    return found
-
-
-class Record:
-    """One picture of one example; a `scenes.Lazy`."""
-
-    __slots__ = ("_digest", "_number", "_shards", "_version", "size")
-
-    def __init__(
-        self,
-        shards: _Shards,
-        number: int,
-        version: int | None,
-        size: tuple[int, int],
-        digest: str,
-    ):
-        """Picture `version` (None: the clean one) of example `number`, of that (height, width)."""
-        self._shards, self._number, self._version = shards, number, version
-        self._digest, self.size = digest, size
-
-    @property
-    def identity(self) -> tuple:
-        """Equal for clean pictures of equal pixels, and for one and the same rainy picture."""
-        place = () if self._version is None else (self._number, self._version)
-        return (self._digest, *place)
-
-    def read(self) -> np.ndarray:
-        """The pixels, uint8 (height, width, 3).
-
-        Raises:
-          UserError: the shards are damaged or gone.
-        """
-        try:
-            example = self._shards.example(self._number)
-            encoded = (
-                example["clean"].bytes_list.value[0]
-                if self._version is None
-                else example["rainy"].bytes_list.value[self._version]
-            )
-            return images.read(io.BytesIO(encoded))
-        except Exception as error:  # array_record raises RuntimeError, ValueError, IndexError, ...
-            raise UserError(f"{self}: cannot be read; prepare the data set again") from error
-
-    def __str__(self) -> str:
-        which = "clean picture" if self._version is None else f"rainy picture {self._version}"
-        return f"{which} of example {self._number} of {self._shards}"
-
-
-class _Shards:
-    """Random access to the examples of a split, undecoded."""
-
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        self._name = f"{builder.data_path} ({split})"
-        self._source = builder.as_data_source(
-            split, deserialize_method=tfds.core.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
-        )
-        # The pictures of one scene are read one after another, by a few threads.
-        self.example = functools.lru_cache(maxsize=8)(self._example)
-
-    def _example(self, number: int) -> Mapping:
-        return self._source[number].features.feature
-
-    def __str__(self) -> str:
-        return self._name
 
 
 def _storable(picture: Picture) -> str | np.ndarray:

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.config import LossWeights
-from manas_jax.data import lazy_tf, scenes
+from manas_jax.data import lazy_tf
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import Network, genotype_logits
@@ -284,7 +285,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
     space = network.space
     warmup = round(options.architecture_warmup * options.steps)
 
-    splits = scenes.load(config.data, options.crop)
+    splits = load_splits(config.data, options.crop)
 
     @functools.cache
     def sources(rollbacks):
@@ -419,7 +420,7 @@ def judge(config: ConfigDict, workdir: str | os.PathLike, batches: int) -> selec
         statistics from.
     """
     state = load(config, workdir)
-    splits = scenes.load(config.data, config.search.crop)
+    splits = load_splits(config.data, config.search.crop)
     mesh = sharding.make_mesh(1)
     held_out, seen = (
         build.batches(config, part, "search", role, mesh).iterate(0, batches)

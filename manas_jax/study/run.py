@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import app, cost
 from manas_jax.config import validate
-from manas_jax.data import scenes
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import genotype_logits
@@ -305,7 +305,7 @@ def _genotype(
 def _in_supernet(config, changed, folder, judge, genotype, rank) -> dict[str, Any]:
     """What the search took, how far it decided, and what the genotype does with its weights."""
     summary = json.loads((folder / "search" / "summary.json").read_text())
-    splits = scenes.load(changed.data, changed.search.crop)
+    splits = load_splits(changed.data, changed.search.crop)
     network = build.network(changed)
     crop = changed.search.validation_crop
     validate_ = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))

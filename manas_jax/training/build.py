@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from manas_jax.config import LossWeights
 from manas_jax.data.pipeline import Batches
-from manas_jax.data.scenes import Scene
+from manas_jax.data.scene import Scene
 from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
 from manas_jax.space import Genotype, SearchSpace

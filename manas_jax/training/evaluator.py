@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from manas_jax import metrics
-from manas_jax.data import pipeline
-from manas_jax.data.scenes import Scene
+from manas_jax.data.evaluation import evaluation_pairs
+from manas_jax.data.scene import Scene
 from manas_jax.models.network import Architecture, Network
 from manas_jax.runtime import distributed, sharding
 
@@ -46,7 +46,7 @@ class Validation:
         part = {"first": jax.process_index(), "every": jax.process_count()}
         self._pairs = [
             (_centre(rainy, side), _centre(clean, side))
-            for _, rainy, clean in pipeline.evaluation_pairs(scenes, data, **part)
+            for _, rainy, clean in evaluation_pairs(scenes, data, **part)
         ]
         self._batch = -(-BATCH // data_axis) * data_axis
 

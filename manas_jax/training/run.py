@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.config import LossWeights
-from manas_jax.data import lazy_tf, scenes
+from manas_jax.data import lazy_tf
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import (
@@ -153,7 +154,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
     network = build.network(config, genotype)
     optimizer = build.train_optimizer(options)
 
-    splits = scenes.load(config.data, options.crop)
+    splits = load_splits(config.data, options.crop)
     training = splits.weights + splits.architecture
 
     @functools.cache

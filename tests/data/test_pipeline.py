@@ -1,55 +1,32 @@
 """The input pipeline: what is in a batch, and that it depends on nothing but the step."""
 
-import errno
 import gc
-import os
-import pathlib
 import resource
 
-import ml_collections
 import numpy as np
 import pytest
 import tensorflow as tf
+from fake_data import CODED_SIZE as SIZE
+from fake_data import coded, data_config, write_coded_scenes
 from PIL import Image
 
-from manas_jax.data import pipeline, rain, scenes
+from manas_jax.data import pipeline, rain
+from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
 
 CROP = 8
-SIZE = (20, 28)
-
-
-def _config(**changes):
-    defaults = {
-        "versions": 3,
-        "real": 1.0,
-        "transfer": 0.0,
-        "synthetic": 0.0,
-        "level": "mixed",
-        "veil": 0.0,
-        "evaluation_level": "medium",
-        "cache_gib": 1.0,
-        "cache_dir": "",
-    }
-    return ml_collections.ConfigDict(defaults | changes)
-
-
-def _coded(version, scene, size=SIZE):
-    """A picture whose pixels tell their (row, column, 16 * version + scene)."""
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    return np.stack([rows, columns, np.full(size, 16 * version + scene)], -1).astype(np.uint8)
 
 
 def _scenes(count=5, versions=3):
     return tuple(
-        scenes.Scene(f"s{i}", _coded(0, i), tuple(_coded(v, i) for v in range(1, versions + 1)))
+        Scene(f"s{i}", coded(0, i), tuple(coded(v, i) for v in range(1, versions + 1)))
         for i in range(count)
     )
 
 
 def _batches(scene_list, config=None, **changes):
     arguments = {"batch_scenes": 4, "crop": CROP, "seed": 0} | changes
-    return pipeline.Batches(scene_list, config or _config(), **arguments)
+    return pipeline.Batches(scene_list, config or data_config(), **arguments)
 
 
 def _assert_same(first, second):
@@ -69,7 +46,7 @@ ALL_KINDS = {"real": 1.0, "transfer": 1.0, "synthetic": 1.0, "veil": 0.3}
 
 
 def test_shapes_types_and_range():
-    batch = _batches(_scenes(), _config(**ALL_KINDS)).at(0)
+    batch = _batches(_scenes(), data_config(**ALL_KINDS)).at(0)
     assert batch["rainy"].shape == (4, 3, CROP, CROP, 3)
     assert batch["clean"].shape == (4, CROP, CROP, 3)
     for values in batch.values():
@@ -124,7 +101,7 @@ def kept(request, tmp_path):
 
 
 def test_a_batch_depends_on_its_step_alone(kept):
-    config = _config(**ALL_KINDS, **kept)
+    config = data_config(**ALL_KINDS, **kept)
     batches = _batches(_scenes(), config)
     late = batches.at(7)
     for step, batch in enumerate(batches.iterate(5, 9), start=5):
@@ -140,7 +117,7 @@ def test_seeds_differ():
 
 
 def test_hosts_together_make_the_batch_of_one():
-    config = _config(**ALL_KINDS)
+    config = data_config(**ALL_KINDS)
     whole = _batches(_scenes(), config).at(3)
     hosts = [_batches(_scenes(), config, process_index=i, process_count=2) for i in range(2)]
     for parts in ([h.at(3) for h in hosts], [next(h.iterate(3)) for h in hosts]):
@@ -149,74 +126,19 @@ def test_hosts_together_make_the_batch_of_one():
 
 @pytest.fixture
 def files(tmp_path):
-    """Scenes in PNG files, of several sizes."""
-    found = []
-    for i in range(4):
-        size = (SIZE[0] + i, SIZE[1] - i)
-        paths = [str(tmp_path / f"{i}-{version}.png") for version in range(4)]
-        for version, path in enumerate(paths):
-            Image.fromarray(_coded(version, i, size)).save(path)
-        found.append(scenes.Scene(f"s{i}", paths[0], tuple(paths[1:])))
-    return tuple(found)
+    return write_coded_scenes(tmp_path)
 
 
 @pytest.mark.parametrize("kept", ["memory", "disk"], indirect=True)
 def test_a_cache_changes_nothing(files, kept):
-    cached = _batches(files, _config(**ALL_KINDS, **kept))
-    uncached = _batches(files, _config(**ALL_KINDS, cache_gib=0.0))
+    cached = _batches(files, data_config(**ALL_KINDS, **kept))
+    uncached = _batches(files, data_config(**ALL_KINDS, cache_gib=0.0))
     for step in range(4):
         _assert_same(cached.at(step), uncached.at(step))
 
 
-def _on_disk(folder):
-    return _config(cache_gib=0.0, cache_dir=str(folder))
-
-
-def test_what_is_on_disk_is_decoded_once_and_leaves_nothing(files, tmp_path):
-    """An epoch is one batch, and shows every picture: of two, the second needs no files."""
-    batches = _batches(files, _on_disk(tmp_path / "cache"))
-    wanted = _batches(files).at(1)
-    batches.at(0)
-    for scene in files:
-        for path in (scene.clean, *scene.rainy):
-            pathlib.Path(path).unlink()
-    _assert_same(batches.at(1), wanted)
-    assert not list((tmp_path / "cache").iterdir())
-
-
-def test_a_cache_may_lie_in_the_home(files, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    _batches(files, _on_disk("~/cache")).at(0)
-    assert (tmp_path / "cache").is_dir()
-
-
-def test_a_full_disk_is_said_once_and_changes_nothing(files, tmp_path, monkeypatch, caplog):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
-    batches = _batches(files, _on_disk(tmp_path))
-    for step in range(2):
-        _assert_same(batches.at(step), _batches(files).at(step))
-    assert len([r for r in caplog.records if "data.cache_dir: keeps 0 of 16" in r.message]) == 1
-
-
-def test_what_the_disk_takes_in_pieces_is_whole(files, tmp_path, monkeypatch):
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda file, data, at: whole(file, data[:100], at))
-    batches = _batches(files, _on_disk(tmp_path))
-    batches.at(0)
-    _assert_same(batches.at(1), _batches(files).at(1))
-
-
-def test_a_cache_that_cannot_be_written_is_named(files, tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match=r"data\.cache_dir: .*taken cannot be written to"):
-        _batches(files, _on_disk(tmp_path / "taken"))
-
-
 def test_patches_are_the_pixels_of_the_files(files):
-    for batch in _batches(files, _config(cache_gib=0.0)).iterate(0, 5):
+    for batch in _batches(files, data_config(cache_gib=0.0)).iterate(0, 5):
         places, versions, _ = _codes(batch)
         assert (np.ptp(places[..., 0].reshape(16, -1), axis=1) == CROP - 1).all()
         assert (versions[:, 0] == 0).all() and (versions[:, 1:] > 0).all()
@@ -229,24 +151,24 @@ def test_a_truncated_file_is_named(files, kept, way):
         content = file.read()
     with open(name, "wb") as file:
         file.write(content[:-40])
-    batches = _batches(files, _config(**kept))
+    batches = _batches(files, data_config(**kept))
     with pytest.raises(UserError, match=r"2-2\.png: cannot be read"):
         for step in range(4):
             batches.at(step) if way == "at" else list(batches.iterate(step, step + 1))
 
 
 def test_a_file_replaced_by_another_size_is_named(files):
-    batches = _batches(files, _config(cache_gib=0.0))
-    Image.fromarray(_coded(0, 1, (9, 9))).save(files[1].clean)
+    batches = _batches(files, data_config(cache_gib=0.0))
+    Image.fromarray(coded(0, 1, (9, 9))).save(files[1].clean)
     with pytest.raises(UserError, match=r"1-0\.png: changed its size"):
         list(batches.iterate(0, 4))
 
 
 def test_real_versions_used_up_fall_to_the_other_kinds():
     """One real version and K = 3: it is shown at most once, the other slots are synthetic."""
-    config = _config(real=100.0, synthetic=1.0)
+    config = data_config(real=100.0, synthetic=1.0)
     flat = tuple(
-        scenes.Scene(f"s{i}", np.full((16, 16, 3), 50, np.uint8),
+        Scene(f"s{i}", np.full((16, 16, 3), 50, np.uint8),
                      (np.full((16, 16, 3), 60, np.uint8),))
         for i in range(3)
     )  # fmt: skip
@@ -260,11 +182,11 @@ def test_real_versions_used_up_fall_to_the_other_kinds():
 
 def test_mixture_follows_the_weights():
     flat = tuple(
-        scenes.Scene(f"s{i}", np.zeros((16, 16, 3), np.uint8),
+        Scene(f"s{i}", np.zeros((16, 16, 3), np.uint8),
                      tuple(np.full((16, 16, 3), 200, np.uint8) for _ in range(3)))
         for i in range(3)
     )  # fmt: skip
-    config = _config(real=3.0, synthetic=1.0, level="light")
+    config = data_config(real=3.0, synthetic=1.0, level="light")
     shown = [
         (np.round(batch["rainy"] * 255) == 200).all(axis=(2, 3, 4)).mean()
         for batch in _batches(flat, config).iterate(0, 40)
@@ -275,12 +197,12 @@ def test_mixture_follows_the_weights():
 def test_transfer_takes_the_streaks_of_another_scene():
     """Scene i's rain adds 10 (i + 1): own rain never comes back, the others' both do."""
     flat = tuple(
-        scenes.Scene(f"s{i}", np.full((12 + i, 16, 3), 40 * (i + 1), np.uint8),
+        Scene(f"s{i}", np.full((12 + i, 16, 3), 40 * (i + 1), np.uint8),
                      (np.full((12 + i, 16, 3), 50 * (i + 1), np.uint8),))
         for i in range(3)
     )  # fmt: skip
     seen = {i: set() for i in range(3)}
-    for batch in _batches(flat, _config(real=0.0, transfer=1.0)).iterate(0, 10):
+    for batch in _batches(flat, data_config(real=0.0, transfer=1.0)).iterate(0, 10):
         for clean, rainy in zip(batch["clean"], batch["rainy"], strict=True):
             scene = round(clean.max() * 255 / 40) - 1
             assert (rainy == rainy[:, :1, :1, :1]).all()
@@ -289,17 +211,17 @@ def test_transfer_takes_the_streaks_of_another_scene():
 
 
 def test_transfer_reaches_scenes_without_rain_of_their_own():
-    clean_only = scenes.Scene("bare", np.full((16, 16, 3), 9, np.uint8))
-    batches = _batches((*_scenes(3), clean_only), _config(real=0.0, transfer=1.0))
+    clean_only = Scene("bare", np.full((16, 16, 3), 9, np.uint8))
+    batches = _batches((*_scenes(3), clean_only), data_config(real=0.0, transfer=1.0))
     for batch in batches.iterate(0, 3):
         assert np.isfinite(batch["rainy"]).all()
 
 
 def test_synthetic_versions_differ_and_level_and_veil_count():
-    bare = (scenes.Scene("bare", np.zeros((80, 80, 3), np.uint8)),)
+    bare = (Scene("bare", np.zeros((80, 80, 3), np.uint8)),)
 
     def mean(**changes):
-        config = _config(real=0.0, synthetic=1.0, **changes)
+        config = data_config(real=0.0, synthetic=1.0, **changes)
         batch = _batches(bare, config, crop=64).at(0)
         assert len({version.tobytes() for version in batch["rainy"].reshape(12, -1)}) == 12
         return batch["rainy"].mean()
@@ -323,55 +245,24 @@ def test_synthetic_versions_differ_and_level_and_veil_count():
 )
 def test_batches_that_cannot_be(changes, arguments, message):
     with pytest.raises(UserError, match=message):
-        _batches(_scenes(), _config(**changes), **arguments)
+        _batches(_scenes(), data_config(**changes), **arguments)
 
 
 def test_scenes_that_cannot_serve():
     with pytest.raises(UserError, match="no training scenes"):
         _batches(())
     with pytest.raises(UserError, match=r"data\.transfer: needs at least two"):
-        _batches(_scenes(1), _config(transfer=1.0))
+        _batches(_scenes(1), data_config(transfer=1.0))
     with pytest.raises(UserError, match=r"scene s0 has 0"):
         _batches(_scenes(versions=0))
-
-
-def test_evaluation_shows_every_version_whole(files):
-    pairs = list(pipeline.evaluation_pairs(files, _config()))
-    assert [name for name, _, _ in pairs][:4] == ["0-1", "0-2", "0-3", "1-1"]
-    for i, (_, rainy, clean) in enumerate(pairs):
-        size = (SIZE[0] + i // 3, SIZE[1] - i // 3)
-        np.testing.assert_array_equal(clean, _coded(0, i // 3, size))
-        np.testing.assert_array_equal(rainy, _coded(i % 3 + 1, i // 3, size))
-
-
-def test_evaluation_rains_on_photographs_always_alike():
-    bare = [scenes.Scene(name, np.full((40, 50, 3), 80, np.uint8)) for name in "ab"]
-    first = list(pipeline.evaluation_pairs(bare, _config()))
-    [again] = pipeline.evaluation_pairs(bare[1:], _config())
-    assert [name for name, _, _ in first] == ["a", "b"]
-    np.testing.assert_array_equal(first[1][1], again[1])  # whatever stands before it
-    assert not np.array_equal(first[0][1], first[1][1])
-    assert first[0][1].dtype == np.uint8 and first[0][1].shape == (40, 50, 3)
-    heavy = next(pipeline.evaluation_pairs(bare, _config(evaluation_level="heavy")))
-    assert heavy[1].mean() > first[0][1].mean() > 80
-    with pytest.raises(UserError, match=r"data\.evaluation_level"):
-        next(pipeline.evaluation_pairs(bare, _config(evaluation_level="wet")))
-
-
-def test_evaluation_refuses_unequal_pairs():
-    bad = [scenes.Scene("a", _coded(0, 0), (_coded(1, 0, (9, 9)),))]
-    with pytest.raises(UserError, match="differ in size"):
-        list(pipeline.evaluation_pairs(bad, _config()))
 
 
 @pytest.mark.parametrize("cache_dir", ["", "cache"])
 def test_memory_stays_flat(cache_dir, tmp_path):
     """Peak memory grows by far less than what the batches made would fill."""
-    large = tuple(
-        scenes.Scene(f"s{i}", _coded(0, i, (80, 80)), (_coded(1, i, (80, 80)),)) for i in range(3)
-    )
+    large = tuple(Scene(f"s{i}", coded(0, i, (80, 80)), (coded(1, i, (80, 80)),)) for i in range(3))
     folder = cache_dir and str(tmp_path / cache_dir)
-    config = _config(transfer=1.0, cache_gib=0.0, cache_dir=folder)
+    config = data_config(transfer=1.0, cache_gib=0.0, cache_dir=folder)
     stream = _batches(large, config, batch_scenes=8, crop=64).iterate(0)
     for _ in range(30):
         next(stream)
@@ -384,8 +275,8 @@ def test_memory_stays_flat(cache_dir, tmp_path):
 
 def test_the_streaks_of_a_batch_are_those_of_the_rain_module():
     """Pipeline and module agree: the strongest light of a batch on black is a rain's own."""
-    bare = (scenes.Scene("bare", np.zeros((64, 64, 3), np.uint8)),)
-    config = _config(real=0.0, synthetic=1.0, versions=1, level="light")
+    bare = (Scene("bare", np.zeros((64, 64, 3), np.uint8)),)
+    config = data_config(real=0.0, synthetic=1.0, versions=1, level="light")
     batch = _batches(bare, config, batch_scenes=16, crop=64).at(0)
     made = batch["rainy"].mean(axis=(1, 2, 3, 4))
     alone = [

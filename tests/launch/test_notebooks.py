@@ -17,7 +17,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from PIL import Image
 
 from manas_jax import metrics
-from manas_jax.data import images, scenes
+from manas_jax.data import images, photographs
 from notebooks import address
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -152,7 +152,7 @@ def _shown(notebook, kind):
 def test_derain_takes_rain_out_of_its_own_photograph(run_notebook, tmp_path):
     notebook = run_notebook("derain", "")
     (name,) = (path.name for path in (tmp_path / "pictures").iterdir())
-    clean = scenes.read(scenes.find_photographs(crop=64)[1][0].clean)
+    clean = images.read(photographs.load(crop=64)[1][0].clean)
     rainy, restored = (images.read(tmp_path / folder / name) for folder in ("pictures", "derained"))
     assert metrics.score(restored, clean).y_psnr > metrics.score(rainy, clean).y_psnr + 3
     (shown,) = _shown(notebook, "image/png")
