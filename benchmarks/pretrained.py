@@ -30,7 +30,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.pretrained import FOLDER as PRETRAINED
-from manas_jax.report import page
+from manas_jax.report import reader
 from manas_jax.report.svg import draw_genotype
 from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
@@ -83,7 +83,7 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
     config["train"]["weights"] = pathlib.Path(config["train"]["weights"]).name
-    curves = page.read_events(workdir / "train")
+    curves = reader.read_events(workdir / "train")
     return {
         "starts": json.loads((workdir / "provenance.json").read_text()),
         "config": config,

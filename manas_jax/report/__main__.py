@@ -1,7 +1,33 @@
-"""python -m manas_jax.report --workdir=DIR"""
+"""Writes the report of a run.
 
+python -m manas_jax.report --workdir=DIR
+"""
+
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
 
-from manas_jax.report.page import main
+from manas_jax.errors import UserError
+from manas_jax.report import page
 
-sys.exit(main())
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m manas_jax.report", description="Writes DIR/report.html."
+    )
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder that a run has written to"
+    )
+    try:
+        print(page.write(parser.parse_args(arguments).workdir))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,20 +1,20 @@
-"""Numbers and architectures drawn as SVG, for the report and for documents.
+"""Curves, probabilities and genotypes as SVG.
 
 Pure functions from plain data to an ``<svg>`` element as a string. Charts take their colours from
-the page's CSS variables (``--ink``, ``--muted``, ``--grid``, ``--series-1`` ...), so that they
-follow its light or dark scheme; `draw_genotype` carries its own style and stands alone.
+the page's CSS variables (``--ink``, ``--muted``, ``--grid``, ``--series-1`` ...) and so follow its
+light or dark scheme; `draw_genotype` has a style of its own and stands alone.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 
 from manas_jax.space import Genotype
 
-# One hue a kind of gate: grey for no gate, blue for feature maps, green for spatial maps, orange
-# for channel vectors, purple for channel and spatial. Each reads on white and on near-black.
+# One hue per kind of gate: grey for no gate, blue for feature maps, green for spatial maps, orange
+# for channel vectors, purple for channel and spatial. All are legible on white and on near-black.
 COLOURS = {
     "none": "#6b7280",
     "skip_connect": "#b8b2a7",
@@ -38,16 +38,16 @@ _SHORT = {
 }
 
 Curve = tuple[np.ndarray, np.ndarray]
-"""Steps (n,) and values (n,), both finite, steps rising."""
+"""Steps (n,), ascending, and values (n,)."""
 
 
 def colour(name: str) -> str:
-    """The colour of a candidate or of a column's choice; grey for a name without one."""
+    """The colour of a candidate or a column's choice; grey for other names."""
     return COLOURS.get(name, "#888888")
 
 
 def edge_names(groups: int) -> list[str]:
-    """Names of an attention module's edges, in the genotype's order: op(F0), op(F1), op(U0)."""
+    """Edges of an attention module in the genotype's order: op(F0), op(F1), op(U0)."""
     return [
         f"op({source})"
         for group in range(groups)
@@ -56,7 +56,7 @@ def edge_names(groups: int) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Four significant digits, thousands as k, millions as M, thousand millions as G and so on."""
+    """Four significant digits; from 10,000 on with a prefix: 12.3 k, 4.5 M, 6.78 G, 9 T."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g} {unit}"
@@ -69,16 +69,16 @@ def number(value: float) -> str:
 def line_chart(
     curves: Mapping[str, Curve], title: str, logarithmic: bool = False, points: int = 200
 ) -> str:
-    """Curves over training steps.
+    """Draws curves over training steps.
 
-    A curve of more than `points` values is drawn as means over equal runs of steps, in a band from
-    the lowest to the highest value of each run.
+    A curve of more than `points` values becomes the means of equal intervals of steps, in a band
+    from the lowest to the highest value of each interval.
 
     Args:
-      curves: name -> steps and values; at least one curve, each with at least one point.
-      title: says what is drawn; becomes the start of the text alternative.
-      logarithmic: draw positive values that span two powers of ten or more on a logarithmic axis.
-      points: most points drawn for each curve.
+      curves: name -> steps and values; at least one curve, each of at least one finite point.
+      title: start of the text alternative.
+      logarithmic: use a logarithmic axis where values are positive and span two powers of ten.
+      points: maximum number of points per curve.
     """
     width, height, left, right, top, bottom = 360, 190, 52, 18, 8, 24
     all_steps = np.concatenate([steps for steps, _ in curves.values()])
@@ -113,20 +113,20 @@ def line_chart(
         parts.append(f"{shape}<title>{escape(name)}</title></polyline>")
         end = f'cx="{x(steps[-1]):.1f}" cy="{y(means[-1]):.1f}"'
         parts.append(f'<circle {end} r="2.6" style="{style}"/>')
-    told = "; ".join(
+    summary = "; ".join(
         f"{name} from {number(values[0])} to {number(values[-1])}"
         for name, (_, values) in curves.items()
     )
-    label = f"{title}, steps {number(first)} to {number(last)}: {told}"
+    label = f"{title}, steps {number(first)} to {number(last)}: {summary}"
     return _svg("chart", width, height, label, parts)
 
 
 def stacked_areas(shares: np.ndarray, names: Sequence[str], title: str) -> str:
-    """Shares of a whole over time as a stack of coloured areas, the first name at the bottom.
+    """Draws shares of a whole over time as stacked areas, the first at the bottom.
 
     Args:
-      shares: (times, len(names)) non-negative, each row summing to 1.
-      names: what each share belongs to; `colour` gives its colour.
+      shares: (times, len(names)), non-negative; each row sums to 1.
+      names: of the shares; `colour` gives their colours.
       title: start of the text alternative.
     """
     width, height = 240, 48
@@ -142,8 +142,8 @@ def stacked_areas(shares: np.ndarray, names: Sequence[str], title: str) -> str:
         f"<title>{escape(name)}: {shares[0, i]:.2f} → {shares[-1, i]:.2f}</title></polygon>"
         for i, name in enumerate(names)
     ]
-    told = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares[-1], strict=True))
-    return _svg("areas", width, height, f"{title}, at the end: {told}", parts, stretch=True)
+    final = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares[-1], strict=True))
+    return _svg("areas", width, height, f"{title}, at the end: {final}", parts, stretch=True)
 
 
 def _svg(kind, width, height, label, parts, stretch=False) -> str:
@@ -155,10 +155,18 @@ def _svg(kind, width, height, label, parts, stretch=False) -> str:
 
 
 def _bins(steps, values, points):
-    """Means of steps and values, lowest and highest value, in at most `points` runs of steps."""
-    runs = np.array_split(np.arange(len(steps)), min(points, len(steps)))
-    take: Callable = lambda of, array: np.array([of(array[run]) for run in runs])  # noqa: E731
-    return take(np.mean, steps), take(np.mean, values), take(np.min, values), take(np.max, values)
+    """Mean step, mean, lowest and highest value of at most `points` intervals."""
+    intervals = np.array_split(np.arange(len(steps)), min(points, len(steps)))
+
+    def reduce(function, array):
+        return np.array([function(array[interval]) for interval in intervals])
+
+    return (
+        reduce(np.mean, steps),
+        reduce(np.mean, values),
+        reduce(np.min, values),
+        reduce(np.max, values),
+    )
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
@@ -190,7 +198,7 @@ def _text(x, y, text, kind, anchor="start") -> str:
     )
 
 
-# The found network
+# Genotypes
 
 _STYLE = """
 .genotype{font-family:system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
@@ -211,10 +219,10 @@ _LEGEND_WIDTH = 850
 
 
 def draw_genotype(genotype: Genotype) -> str:
-    """Draws a derived network, one lane a scale, input on the left and output on the right.
+    """Draws a derived network, one lane per scale, from the input on the left to the output.
 
-    The result is a whole SVG document (save it as a file, or put it into a page) with its own
-    light and dark colours. Marks carry titles that say in full what they stand for.
+    The result is an SVG document with its own light and dark colours, for a file or a page. Marks
+    have titles that name in full what they stand for.
     """
     space = genotype.space
     edges = edge_names(space.attention_groups)
@@ -251,7 +259,7 @@ def draw_genotype(genotype: Genotype) -> str:
             title = f"cell {cell + 1}, branch {branch + 1}, attention module"
             marks.append(_module(x + _GAP, lanes[branch], edges, choices, title))
         x += _GAP + _MODULE
-        # A cell's frame ends below its lowest lane, so that the staircase of scales shows.
+        # The frame ends below the lowest lane, so that scales are seen to be added.
         bottom = lanes[branches - 1] + pitch / 2 - 4
         frames.append(
             f'<rect class="frame" x="{start - 6}" y="18" width="{x - start + 12}" '
@@ -262,7 +270,7 @@ def draw_genotype(genotype: Genotype) -> str:
     _fusion(x + 6, lanes, "head: all scales to full size", wires, marks, targets=1)
     wires += [_line(x, y, x + 6, y, "lane") for y in lanes]
     x += 6 + _COLUMN
-    marks.append(_box(x, lanes[0], 34, 34, "1×1", "head: 1x1 convolution to the picture"))
+    marks.append(_box(x, lanes[0], 34, 34, "1×1", "head: 1x1 convolution to the image"))
     x += 34
     wires.append(_line(x, lanes[0], x + 14, lanes[0], "lane"))
     tip = f"{x + 12},{lanes[0] - 5} {x + 22},{lanes[0]} {x + 12},{lanes[0] + 5}"
@@ -274,11 +282,11 @@ def draw_genotype(genotype: Genotype) -> str:
     marks += _legend(floor + 18, space.attention_groups)
     width, height = max(x + 26, _LEGEND_WIDTH) + 4, floor + 84
     dark = "@media screen and (prefers-color-scheme:dark){" + _STYLE % _DARK + "}"
-    told = "; ".join(f"cell {i + 1}: {', '.join(c)}" for i, c in enumerate(genotype.columns))
+    columns = "; ".join(f"cell {i + 1}: {', '.join(c)}" for i, c in enumerate(genotype.columns))
     return (
         f'<svg class="genotype" xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" '
         f'height="{height:.0f}" viewBox="-4 0 {width:.0f} {height:.0f}" role="img" '
-        f'aria-label="The found network. Columns of {escape(told)}.">'
+        f'aria-label="The derived network. Columns of {escape(columns)}.">'
         f"<style>{_STYLE % _LIGHT}{dark}</style>{''.join(frames + wires + marks)}</svg>\n"
     )
 
@@ -292,7 +300,7 @@ def _box(x, y, width, height, text, title) -> str:
 
 
 def _transition(x, lanes, before, after) -> list[str]:
-    """Lanes that go on, and dashed ones from the lowest lane so far to each new one."""
+    """Lanes that continue, and dashed ones from the lowest lane so far to each new one."""
     end = x + _TRANSITION
     wires = [_line(x, y, end, y, "lane") for y in lanes[:before]]
     start = lanes[before - 1]
@@ -313,7 +321,7 @@ def _parallel(x, lanes, title, wires, marks) -> None:
 
 
 def _fusion(x, lanes, title, wires, marks, targets=None) -> None:
-    """Every lane into each of the first `targets` lanes (all of them by default)."""
+    """Wires from every lane to each of the first `targets` lanes; to all by default."""
     node = x + _COLUMN - 9
     fill = COLOURS["fusion"]
     for target in lanes[:targets]:
