@@ -1,4 +1,4 @@
-"""Writes the repository's address of pyproject.toml into the notebooks and README.
+"""Writes the repository's address from pyproject.toml into the notebooks and README.
 
 python -m notebooks.address
 """
@@ -12,7 +12,7 @@ import tomllib
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md")
 _HOST = "https://github.com/"
-# Where an address stands: behind Colab's own in the badges, behind `git clone` in the notebooks.
+# The address follows Colab's own in the badges, and `git clone` in the notebooks.
 _PLACES = (
     re.compile(r"(?<=colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+(?=/blob/)"),
     re.compile(rf"(?<=git clone --quiet --depth 1 {re.escape(_HOST)})[\w.-]+/[\w.-]+"),
@@ -20,20 +20,20 @@ _PLACES = (
 
 
 def repository() -> str:
-    """OWNER/NAME."""
+    """OWNER/NAME in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project["urls"]["Repository"].removeprefix(_HOST)
 
 
 def fill(text: str, name: str) -> str:
-    """The text with OWNER/NAME in all places."""
+    """Replaces every address in the text by `name`, OWNER/NAME."""
     for place in _PLACES:
         text = place.sub(name, text)
     return text
 
 
 def found(text: str) -> list[str]:
-    """What stands in the places."""
+    """Every address in the text."""
     return [name for place in _PLACES for name in place.findall(text)]
 
 

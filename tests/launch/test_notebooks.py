@@ -1,8 +1,10 @@
-"""The notebooks: clean as committed, and in the long tests run from top to bottom.
+"""The notebooks: valid and without outputs; run from top to bottom in the slow tests.
 
-Settings are overridden by a cell put after the one tagged 'parameters', as papermill does it.
+Settings are overridden by a cell after the one tagged 'parameters', as papermill does.
 """
 
+import ast
+import importlib
 import io
 import pathlib
 import shutil
@@ -39,12 +41,12 @@ def _parameters(notebook):
     return index
 
 
-def test_there_are_two():
+def test_notebooks_are_found():
     assert NAMES == ["derain", "search"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_notebook_is_valid_and_as_never_run(name):
+def test_notebook_is_valid_and_without_outputs(name):
     notebook = _read(name)
     nbformat.validate(notebook)
     assert notebook.nbformat == 4
@@ -54,14 +56,25 @@ def test_notebook_is_valid_and_as_never_run(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_badges_open_the_notebook_of_the_repository(name):
+def test_imports_of_the_package_resolve(name):
+    code = "\n".join(TransformerManager().transform_cell(c.source) for c in _code(_read(name)))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("manas_jax"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_badge_links_to_the_notebook_in_the_repository(name):
     url = f"https://colab.research.google.com/github/{address.repository()}/blob/main/notebooks"
     for text in (_read(name).cells[0].source, (ROOT / "README.md").read_text()):
         assert f"]({url}/{name}.ipynb)" in text
 
 
-def test_address_stands_in_one_place():
-    """All files say what pyproject.toml says, and another address reaches all of them."""
+def test_address_is_that_of_pyproject():
+    """All files have the address in pyproject.toml, and another one can be filled in."""
     texts = [file.read_text() for file in address.FILES]
     assert [set(address.found(text)) for text in texts] == [{address.repository()}] * 3
     changed = [address.fill(text, "somebody/else") for text in texts]
@@ -71,7 +84,7 @@ def test_address_stands_in_one_place():
 
 
 class _Shell:
-    """Stands for IPython: notes what would be run; a repository is fetched by making its folder."""
+    """IPython that records commands; cloning creates the folder of the repository."""
 
     def __init__(self):
         self.ran = []
@@ -86,7 +99,7 @@ class _Shell:
 
 
 def _install(name, monkeypatch, folder, path, gpu=False):
-    """Runs the cell that installs; gives the commands that it ran and Python's path after it."""
+    """Runs the cell that installs; returns the commands that it ran, and sys.path after it."""
     shell = _Shell()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(path))
@@ -98,13 +111,13 @@ def _install(name, monkeypatch, folder, path, gpu=False):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks"], ids=["root", "notebooks"])
-def test_nothing_is_installed_in_a_checkout(name, folder, monkeypatch):
+def test_installs_nothing_in_a_checkout(name, folder, monkeypatch):
     ran, path = _install(name, monkeypatch, folder, [])
     assert ran == [] and path == [str(ROOT)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_elsewhere_the_repository_is_fetched_once(name, monkeypatch, tmp_path):
+def test_clones_the_repository_once_elsewhere(name, monkeypatch, tmp_path):
     ran, path = _install(name, monkeypatch, tmp_path, ["/nowhere"])
     assert [command.split()[0] for command in ran] == ["git", "%pip"]
     assert address.repository() in ran[0] and "manas_jax/requirements.txt" in ran[1]
@@ -113,7 +126,7 @@ def test_elsewhere_the_repository_is_fetched_once(name, monkeypatch, tmp_path):
     assert again == [] and path[0] == str(tmp_path / "manas_jax")
 
 
-def test_gpus_get_their_requirements(monkeypatch, tmp_path):
+def test_installs_gpu_requirements_with_a_gpu(monkeypatch, tmp_path):
     ran, _ = _install("derain", monkeypatch, tmp_path, [], gpu=True)
     assert "requirements-gpu.txt" in ran[-1]
     assert (ROOT / "requirements-gpu.txt").exists()
@@ -121,7 +134,7 @@ def test_gpus_get_their_requirements(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run_notebook(monkeypatch, tmp_path):
-    """A function (name, cell that overrides settings) -> the notebook, run in `tmp_path`."""
+    """A function of a name and a cell of settings that runs the notebook in `tmp_path`."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / ".cache"))
 
@@ -136,20 +149,20 @@ def run_notebook(monkeypatch, tmp_path):
         try:
             client.execute()
         finally:
-            nbformat.write(notebook, tmp_path / f"{name}.ipynb")  # to be looked at
+            nbformat.write(notebook, tmp_path / f"{name}.ipynb")  # for debugging
         return notebook
 
     return run
 
 
 def _shown(notebook, kind):
-    """All outputs of a type, in order."""
+    """All outputs of a MIME type, in order."""
     outputs = (output for cell in _code(notebook) for output in cell.outputs)
     return [output.data[kind] for output in outputs if kind in output.get("data", {})]
 
 
 @pytest.mark.slow
-def test_derain_takes_rain_out_of_its_own_photograph(run_notebook, tmp_path):
+def test_derain_improves_its_sample_photograph(run_notebook, tmp_path):
     notebook = run_notebook("derain", "")
     (name,) = (path.name for path in (tmp_path / "pictures").iterdir())
     clean = images.read(photographs.load(crop=64)[1][0].clean)
@@ -174,7 +187,7 @@ WEIGHTS, OUT = %r, "clean"
 
 
 @pytest.mark.slow
-def test_derain_in_colab_asks_for_pictures_and_offers_the_result(run_notebook, tmp_path, weights):
+def test_derain_in_colab_uploads_and_downloads(run_notebook, tmp_path, weights):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -188,7 +201,7 @@ def test_derain_in_colab_asks_for_pictures_and_offers_the_result(run_notebook, t
 
 
 @pytest.mark.slow
-def test_search_finds_trains_and_shows_a_network(run_notebook, tmp_path):
+def test_search_derives_trains_and_shows_a_network(run_notebook, tmp_path):
     notebook = run_notebook(
         "search",
         """
@@ -214,6 +227,6 @@ MORE = {
     charts = _shown(notebook, "image/png")
     assert len(charts) == 2 + 2  # of search and training, and pictures
     (page,) = [x for x in _shown(notebook, "text/html") if "srcdoc" in x]
-    assert "The found network" in page
+    assert "The derived network" in page
     printed = "".join(o.get("text", "") for c in _code(notebook) for o in c.outputs)
     assert "progress: " in printed and "Entropy is" in printed
