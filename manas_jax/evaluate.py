@@ -1,6 +1,6 @@
-"""Evaluation: whole pictures of any size, scored as the de-raining literature scores them.
+"""Evaluation: whole images of any size, scored as the de-raining literature scores them.
 
-As a command it scores pictures that anyone restored, by whatever means:
+As a command it scores images restored by any method:
 
 python -m manas_jax.evaluate --restored=DIR --clean=DIR [--json=FILE]
 """
@@ -11,9 +11,10 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,45 +26,48 @@ from ml_collections import ConfigDict
 from manas_jax import cost, metrics
 from manas_jax.data import images
 from manas_jax.data.evaluation import evaluation_pairs
+from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
-from manas_jax.files import write_json
+from manas_jax.files import first_few, natural_order, write_json
+from manas_jax.metrics import Scores
 from manas_jax.models.network import Network
 from manas_jax.runtime import distributed, signals
 from manas_jax.training import run as train_run
 from manas_jax.workdir import provenance
 
 PyTree = Any
-LOGGED_PICTURES = 10
+_LOG_EVERY = 10  # images, after as many of which each one is logged
+_ROLES = "norain|no_rain|rainy|rain|clean|restored|derained|output|input|target|gt"
 
 
 def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """A function (variables, uint8 (H, W, 3)) -> uint8 (H, W, 3) without rain.
+    """A function (variables, rainy) -> restored, both images uint8 (H, W, 3).
 
-    It is compiled once a picture size.
+    It is compiled once per image size.
     """
 
     @jax.jit
-    def apply(variables, picture):
-        return network.apply(variables, picture[None].astype(jnp.float32) / 255)[0]
+    def apply(variables, image):
+        return network.apply(variables, image[None].astype(jnp.float32) / 255)[0]
 
-    def restore(variables: PyTree, picture: np.ndarray) -> np.ndarray:
-        return metrics.to_uint8(np.asarray(apply(variables, picture)))
+    def restore(variables: PyTree, image: np.ndarray) -> np.ndarray:
+        return metrics.to_uint8(np.asarray(apply(variables, image)))
 
     return restore
 
 
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Scores the trained network of a workdir on its test (or validation) pictures.
+    """Scores the trained network of a workdir on its test (or validation) images.
 
-    Writes `evaluate/scores.json` and a few triples of pictures for the report. Several processes
-    score a part of the pictures each.
+    Writes `evaluate/scores.json` and a few triples of images for the report. With several
+    processes each scores its share of the images.
 
     Returns:
-      What `scores.json` holds.
+      The content of `scores.json`.
 
     Raises:
-      UserError: nothing was trained here, or there are no pictures to score.
+      UserError: nothing was trained here, or there are no images to score.
       Stopped: a signal came.
     """
     folder = pathlib.Path(workdir) / "evaluate"
@@ -72,45 +76,13 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     chosen = getattr(splits, config.evaluate.split)
     if not chosen:
         raise UserError(
-            f"data.root={config.data.root}: no {config.evaluate.split} pictures to evaluate; "
+            f"data.root={config.data.root}: no {config.evaluate.split} images to evaluate; "
             "add a test folder or set evaluate.split=validation"
         )
-    restore = restorer(network)
-    total = sum(max(1, len(scene.rainy)) for scene in chosen)
-    kept = set(np.linspace(0, total - 1, min(total, config.evaluate.pictures)).astype(int))
-    distributed.broadcast_from_primary(lambda: _empty(folder / "pictures"))
-
-    first, every = jax.process_index(), jax.process_count()
-    part = len(range(first, total, every))
-    pairs = evaluation_pairs(chosen, config.data, first=first, every=every)
-    rows, seen, begin = [], set(), time.monotonic()
-    for number, (name, rainy, clean) in zip(range(first, total, every), pairs, strict=True):
-        signals.check()
-        if rainy.shape not in seen:  # keep compiling out of the seconds a picture
-            restore(variables, rainy)
-            seen.add(rainy.shape)
-        start = time.monotonic()
-        restored = restore(variables, rainy)
-        seconds = time.monotonic() - start
-        before, after = metrics.score(rainy, clean), metrics.score(restored, clean)
-        scores = {"input": dataclasses.asdict(before), "output": dataclasses.asdict(after)}
-        rows.append({"name": name, **scores, "seconds": seconds})
-        if len(rows) <= LOGGED_PICTURES or len(rows) % LOGGED_PICTURES == 0:
-            left = (time.monotonic() - begin) / len(rows) * (part - len(rows))
-            logging.info(
-                "evaluate: %d of %d, %s: %.2f -> %.2f dB, SSIM %.3f -> %.3f (Y); %.0f s left",
-                len(rows), part, name, before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
-                left,
-            )  # fmt: skip
-        if number in kept:
-            stem = str(folder / "pictures" / name.replace(os.sep, "_"))
-            for kind, picture in (("rainy", rainy), ("restored", restored), ("clean", clean)):
-                images.write_png(f"{stem}_{kind}.png", picture)
-
-    rows = distributed.gather(rows)
+    distributed.broadcast_from_primary(lambda: _clear(folder / "pictures"))
+    rows = distributed.gather(_score(config, network, variables, chosen, folder / "pictures"))
     mean = {
-        side: metrics.mean([metrics.Scores(**row[side]) for row in rows])
-        for side in ("input", "output")
+        side: metrics.mean([Scores(**row[side]) for row in rows]) for side in ("input", "output")
     }
     height, width = chosen[-1].size
     total = cost.derived(network.genotype, height, width)
@@ -125,46 +97,193 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         "images": rows,
     }
     distributed.broadcast_from_primary(lambda: write_json(folder / "scores.json", result))
+    before, after = mean["input"], mean["output"]
     logging.info(
-        "%d pictures: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
+        "%d images: PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on Y; "
         "PSNR %.2f -> %.2f dB, SSIM %.4f -> %.4f on RGB",
         len(rows),
-        mean["input"].y_psnr, mean["output"].y_psnr, mean["input"].y_ssim, mean["output"].y_ssim,
-        mean["input"].rgb_psnr, mean["output"].rgb_psnr,
-        mean["input"].rgb_ssim, mean["output"].rgb_ssim,
+        before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim,
+        before.rgb_psnr, after.rgb_psnr, before.rgb_ssim, after.rgb_ssim,
     )  # fmt: skip
     return result
 
 
-def _empty(folder: pathlib.Path) -> None:
-    """Makes a folder for pictures, or removes those of a run before."""
+def _clear(folder: pathlib.Path) -> None:
+    """Creates a folder for images, or removes those of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
 
 
+def _score(
+    config: ConfigDict,
+    network: Network,
+    variables: PyTree,
+    chosen: Sequence[Scene],
+    folder: pathlib.Path,
+) -> list[dict[str, Any]]:
+    """Scores this process's images: every n-th of all, n processes.
+
+    Writes `evaluate.pictures` of all images, evenly spaced, to the folder.
+
+    Returns:
+      Per image its name, the scores of input and output, and the seconds to restore it.
+    """
+    total = sum(max(1, len(scene.rainy)) for scene in chosen)
+    stored = set(np.linspace(0, total - 1, min(total, config.evaluate.pictures)).astype(int))
+    first, every = jax.process_index(), jax.process_count()
+    numbers = range(first, total, every)
+    pairs = evaluation_pairs(chosen, config.data, first=first, every=every)
+    restore = restorer(network)
+    rows: list[dict[str, Any]] = []
+    compiled, begin = set(), time.monotonic()
+    for number, (name, rainy, clean) in zip(numbers, pairs, strict=True):
+        signals.check()
+        if rainy.shape not in compiled:  # compile outside of the measured seconds
+            restore(variables, rainy)
+            compiled.add(rainy.shape)
+        start = time.monotonic()
+        restored = restore(variables, rainy)
+        seconds = time.monotonic() - start
+        before, after = metrics.score(rainy, clean), metrics.score(restored, clean)
+        scores = {"input": dataclasses.asdict(before), "output": dataclasses.asdict(after)}
+        rows.append({"name": name, **scores, "seconds": seconds})
+        if len(rows) <= _LOG_EVERY or len(rows) % _LOG_EVERY == 0:
+            left = (time.monotonic() - begin) / len(rows) * (len(numbers) - len(rows))
+            logging.info(
+                "evaluate: %d of %d, %s: %.2f -> %.2f dB, SSIM %.3f -> %.3f (Y); %.0f s left",
+                len(rows), len(numbers), name,
+                before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim, left,
+            )  # fmt: skip
+        if number in stored:
+            stem = str(folder / name.replace(os.sep, "_"))
+            for kind, image in (("rainy", rainy), ("restored", restored), ("clean", clean)):
+                images.write_png(f"{stem}_{kind}.png", image)
+    return rows
+
+
+def score_folders(restored: str | os.PathLike, clean: str | os.PathLike) -> dict[str, Scores]:
+    """Scores a folder of restored images against a folder of clean ones.
+
+    A restored image is paired with the clean one of the same stem; if there is none, with the one
+    of the same stem without words for roles (``rain-1`` and ``norain-1``, ``a_restored`` and
+    ``a_clean``); if there is none, without the version too (``7_2`` and ``7``, as Rain14000 names
+    them, ``7x2`` and ``7``, as Rain200L does).
+
+    Returns:
+      Restored file name -> scores, in natural order of the names.
+
+    Raises:
+      UserError: a folder is missing or empty, an image has no partner or more than one, a file is
+        no image, two sizes differ, or an image is below 11x11 pixels.
+    """
+    scores = {}
+    for restored_path, clean_path in pair(_images(restored), _images(clean)):
+        try:
+            scores[restored_path.name] = metrics.score(
+                images.read(restored_path), images.read(clean_path)
+            )
+        except UserError as error:
+            raise UserError(f"{restored_path} against {clean_path}: {error}") from error
+    return scores
+
+
+def pair(
+    restored: Sequence[pathlib.Path], clean: Sequence[pathlib.Path]
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Pairs restored images with clean ones by name, as `score_folders` describes.
+
+    Raises:
+      UserError: names the files left without a partner or with several.
+    """
+    # From a clean name only the role is removed, never the version: "7_2" is not the clean "7".
+    by_stem, by_rest = _index(clean, str), _index(clean, _without_role)
+
+    pairs, orphans = [], []
+    for path in sorted(restored, key=natural_order):
+        rest = _without_role(path.stem)
+        unversioned = re.sub(r"(_|x)\d+$", "", rest)
+        found = by_stem.get(path.stem) or by_rest.get(rest) or by_rest.get(unversioned, [])
+        if len(found) > 1:
+            raise UserError(f"{path} fits several clean images: {first_few(found)}; rename them")
+        if found:
+            pairs.append((path, found[0]))
+        else:
+            orphans.append(path)
+    if orphans:
+        raise UserError(f"no clean image for {first_few(orphans)}; add it or remove these")
+    if unused := sorted(set(clean) - {c for _, c in pairs}, key=natural_order):
+        raise UserError(
+            f"no restored image for {first_few(unused)}; "
+            "restore these too, or score against a folder without them"
+        )
+    return pairs
+
+
+def _images(folder: str | os.PathLike) -> list[pathlib.Path]:
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder that holds the images")
+    if not (paths := [path for path in folder.iterdir() if images.is_picture(path)]):
+        raise UserError(f"{folder} holds no images; give the folder that holds them")
+    return paths
+
+
+def _without_role(stem: str) -> str:
+    return re.sub(rf"^({_ROLES})[-_]|[-_]({_ROLES})$", "", stem, flags=re.IGNORECASE)
+
+
+def _index(
+    paths: Iterable[pathlib.Path], key: Callable[[str], str]
+) -> dict[str, list[pathlib.Path]]:
+    index: dict[str, list[pathlib.Path]] = {}
+    for path in sorted(paths, key=natural_order):
+        index.setdefault(key(path.stem), []).append(path)
+    return index
+
+
+def as_json(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """JSON-ready form: {"images": [{"name", **scores}, ...], "mean": {**scores}}."""
+    return {
+        "images": [{"name": name, **dataclasses.asdict(s)} for name, s in scores.items()],
+        "mean": dataclasses.asdict(metrics.mean(scores.values())),
+    }
+
+
+def table(scores: Mapping[str, Scores]) -> str:
+    """Aligned text: one line per image, then the mean."""
+    rows = [*scores.items(), (f"mean of {len(scores)}", metrics.mean(scores.values()))]
+    width = max(len("image"), *(len(name) for name, _ in rows))
+    form = f"{{:<{width}}}  {{:>8}}  {{:>7}}  {{:>8}}  {{:>8}}"
+    lines = [form.format("image", "Y PSNR", "Y SSIM", "RGB PSNR", "RGB SSIM")]
+    for name, s in rows:
+        values = f"{s.y_psnr:.2f}", f"{s.y_ssim:.4f}", f"{s.rgb_psnr:.2f}", f"{s.rgb_ssim:.4f}"
+        lines.append(form.format(name, *values))
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The scorer's command; returns the exit status."""
+    """The command that scores folders; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m manas_jax.evaluate",
-        description="Scores restored pictures against clean ones: PSNR and SSIM on Y and on RGB.",
+        description="Scores restored images against clean ones: PSNR and SSIM on Y and on RGB.",
     )
-    parser.add_argument("--restored", required=True, help="folder of restored pictures")
-    parser.add_argument("--clean", required=True, help="folder of clean pictures, paired by name")
+    parser.add_argument("--restored", required=True, help="folder of restored images")
+    parser.add_argument("--clean", required=True, help="folder of clean images, paired by name")
     parser.add_argument("--json", help="file to write the scores to")
     options = parser.parse_args(arguments)
     try:
-        scores = metrics.score_folders(options.restored, options.clean)
+        scores = score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}
-            write_json(options.json, metrics.as_json(scores) | origin)
+            write_json(options.json, as_json(scores) | origin)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: --json={options.json} cannot be written ({error})", file=sys.stderr)
         return 1
-    print(metrics.table(scores))
+    print(table(scores))
     return 0
 
 

@@ -13,7 +13,7 @@ from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
-from manas_jax.evaluate import evaluate, restorer
+from manas_jax.evaluate import evaluate, main, pair, restorer, score_folders, table
 from manas_jax.models.network import Network, init_variables
 from manas_jax.runtime import sharding
 from manas_jax.space import SearchSpace, random_genotype
@@ -139,3 +139,119 @@ def test_evaluating_what_was_never_trained(tmp_path, loop_config):
     random_genotype(SPACE, 0).save(tmp_path / "genotype.json")
     with pytest.raises(UserError, match=r"checkpoints is missing: train first"):
         evaluate(loop_config(), tmp_path)
+
+
+# Folders
+
+
+def _picture(seed, height=24, width=31):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _noisy(image, seed=1, strength=20):
+    noise = np.random.default_rng(seed).normal(0, strength, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def test_table_lists_every_image_and_the_mean():
+    scores = {"1.png": metrics.Scores(20, 0.5, 30, 0.7), "10.png": metrics.Scores(30, 0.7, 40, 0.9)}
+    lines = table(scores).splitlines()
+    assert lines[1].split() == ["1.png", "20.00", "0.5000", "30.00", "0.7000"]
+    assert lines[-1].split() == ["mean", "of", "2", "25.00", "0.6000", "35.00", "0.8000"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def _names(tmp_path, restored, clean):
+    pairs = pair([tmp_path / r for r in restored], [tmp_path / c for c in clean])
+    return {r.name: c.name for r, c in pairs}
+
+
+@pytest.mark.parametrize(
+    ("restored", "clean"),
+    [
+        (["1.png", "2.jpg", "10.png"], ["1.png", "2.png", "10.png"]),
+        (["rain-1.png", "rain-2.png"], ["norain-1.png", "norain-2.png"]),
+        (["a_restored.png", "b_rain.png"], ["a_clean.png", "b_clean.png"]),
+        (["a_restored.png", "b-derained.png"], ["a.png", "b.png"]),
+        (["rain-1x2.png", "3x2.png"], ["norain-1.png", "3.png"]),
+    ],
+)
+def test_pairing_by_name(tmp_path, restored, clean):
+    assert _names(tmp_path, restored, clean) == dict(zip(restored, clean, strict=True))
+
+
+def test_pairing_many_versions_with_one_clean_picture(tmp_path):
+    assert _names(tmp_path, ["10_2.jpg", "1_2.jpg", "1_14.jpg"], ["1.jpg", "10.jpg"]) == {
+        "1_2.jpg": "1.jpg", "1_14.jpg": "1.jpg", "10_2.jpg": "10.jpg"
+    }  # fmt: skip
+
+
+def test_pairing_prefers_the_same_stem(tmp_path):
+    assert _names(tmp_path, ["7.png", "7_2.png"], ["7.png", "7_2.png"]) == {
+        "7.png": "7.png", "7_2.png": "7_2.png"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("restored", "clean", "message"),
+    [
+        (["1.png", "2.png"], ["1.png"], "no clean image for .*2.png"),
+        (["1.png"], ["1.png", "2.png", "3.png"], "no restored image for .*2.png, .*3.png"),
+        (["1.png"], ["1.png", "1.jpg"], "fits several clean"),
+        (["7.png"], ["7_2.png"], "no clean image"),
+    ],
+)
+def test_pairing_refuses(tmp_path, restored, clean, message):
+    with pytest.raises(UserError, match=message):
+        _names(tmp_path, restored, clean)
+
+
+def _save(folder, pictures):
+    folder.mkdir()
+    for name, image in pictures.items():
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+def test_score_folders(tmp_path):
+    clean = {f"norain-{i}.png": _picture(i) for i in (1, 2, 10)}
+    restored = {name[2:]: _noisy(image) for name, image in clean.items()}
+    folders = _save(tmp_path / "restored", restored), _save(tmp_path / "clean", clean)
+    (folders[0] / "notes.txt").write_text("not a picture")
+    scores = score_folders(*folders)
+    assert list(scores) == ["rain-1.png", "rain-2.png", "rain-10.png"]
+    assert scores["rain-2.png"] == metrics.score(restored["rain-2.png"], clean["norain-2.png"])
+
+
+def test_score_folders_names_what_is_wrong(tmp_path):
+    folder = _save(tmp_path / "a", {"1.png": _picture(0)})
+    empty = _save(tmp_path / "empty", {})
+    wide = _save(tmp_path / "wide", {"1.png": _picture(0, 24, 40)})
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        score_folders(tmp_path / "nowhere", folder)
+    with pytest.raises(UserError, match="empty holds no images"):
+        score_folders(folder, empty)
+    with pytest.raises(UserError, match=r"1\.png .*24x31 .*24x40"):
+        score_folders(folder, wide)
+
+
+def test_scorer_command(tmp_path, capsys):
+    for folder, noise in (("clean", 0), ("restored", 20)):
+        (tmp_path / folder).mkdir()
+        for seed in range(2):
+            picture = _picture(seed)
+            Image.fromarray(_noisy(picture, strength=noise) if noise else picture).save(
+                tmp_path / folder / f"{seed}.png"
+            )
+    arguments = [f"--restored={tmp_path / 'restored'}", f"--clean={tmp_path / 'clean'}"]
+    assert main([*arguments, f"--json={tmp_path / 'scores.json'}"]) == 0
+    assert "mean of 2" in capsys.readouterr().out
+    written = json.loads((tmp_path / "scores.json").read_text())
+    expected = [metrics.score(_noisy(_picture(s)), _picture(s)).y_psnr for s in range(2)]
+    assert [row["y_psnr"] for row in written["images"]] == pytest.approx(expected)
+
+    assert main([*arguments, f"--json={tmp_path / 'no' / 'scores.json'}"]) == 1
+    assert "--json" in capsys.readouterr().err
+    (tmp_path / "clean" / "1.png").unlink()
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
