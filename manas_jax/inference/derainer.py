@@ -201,7 +201,7 @@ class Derainer:
     def _run(self, pictures: np.ndarray) -> np.ndarray:
         """(N, h, w, 3) float32, sides multiples of the cell, to the same; height split if even."""
         even = pictures.shape[1] % self._unit == 0
-        split = sharding.split(self._mesh, pictures.ndim)
+        split = sharding.batch_sharding(self._mesh, pictures.ndim)
         where = split if even else sharding.replicated(self._mesh)
         return np.asarray(self._apply(self._folded, jax.device_put(pictures, where)))
 

@@ -1,7 +1,7 @@
-"""Several processes that work on one run: how they start, agree, share a list, and leave.
+"""Several processes that work on one run: joining, exchanging values, exiting.
 
-Every process runs the same program on its own devices; files of a run are written by the first one,
-into a folder that all of them see. With a single process everything here is as if it were not.
+Every process runs the same program on its own devices. The first one, the primary, writes the files
+of a run, to a folder that all of them see. With a single process every function here is trivial.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from manas_jax.errors import UserError
 from manas_jax.runtime import signals
 
 HEARTBEAT = 60
-"""Seconds after its last sign of life when a process counts as dead, and the others end."""
+"""Seconds of silence after which a process counts as dead and the others exit."""
 
-# What errors say where another process is gone: those of gloo, NCCL and JAX's own service.
-_LOST = (
+# Words in the errors of gloo, NCCL and JAX's coordination service after another process has died.
+_PEER_FAILURES = (
     "gloo",
     "nccl",
     "unavailable",
@@ -43,18 +43,18 @@ def start(
     found: bool = False,
     heartbeat: int = HEARTBEAT,
 ) -> None:
-    """Joins the other processes; comes before any other use of JAX.
+    """Joins the other processes; must be called before any other use of JAX.
 
     Args:
       coordinator: 'host:port' that the first process listens on; None for a single process.
-      processes: how many there are.
-      process: which one this is, from 0.
-      found: whether JAX is to find the above in its surroundings (Cloud TPU, GKE, Slurm, Open MPI).
+      processes: number of processes.
+      process: index of this one, from 0.
+      found: whether JAX finds the above in its environment (Cloud TPU, GKE, Slurm, Open MPI).
       heartbeat: see `HEARTBEAT`.
 
     Raises:
-      UserError: the arguments do not go together, or nothing was found.
-      Stopped: the others cannot be reached (yet), or a signal came meanwhile.
+      UserError: the arguments do not fit together, or nothing was found.
+      Stopped: the others cannot be reached (yet), or a signal came while waiting for them.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -63,18 +63,20 @@ def start(
     if missing and not found:
         raise UserError(f"{', '.join(missing)}: missing; give all of --{', --'.join(given)}")
     if not found and not 0 <= process < processes:
-        raise UserError(f"--process={process}: give 0 to {processes - 1}, for --processes")
+        raise UserError(
+            f"--process={process}: give 0 to {processes - 1}, as --processes={processes}"
+        )
     try:
         jax.distributed.initialize(
             coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
         )
     except ValueError as error:
-        said = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot join the other processes ({said}): check --coordinator, or with --distributed "
-            "that this is a Cloud TPU, GKE, Slurm or Open MPI job"
+            f"cannot join the other processes ({reason}): check --coordinator, or "
+            "with --distributed that this is a Cloud TPU, GKE, Slurm or Open MPI job"
         ) from None
-    except RuntimeError as error:  # started again, the others may be there
+    except RuntimeError as error:  # after a restart the others may be there
         logging.error("cannot join the other processes: %s", error)
         raise signals.Stopped(signals.PREEMPTED) from None
     signals.check()
@@ -82,17 +84,17 @@ def start(
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes the run's files."""
+    """Whether this is the process that writes the files of the run."""
     return jax.process_index() == 0
 
 
 def broadcast_from_primary(function: Callable[[], Any]) -> Any:
-    """Calls a function in the first process; all get what it gives, which JSON can hold.
+    """Calls a function in the primary process and returns its result, JSON-ready, in all of them.
 
-    All processes come here and none leaves before the function is done.
+    All processes must call it; none returns before the function has.
 
     Raises:
-      UserError: the function did, in every process.
+      UserError: in every process, if the function raises it.
     """
     if jax.process_count() == 1:
         return function()
@@ -102,26 +104,24 @@ def broadcast_from_primary(function: Callable[[], Any]) -> Any:
             result = {"value": function()}
         except UserError as error:
             result = {"error": str(error)}
-    (result,) = _exchange(result)[:1]
+    (result,) = _all_gather(result)[:1]
     if "error" in result:
         raise UserError(result["error"])
     return result["value"]
 
 
-def share(items: Sequence[Any]) -> list[Any]:
-    """This process's part of a list that all have: every so manieth, from its own number on."""
-    return list(items[jax.process_index() :: jax.process_count()])
+def gather(shard: Sequence[Any]) -> list[Any]:
+    """The whole list, in every process, of which process i of n holds the items [i::n], JSON-ready.
+
+    All processes must call it.
+    """
+    shards = [list(shard)] if jax.process_count() == 1 else _all_gather(list(shard))
+    longest = max(map(len, shards))
+    return [shard[i] for i in range(longest) for shard in shards if i < len(shard)]
 
 
-def gather(parts: Sequence[Any]) -> list[Any]:
-    """The inverse of `share`, in every process: the whole list in order; JSON can hold it."""
-    everyone = [list(parts)] if jax.process_count() == 1 else _exchange(list(parts))
-    longest = max(map(len, everyone))
-    return [part[i] for i in range(longest) for part in everyone if i < len(part)]
-
-
-def _exchange(value: Any) -> list[Any]:
-    """Every process's value, in the order of the processes."""
+def _all_gather(value: Any) -> list[Any]:
+    """The values of all processes, JSON-ready, in the order of the processes."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.array(len(text), np.int32)))
     padded = np.zeros(lengths.max(), np.uint8)
@@ -131,17 +131,17 @@ def _exchange(value: Any) -> list[Any]:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
+    """Whether an error means that another process has died or exited."""
     if jax.process_count() == 1 or not isinstance(error, (ValueError, RuntimeError)):
         return False
-    return any(word in str(error).lower() for word in _LOST)
+    return any(word in str(error).lower() for word in _PEER_FAILURES)
 
 
 def exit_process(status: int | str) -> NoReturn:
-    """Ends this process: a status, or a line that says what is wrong and status 1.
+    """Exits with a status, or with a line for the user on stderr and status 1.
 
-    A process that fails does not wait for the others as Python's exit would: they may be waiting
-    for it.
+    One of several processes that fails does not wait for the others, as `sys.exit` would: they may
+    be waiting for it.
     """
     if jax.process_count() == 1 or status == 0:
         sys.exit(status)

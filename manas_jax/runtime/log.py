@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: a short line an event, no library's inner life."""
+"""Log output of commands: one short line per event, without the details of libraries."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import logging
 
 from absl import logging as absl_logging
 
-_PROGRESS = "Setting work unit notes: "  # how clu's local platform introduces a progress line
+_PROGRESS = "Setting work unit notes: "  # prefix of clu's progress lines
 
-
-# Who tells of every file, backend and array that it touches.
-_TALKATIVE = ("orbax", "xla_bridge", "Got raw tensors")
+# They log every file, backend and array that they use.
+_VERBOSE = ("orbax", "xla_bridge", "Got raw tensors")
 
 
 class _Quiet(logging.Filter):
-    """Lets through warnings, and what concerns the run."""
+    """Drops messages below warnings that are not about the run."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or not any(
-            word in record.pathname or word in str(record.msg) for word in _TALKATIVE
+            word in record.pathname or word in str(record.msg) for word in _VERBOSE
         )
 
 
@@ -31,9 +30,9 @@ class _Short(logging.Formatter):
 
 
 def setup_logging() -> None:
-    """Makes absl's log, which clu writes to as well, fit for reading along."""
+    """Formats absl's log, which clu writes to as well, for reading along."""
     absl_logging.set_verbosity(absl_logging.INFO)
-    absl_logging.use_absl_handler()  # commands do by themselves, notebooks not
+    absl_logging.use_absl_handler()  # absl.app.run does so, too; notebooks do not run it
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(_Short("%(asctime)s  %(message)s", "%H:%M:%S"))
     handler.addFilter(_Quiet())

@@ -1,7 +1,4 @@
-"""How the process takes memory, keeps it and gives it back.
-
-The allocator is the GNU C library's. Elsewhere, such as on macOS, it is left alone.
-"""
+"""Settings of the GNU C library's allocator. With others, such as on macOS, nothing happens."""
 
 from __future__ import annotations
 
@@ -16,13 +13,16 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def tune() -> None:
-    """Lets what is freed be used again, and soon; to be called before JAX is used. See mallopt(3).
+    """Tunes malloc for large buffers of recurring sizes; call it before the first use of JAX.
 
-    By default JAX hands each program on CPU to a thread, and the memory of those behind it is taken
-    at once: two evaluations of a supernet's gradient hold twice the memory, and run no sooner. Each
-    large array is mapped afresh, and the system clears its pages one by one while they are first
-    written, in every step again. And the threads of a compiler have many heaps, each of which keeps
-    what it once held; here they share a few.
+    - No mmap per large buffer and no trimming: otherwise the system zeroes the pages of every large
+      array again in every step.
+    - Few arenas: otherwise each compiler thread has its own, which keeps the memory it once used.
+    - Synchronous dispatch on CPU: otherwise JAX allocates the buffers of programs that wait for
+      their turn, so two evaluations of a supernet's gradient hold twice the memory, and are no
+      faster.
+
+    See mallopt(3).
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if library := _library():
@@ -32,7 +32,7 @@ def tune() -> None:
 
 
 def trim() -> None:
-    """Gives the system what is free, such as what a compiler needed; see malloc_trim(3)."""
+    """Returns free memory to the system, such as a compiler's; see malloc_trim(3)."""
     if library := _library():
         library.malloc_trim(0)
 

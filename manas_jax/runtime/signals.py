@@ -1,7 +1,7 @@
-"""Signals that end a run early: it saves what it has and says so in its exit status.
+"""Signals that stop a run early: it saves its state and exits with a status of its own.
 
-SIGTERM is what schedulers send ahead of a preemption or of the end of a job's time, SIGINT is
-Ctrl-C. Neither breaks into a step: the loop asks after each one whether it is to stop.
+Schedulers send SIGTERM before a preemption and before the time limit of a job; SIGINT is Ctrl-C.
+Neither interrupts a step: the loop asks after each one whether to stop.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import jax
 from jax.experimental import multihost_utils
 
 PREEMPTED = 75
-"""Exit status after SIGTERM: started again, the run goes on (EX_TEMPFAIL of BSD's sysexits)."""
+"""Exit status after SIGTERM: the same command resumes the run (EX_TEMPFAIL of BSD's sysexits)."""
 
 CANCELLED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 _STATUS = {signal.SIGTERM: PREEMPTED, signal.SIGINT: CANCELLED}
 
 
 class Stopped(Exception):
-    """A signal ended the run; what was done is saved.
+    """A signal stopped the run; its state is saved.
 
     Attributes:
       status: the exit status.
@@ -36,15 +36,15 @@ class Stopped(Exception):
 
 
 class _Signals:
-    """What came so far, and whether it breaks into what is being done."""
+    """The signals received so far, and whether they interrupt the current work."""
 
     def __init__(self):
         self.status: int | None = None
         self.interruptible = False
-        self.questions = itertools.count(1)
+        self.steps = itertools.count(1)
 
     def receive(self, number: int, _frame: object) -> None:
-        """Remembers the first signal; a second Ctrl-C is meant."""
+        """Records the first signal; a second Ctrl-C interrupts at once."""
         if number == signal.SIGINT and self.status is not None:
             raise KeyboardInterrupt
         self.status = self.status or _STATUS[number]
@@ -56,9 +56,9 @@ _signals = _Signals()
 
 
 def listen() -> None:
-    """Takes the signals from now on, for commands; comes before `distributed.start`.
+    """Installs the handlers, for commands; must be called before `distributed.start`.
 
-    JAX takes SIGTERM over where there are several processes, so that they stop at the same step.
+    With several processes JAX then replaces that of SIGTERM, so that all stop at the same step.
     """
     for number in _STATUS:
         signal.signal(number, _signals.receive)
@@ -66,10 +66,10 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, a signal is followed at once: for long work that leaves nothing to save.
+    """Lets signals interrupt the work within: for long work that has no state to save.
 
     Raises:
-      Stopped: a signal came, also if it was before.
+      Stopped: a signal came, now or before.
     """
     check()
     _signals.interruptible = True
@@ -80,21 +80,21 @@ def interruptible() -> Iterator[None]:
 
 
 def check() -> None:
-    """Follows a signal that came, where there is nothing to save.
+    """Stops after a signal, at a point that has no state to save.
 
     Raises:
-      Stopped: one did.
+      Stopped: a signal came.
     """
     if _signals.status is not None:
         raise Stopped(_signals.status)
 
 
 def requested() -> int | None:
-    """The exit status if the run is to stop after this step, else None; ask once a step.
+    """The exit status if the run is to stop after this step, else None; call it once per step.
 
-    Several processes get the same answer after the same step, whichever of them had the signal.
+    All processes get the same answer after the same step, whichever of them received the signal.
     """
     if jax.process_count() == 1:
         return _signals.status
-    due = multihost_utils.reached_preemption_sync_point(next(_signals.questions))
+    due = multihost_utils.reached_preemption_sync_point(next(_signals.steps))
     return PREEMPTED if due else None

@@ -108,6 +108,8 @@ def batch_shapes(config: ConfigDict, options: ConfigDict, mesh: Mesh) -> dict[st
     scenes, versions, crop = options.scenes, config.data.versions, options.crop
     shapes = {"rainy": (scenes, versions, crop, crop, 3), "clean": (scenes, crop, crop, 3)}
     return {
-        key: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.split(mesh, len(shape)))
+        key: jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=sharding.batch_sharding(mesh, len(shape))
+        )
         for key, shape in shapes.items()
     }

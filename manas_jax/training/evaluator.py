@@ -40,7 +40,7 @@ class Validation:
           crop: side of the centre that is scored, or that of the smallest picture.
           mesh: the pictures are split over its devices.
         """
-        self._mesh = sharding.local(mesh)
+        self._mesh = sharding.local_mesh(mesh)
         data_axis, height_axis = self._mesh.devices.shape
         side = min([crop, *(min(scene.size) for scene in scenes)]) // height_axis * height_axis
         part = {"first": jax.process_index(), "every": jax.process_count()}
@@ -66,7 +66,7 @@ class Validation:
             rainy, clean = map(np.stack, zip(*pairs, strict=True))
             missing = self._batch - len(rainy)
             padded = np.concatenate([rainy, np.repeat(rainy[:1], missing, axis=0)])
-            padded = jax.device_put(padded, sharding.split(self._mesh, padded.ndim))
+            padded = jax.device_put(padded, sharding.batch_sharding(self._mesh, padded.ndim))
             outputs = np.asarray(self._apply(variables, architecture, padded))[: len(rainy)]
             scores += map(metrics.score, map(metrics.to_uint8, outputs), clean)
         return _mean(scores)

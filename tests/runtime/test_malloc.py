@@ -1,4 +1,4 @@
-"""Settings of the allocator, seen from the page faults that the system counts."""
+"""Settings of the allocator, measured by page faults."""
 
 import platform
 import subprocess
@@ -31,9 +31,9 @@ def _faults(tune, trim=False):
     return int(subprocess.run([sys.executable, "-c", program], stdout=-1, check=True).stdout)
 
 
-def test_what_is_freed_is_used_again():
+def test_freed_memory_is_reused():
     assert 100 * _faults(tune=True) < _faults(tune=False)
 
 
-def test_what_is_free_is_given_back():
+def test_trim_returns_free_memory():
     assert 10 * _faults(tune=True) < _faults(tune=True, trim=True)

@@ -1,6 +1,6 @@
-"""Meshes and batches that do not come out even: one line that names what does.
+"""Meshes and batches that are not divisible: one line that names sizes that are.
 
-That a split changes no result is shown by tests/integration/test_processes.py.
+That sharding changes no result is shown by tests/integration/test_processes.py.
 """
 
 import types
@@ -19,36 +19,36 @@ def _mesh(data, height=1):
 
 
 @pytest.mark.parametrize(
-    ("scenes", "mesh", "parts", "said"),
+    ("scenes", "mesh", "microbatches", "message"),
     [
         (12, _mesh(8), 1, "scenes = 12 cannot be split over 8 devices: give 8 or 16"),
         (3, _mesh(8), 1, "scenes = 3 cannot be split over 8 devices: give 8$"),
-        (8, _mesh(4), 3, "scenes = 8 cannot be split over 4 devices in 3 parts: give 12$"),
+        (8, _mesh(4), 3, "scenes = 8 cannot be split over 4 devices in 3 microbatches: give 12$"),
         (6, _mesh(4, 2), 1, r"scenes = 6 cannot be split over 8 devices \(height 2\): give 4 or 8"),
     ],
 )
-def test_batch_that_does_not_come_out_even(scenes, mesh, parts, said):
-    with pytest.raises(UserError, match=said):
-        sharding.check_batch("scenes", scenes, mesh, parts)
+def test_batch_that_is_not_divisible(scenes, mesh, microbatches, message):
+    with pytest.raises(UserError, match=message):
+        sharding.check_batch("scenes", scenes, mesh, microbatches)
 
 
-def test_batches_that_come_out_even():
+def test_divisible_batches():
     sharding.check_batch("scenes", 8, _mesh(4, 2), 2)
     sharding.check_height("crop", 64, _mesh(1, 8))
 
 
-def test_crop_that_the_devices_cannot_share():
+def test_crop_that_is_not_divisible():
     with pytest.raises(UserError, match="crop = 60: height_shards = 8 needs a multiple of 8"):
         sharding.check_height("crop", 60, _mesh(1, 8))
 
 
-def test_more_devices_than_there_are():
+def test_more_devices_than_available():
     with pytest.raises(UserError, match=r"devices = 4096: this machine has \d+"):
         sharding.make_mesh(4096)
 
 
 @pytest.mark.parametrize(
-    ("devices", "height_shards", "processes", "said"),
+    ("devices", "height_shards", "processes", "message"),
     [
         (0, 3, 1, "height_shards = 3 does not divide the 4 devices of a process: give 1 or 2 or 4"),
         (3, 1, 2, "devices = 3 cannot be shared by 2 processes: give a multiple of 2"),
@@ -56,9 +56,9 @@ def test_more_devices_than_there_are():
         (0, 4, 2, "height_shards = 4 does not divide the 2 devices of a process: give 1 or 2"),
     ],
 )
-def test_meshes_that_do_not_come_out_even(monkeypatch, devices, height_shards, processes, said):
+def test_meshes_that_are_not_divisible(monkeypatch, devices, height_shards, processes, message):
     made = [types.SimpleNamespace(process_index=i * processes // 4) for i in range(4)]
     monkeypatch.setattr(sharding.jax, "devices", lambda: made)
     monkeypatch.setattr(sharding.jax, "process_count", lambda: processes)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         sharding.make_mesh(devices, height_shards)
