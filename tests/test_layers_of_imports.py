@@ -1,4 +1,4 @@
-"""Modules import from lower layers only, as pyproject.toml lists them; `lint-imports` shows more."""
+"""Modules import from lower layers only, as pyproject.toml lists them; `lint-imports` says more."""
 
 from conftest import ROOT
 from importlinter.cli import lint_imports
