@@ -11,10 +11,9 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +23,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics
-from manas_jax.data import images
+from manas_jax.data import images, pairing
 from manas_jax.data.evaluation import evaluation_pairs
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
-from manas_jax.files import first_few, natural_order, write_json
+from manas_jax.files import write_json
 from manas_jax.metrics import Scores
 from manas_jax.models.network import Network
 from manas_jax.runtime import distributed, signals
@@ -38,7 +37,6 @@ from manas_jax.workdir import provenance
 
 PyTree = Any
 _LOG_EVERY = 10  # images, after as many of which each one is logged
-_ROLES = "norain|no_rain|rainy|rain|clean|restored|derained|output|input|target|gt"
 
 
 def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
@@ -165,10 +163,7 @@ def _score(
 def score_folders(restored: str | os.PathLike, clean: str | os.PathLike) -> dict[str, Scores]:
     """Scores a folder of restored images against a folder of clean ones.
 
-    A restored image is paired with the clean one of the same stem; if there is none, with the one
-    of the same stem without words for roles (``rain-1`` and ``norain-1``, ``a_restored`` and
-    ``a_clean``); if there is none, without the version too (``7_2`` and ``7``, as Rain14000 names
-    them, ``7x2`` and ``7``, as Rain200L does).
+    They are paired by name, see `data.pairing`.
 
     Returns:
       Restored file name -> scores, in natural order of the names.
@@ -178,7 +173,7 @@ def score_folders(restored: str | os.PathLike, clean: str | os.PathLike) -> dict
         no image, two sizes differ, or an image is below 11x11 pixels.
     """
     scores = {}
-    for restored_path, clean_path in pair(_images(restored), _images(clean)):
+    for restored_path, clean_path in pairing.pair(_images(restored), _images(clean)):
         try:
             scores[restored_path.name] = metrics.score(
                 images.read(restored_path), images.read(clean_path)
@@ -188,38 +183,6 @@ def score_folders(restored: str | os.PathLike, clean: str | os.PathLike) -> dict
     return scores
 
 
-def pair(
-    restored: Sequence[pathlib.Path], clean: Sequence[pathlib.Path]
-) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Pairs restored images with clean ones by name, as `score_folders` describes.
-
-    Raises:
-      UserError: names the files left without a partner or with several.
-    """
-    # From a clean name only the role is removed, never the version: "7_2" is not the clean "7".
-    by_stem, by_rest = _index(clean, str), _index(clean, _without_role)
-
-    pairs, orphans = [], []
-    for path in sorted(restored, key=natural_order):
-        rest = _without_role(path.stem)
-        unversioned = re.sub(r"(_|x)\d+$", "", rest)
-        found = by_stem.get(path.stem) or by_rest.get(rest) or by_rest.get(unversioned, [])
-        if len(found) > 1:
-            raise UserError(f"{path} fits several clean images: {first_few(found)}; rename them")
-        if found:
-            pairs.append((path, found[0]))
-        else:
-            orphans.append(path)
-    if orphans:
-        raise UserError(f"no clean image for {first_few(orphans)}; add it or remove these")
-    if unused := sorted(set(clean) - {c for _, c in pairs}, key=natural_order):
-        raise UserError(
-            f"no restored image for {first_few(unused)}; "
-            "restore these too, or score against a folder without them"
-        )
-    return pairs
-
-
 def _images(folder: str | os.PathLike) -> list[pathlib.Path]:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -227,19 +190,6 @@ def _images(folder: str | os.PathLike) -> list[pathlib.Path]:
     if not (paths := [path for path in folder.iterdir() if images.is_picture(path)]):
         raise UserError(f"{folder} holds no images; give the folder that holds them")
     return paths
-
-
-def _without_role(stem: str) -> str:
-    return re.sub(rf"^({_ROLES})[-_]|[-_]({_ROLES})$", "", stem, flags=re.IGNORECASE)
-
-
-def _index(
-    paths: Iterable[pathlib.Path], key: Callable[[str], str]
-) -> dict[str, list[pathlib.Path]]:
-    index: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(paths, key=natural_order):
-        index.setdefault(key(path.stem), []).append(path)
-    return index
 
 
 def as_json(scores: Mapping[str, Scores]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
-from manas_jax.evaluate import evaluate, main, pair, restorer, score_folders, table
+from manas_jax.evaluate import evaluate, main, restorer, score_folders, table
 from manas_jax.models.network import Network, init_variables
 from manas_jax.runtime import sharding
 from manas_jax.space import SearchSpace, random_genotype
@@ -159,51 +159,6 @@ def test_table_lists_every_image_and_the_mean():
     assert lines[1].split() == ["1.png", "20.00", "0.5000", "30.00", "0.7000"]
     assert lines[-1].split() == ["mean", "of", "2", "25.00", "0.6000", "35.00", "0.8000"]
     assert len({len(line) for line in lines}) == 1
-
-
-def _names(tmp_path, restored, clean):
-    pairs = pair([tmp_path / r for r in restored], [tmp_path / c for c in clean])
-    return {r.name: c.name for r, c in pairs}
-
-
-@pytest.mark.parametrize(
-    ("restored", "clean"),
-    [
-        (["1.png", "2.jpg", "10.png"], ["1.png", "2.png", "10.png"]),
-        (["rain-1.png", "rain-2.png"], ["norain-1.png", "norain-2.png"]),
-        (["a_restored.png", "b_rain.png"], ["a_clean.png", "b_clean.png"]),
-        (["a_restored.png", "b-derained.png"], ["a.png", "b.png"]),
-        (["rain-1x2.png", "3x2.png"], ["norain-1.png", "3.png"]),
-    ],
-)
-def test_pairing_by_name(tmp_path, restored, clean):
-    assert _names(tmp_path, restored, clean) == dict(zip(restored, clean, strict=True))
-
-
-def test_pairing_many_versions_with_one_clean_picture(tmp_path):
-    assert _names(tmp_path, ["10_2.jpg", "1_2.jpg", "1_14.jpg"], ["1.jpg", "10.jpg"]) == {
-        "1_2.jpg": "1.jpg", "1_14.jpg": "1.jpg", "10_2.jpg": "10.jpg"
-    }  # fmt: skip
-
-
-def test_pairing_prefers_the_same_stem(tmp_path):
-    assert _names(tmp_path, ["7.png", "7_2.png"], ["7.png", "7_2.png"]) == {
-        "7.png": "7.png", "7_2.png": "7_2.png"
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("restored", "clean", "message"),
-    [
-        (["1.png", "2.png"], ["1.png"], "no clean image for .*2.png"),
-        (["1.png"], ["1.png", "2.png", "3.png"], "no restored image for .*2.png, .*3.png"),
-        (["1.png"], ["1.png", "1.jpg"], "fits several clean"),
-        (["7.png"], ["7_2.png"], "no clean image"),
-    ],
-)
-def test_pairing_refuses(tmp_path, restored, clean, message):
-    with pytest.raises(UserError, match=message):
-        _names(tmp_path, restored, clean)
 
 
 def _save(folder, pictures):

@@ -18,8 +18,9 @@ TRAIN_FOLDERS = frozenset({"train", "training"})
 TEST_FOLDERS = frozenset({"test", "testing"})
 
 # Words that name the role inside a file's name: `norain-1.png`, `7_rain.png`, `7_rain_2.png`.
-CLEAN_WORDS = ("norain", "nonrain", "clean", "target", "ground_truth", "gt")
+CLEAN_WORDS = ("norain", "no_rain", "nonrain", "clean", "target", "ground_truth", "gt")
 RAINY_WORDS = ("rainy", "rain", "input")
+RESTORED_WORDS = ("restored", "derained", "output")
 
 
 @dataclasses.dataclass(frozen=True)

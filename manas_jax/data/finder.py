@@ -8,11 +8,11 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from manas_jax.data import catalog, duplicates, images
+from manas_jax.data import catalog, duplicates, images, pairing
 from manas_jax.data.scene import Half, Scene, read
 from manas_jax.data.splits import train_and_test
 from manas_jax.errors import UserError
-from manas_jax.files import first_few, natural_order
+from manas_jax.files import natural_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,29 +143,17 @@ def _scenes(match: _Match, root: pathlib.Path) -> tuple[Scene, ...]:
 
     if not match.layout.clean:
         return tuple(Scene(_key(m), None, (full(path),)) for path, m in match.rainy)
-    clean = {}
-    for path, found in match.clean:
-        key = _key(found)
-        if key in clean:
-            raise UserError(f"{root}: {clean[key][0]} and {path} have one name; keep one")
-        clean[key] = path, found.groupdict().get("photograph", "")
+    clean = pairing.by_unique_key((_key(m), full(path)) for path, m in match.clean)
+    photographs = {_key(m): m.groupdict().get("photograph", "") for _, m in match.clean}
     if half := match.layout.clean_half:
         other = {"left": "right", "right": "left"}[half]
         return tuple(
-            Scene(key, Half(full(path), half), (Half(full(path), other),), photograph)
-            for key, (path, photograph) in clean.items()
+            Scene(key, Half(path, half), (Half(path, other),), photographs[key])
+            for key, path in clean.items()
         )
-    versions = {key: [] for key in clean}
-    orphans = []
-    for path, found in match.rainy:
-        versions.get(_key(found), orphans).append(path)
-    lonely = [clean[key][0] for key, paths in versions.items() if not paths]
-    for paths, lack in (orphans, "rainy without its clean"), (lonely, "clean without a rainy"):
-        if paths:
-            raise UserError(f"{root}: {first_few(paths)}: {lack} picture; add or remove")
+    versions = pairing.group_versions(clean, (((_key(m),), full(path)) for path, m in match.rainy))
     return tuple(
-        Scene(key, full(path), tuple(map(full, versions[key])), photograph)
-        for key, (path, photograph) in clean.items()
+        Scene(key, path, tuple(versions[key]), photographs[key]) for key, path in clean.items()
     )
 
 

@@ -56,7 +56,7 @@ def test_mistakes_in_marked_files(tmp_path):
         folders.load(tmp_path)
     save_flat(tmp_path / "1_clean.png", 1)
     save_flat(tmp_path / "other.png", 1)
-    with pytest.raises(UserError, match=r"other\.png: neither"):
+    with pytest.raises(UserError, match=r"other\.png: the name says neither"):
         folders.load(tmp_path)
 
 
