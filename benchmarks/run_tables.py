@@ -1,4 +1,4 @@
-"""Tables of docs/interruptions.md: interruptions of a run, and layouts of devices and processes."""
+"""Tables of docs/fault_tolerance.md: interruptions, and layouts of devices and processes."""
 
 from __future__ import annotations
 
