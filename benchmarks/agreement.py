@@ -1,13 +1,13 @@
-"""One run is the same run on any number of devices and processes: steps in each layout, compared.
+"""Compares steps of search and training between layouts of devices and processes.
 
-python -m benchmarks.agreement [--steps 20] [--out results/agreement.json]
+python -m benchmarks.agreement [--steps 20] [--out results/robustness/agreement.json]
 
-Every layout searches and trains for a few steps from the same start, with the batches that the
-data pipeline makes for it, in processes of its own on simulated host devices. What is compared with
-the first layout, one process on one device: the losses of every step, the parameters (and all else
-that a state holds) at the end, and the pictures that the processes read, which together have to be
-those of one process, each once. In float64 only the order of sums differs; in float32 the rounding
-shows, which a finite difference and Adam's first steps amplify. On CPU; no accelerator is used.
+Every layout searches and trains for a few steps from the same initial state, with the batches of
+the data pipeline, in processes of its own on simulated host devices. The losses of every step, the
+final state (parameters, statistics, optimizers) and the pictures that the processes read, together
+those of one process and each once, are compared with the first layout, one process on one device.
+In float64 only the order of sums differs; in float32 rounding errors show, amplified by the finite
+difference and Adam's first steps. On CPU.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent
-WORKER = "MANAS_AGREEMENT_WORKER"  # environment variable: what a process is to do
+from benchmarks import RESULTS, ROOT
+
+WORKER = "MANAS_AGREEMENT_WORKER"  # environment variable: the task of a child process
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How many processes of how many devices each, and how many of those share a picture."""
+    """Number of processes, devices per process, and devices that share a picture's height."""
 
     processes: int = 1
     devices: int = 1
@@ -56,21 +57,21 @@ NARROW = {
     "space.columns": (1,),
     "space.candidates": ("none", "SE", "dil_conv_3x3_spatial"),
 }
-"""Changes of configs/tiny.py that leave something of everything, and little to compile."""
+"""Changes to configs/tiny.py: little to compile, but some of every kind of module."""
 
 
 def compare(layouts: Sequence[Layout], steps: int, dtype: str) -> list[dict[str, Any]]:
     """Runs every layout and compares it with the first one.
 
     Args:
-      layouts: what to run.
+      layouts: to run.
       steps: of the search, and of the training.
       dtype: 'float32' or 'float64'.
 
     Returns:
-      For each layout its numbers, and for 'search' and 'train' the largest relative difference of a
-      loss ('losses') and of a part of the final state ('state'); 'same_pictures' says whether every
-      batch held the same scenes, once each.
+      For each layout its fields as 'layout', and for 'search' and 'train' the largest relative
+      difference of a loss ('losses') and of an array of the final state ('state'), and whether
+      every batch held the same scenes, once each ('same_pictures').
     """
     with tempfile.TemporaryDirectory() as folder:
         records = []
@@ -127,7 +128,7 @@ def _run(layout: Layout, task: Mapping[str, Any], folder: pathlib.Path) -> None:
 
 
 def _work(task: Mapping[str, Any]) -> None:
-    """What a process of a layout does."""
+    """The task of a child process."""
     from manas_jax.runtime import distributed
 
     distributed.start(*task["start"])
@@ -169,7 +170,7 @@ def _work(task: Mapping[str, Any]) -> None:
         )
 
     def loop(name, advance, fresh, *roles):
-        """Takes the steps; keeps the losses, and digests of the pictures that were read."""
+        """Runs the steps; writes the losses, digests of the pictures and the final state."""
         carried = sharding.replicate(cast(fresh), mesh)
         sources = [
             build.batches(config, part, name, role, mesh).iterate(0, steps) for part, role in roles
@@ -208,13 +209,13 @@ def _work(task: Mapping[str, Any]) -> None:
 
 
 def _digests(batch: Mapping[str, np.ndarray]) -> list[str]:
-    """One a scene."""
+    """One digest per scene."""
     pairs = zip(batch["rainy"], batch["clean"], strict=True)
     return [hashlib.md5(rainy.tobytes() + clean.tobytes()).hexdigest() for rainy, clean in pairs]
 
 
 def _differences(first: pathlib.Path, other: pathlib.Path, processes: int) -> dict[str, Any]:
-    made = {}
+    differences = {}
     for name in ("search", "train"):
         expected = json.loads((first / f"{name}0.json").read_text())
         found = [json.loads((other / f"{name}{i}.json").read_text()) for i in range(processes)]
@@ -224,36 +225,38 @@ def _differences(first: pathlib.Path, other: pathlib.Path, processes: int) -> di
             for a, b in zip(expected["losses"], part["losses"], strict=True)
             for key in a
         )
-        # Step by step and source by source: the parts of all processes, one behind the other.
+        # For each step and source, the parts of all processes joined.
         joined = [
             [list(itertools.chain(*parts)) for parts in zip(*step, strict=True)]
             for step in zip(*(part["read"] for part in found), strict=True)
         ]
         with np.load(first / f"{name}.npz") as a, np.load(other / f"{name}.npz") as b:
             state = max(_difference(a[key], b[key]) for key in a.files)
-        made[name] = {
+        differences[name] = {
             "losses": losses,
             "state": state,
             "same_pictures": joined == expected["read"],
         }
-    return made
+    return differences
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference over the largest number."""
+    """The largest difference, relative to the largest number."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return float(np.max(np.abs(a - b), initial=0.0) / max(np.max(np.abs(a), initial=0.0), 1e-3))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     if task := os.environ.get(WORKER):
         _work(json.loads(task))
         return 0
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "agreement.json")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=RESULTS / "robustness" / "agreement.json"
+    )
     options = parser.parse_args(arguments)
 
     from manas_jax.files import write_json

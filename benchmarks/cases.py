@@ -1,8 +1,7 @@
-"""What `benchmarks.speed` measures: the project's own steps, made as its commands make them.
+"""The cases of `benchmarks.speed`: the project's own steps, built as its commands build them.
 
-A case's process makes its `Work`: it imports what its user imports, builds, compiles ahead where
-the command does, and hands back the step. JAX and TensorFlow are therefore imported inside of the
-functions.
+`Case.make` imports what the measured command imports, builds, compiles ahead where the command
+does, and returns the step. JAX and TensorFlow are therefore imported inside functions.
 """
 
 from __future__ import annotations
@@ -11,14 +10,17 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from manas_jax import cost
 from manas_jax.space import COLUMNS, Genotype, SearchSpace
 
-WEIGHTS, PICTURES = "weights.safetensors", "pictures"  # what is prepared, in a case's folder
-BATCHES = 250  # of the input pipeline in a run: 1,000 after the first of five
+WEIGHTS, PICTURES, LARGE = "weights.safetensors", "pictures", "large.png"  # prepared files
+BATCHES = 250  # of the input pipeline per run
+LARGE_SIZE = 4000, 6000  # pixels
+FILES = 1000, 10_000  # of data sets: memory must not grow with their number
 
 SMALL = {"channels": (16, 32, 64, 128), "columns": (2, 2, 2)}
 PAPER: Mapping[str, Any] = {}  # the defaults
@@ -30,11 +32,12 @@ class Work:
     """A step that is ready to be measured.
 
     Attributes:
-      run: does the step; arrays in what it returns are waited for.
-      images: pictures or patches that a step takes in.
-      compile_seconds: what compiling ahead of the first step took.
-      flops: gives the operations of a step as XLA counts them; asked for after everything else.
-      repeats: steps in a run.
+      run: does a step; arrays in its result are waited for.
+      images: input images or patches per step.
+      compile_seconds: of compiling ahead of the first step.
+      flops: computes the operations of a step; called after the runs.
+      repeats: steps per run.
+      details: computes further results for the record; called last.
     """
 
     run: Callable[[], Any]
@@ -42,16 +45,17 @@ class Work:
     compile_seconds: float = 0.0
     flops: Callable[[], float] = lambda: 0.0
     repeats: int = 1
+    details: Callable[[], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Something to measure.
+    """A case.
 
     Attributes:
-      make: (folder) -> `Work`, in the process that is measured.
-      prepare: (folder) puts files into the folder, in a process before.
-      one_core: whether the process is held to one core, where the system can do that.
+      make: (folder) -> `Work`, called in the measured process.
+      prepare: (folder) writes files into the folder, called in an earlier process.
+      one_core: bind the process to one core, where the system supports that.
     """
 
     make: Callable[[pathlib.Path], Work]
@@ -60,7 +64,7 @@ class Case:
 
 
 def alternating(space: SearchSpace) -> Genotype:
-    """Columns parallel and fusion in turn, attention candidates in turn, none excepted."""
+    """Alternating parallel and fusion columns, and all attention candidates but `none` in turn."""
     columns = itertools.cycle(COLUMNS)
     names = itertools.cycle([name for name in space.candidates if name != "none"])
     return Genotype(
@@ -127,10 +131,10 @@ def search_step(
     height: int = 64,
     width: int = 64,
 ) -> Work:
-    """A step of the search, architecture and weights, on patches of noise."""
+    """A search step, architecture and weights, on patches of noise."""
     import jax
 
-    import manas_jax.main  # noqa: F401  # what the command imports
+    import manas_jax.main  # noqa: F401  # as the command does
     from manas_jax.runtime import malloc, sharding
     from manas_jax.training.state import init_search
 
@@ -138,7 +142,7 @@ def search_step(
     network, optimizers, step = make_search_step(
         configure(space),
         hypergradient=hypergradient,
-        fuse=jax.default_backend() != "cpu",  # as configs/manas.py has it for accelerators
+        fuse=jax.default_backend() != "cpu",  # as in configs/manas.py, for accelerators
     )
     mesh = sharding.make_mesh(1)
     state = sharding.replicate(init_search(network, *optimizers, seed=0), mesh)
@@ -161,7 +165,7 @@ def train_step(
     height: int = 64,
     width: int = 64,
 ) -> Work:
-    """A step of the final training of the alternating network, on patches of noise."""
+    """A training step of the alternating network on patches of noise."""
     import manas_jax.main  # noqa: F401
     from manas_jax.models.network import init_variables
     from manas_jax.runtime import malloc, sharding
@@ -189,17 +193,17 @@ def train_step(
 
 
 def _compiled(step, state, batch):
-    """Compiles a step as the commands do, while TensorFlow is imported; their batches need it."""
+    """Compiles a step while TensorFlow is imported for the batches, as the commands do."""
     from manas_jax.data import lazy_tf
 
     lazy_tf.import_in_background()
     compilation = step.compile(state, batch)
-    lazy_tf.tf.config  # noqa: B018  # waits for it, as the first batch would
+    lazy_tf.tf.config  # noqa: B018  # waits for it, as the first batch does
     return compilation
 
 
 def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> None:
-    """Writes fresh weights of the alternating network as a weights file."""
+    """Writes a file of fresh weights of the alternating network."""
     from manas_jax.models.network import Network, init_variables
     from manas_jax.workdir.weights import save_weights
 
@@ -211,7 +215,7 @@ def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> N
 def inference(
     folder: pathlib.Path, height: int, width: int, whole: bool = False, frames: int = 1
 ) -> Work:
-    """An 8-bit picture, or frames, de-rained; `whole`: its channel gates see all of it."""
+    """An 8-bit image, or frames, through `Derainer`; `whole`: channel gates see the whole image."""
     import numpy as np
 
     from manas_jax.inference.derainer import Derainer
@@ -220,7 +224,7 @@ def inference(
     malloc.tune()  # as `manas_jax.derain` does
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
     pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
-    network = derainer.network.clone(pool_cell=None)  # of a picture that nothing is added to
+    network = derainer.network.clone(pool_cell=None)  # operations without padding
     return Work(
         lambda: derainer(pictures),
         frames,
@@ -229,7 +233,7 @@ def inference(
 
 
 def video_frames(folder: pathlib.Path, height: int, width: int) -> Work:
-    """As many frames as are de-rained of a video at a time."""
+    """As many frames as are restored of a video at a time."""
     from manas_jax.inference import video
 
     return inference(folder, height, width, frames=video.BATCH)
@@ -238,15 +242,11 @@ def video_frames(folder: pathlib.Path, height: int, width: int) -> Work:
 def prepare_pictures(
     folder: pathlib.Path, count: int = 12, height: int = 320, width: int = 480
 ) -> None:
-    """Writes photographs as PNG files, each with three synthetic rains."""
-    from PIL import Image
-
-    from manas_jax.data import images, photographs, rain
+    """Writes photographs as PNG files, each with three versions of synthetic rain."""
+    from manas_jax.data import images, rain
     from manas_jax.data.lazy_tf import tf
-    from manas_jax.data.scene import read
 
-    for number, scene in enumerate(photographs.load(crop=64)[0][:count]):
-        photograph = Image.fromarray(read(scene.clean)).resize((width, height))
+    for number, photograph in enumerate(itertools.islice(_photographs(height, width), count)):
         clean = tf.constant(photograph, tf.float32) / 255
         images.write_png(folder / PICTURES / "clean" / f"{number}.png", _uint8(clean))
         for version in range(3):
@@ -261,9 +261,9 @@ def input_pipeline(
     scenes: int = 4,
     repeats: int = BATCHES,
 ) -> Work:
-    """A batch of the final training from PNG files, decoded each time unless a cache holds them.
+    """A training batch from PNG files, decoded each time unless a cache holds them.
 
-    Nothing is taken while nothing is measured, so the batches made ahead are a few of a run's many.
+    Batches are prefetched while nothing is measured, but those are few of the many in a run.
     """
     import manas_jax.main  # noqa: F401
     from manas_jax.data.sources import load_splits
@@ -284,7 +284,7 @@ def input_pipeline(
 
 
 def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int = 64) -> Work:
-    """Gradients of all losses: by the outputs and, for those of the architecture, by its logits."""
+    """Gradients of all losses, with respect to the outputs and the architecture's logits."""
     import jax
 
     from manas_jax.config import LossWeights
@@ -318,7 +318,7 @@ def evaluation(
     height: int = 320,
     width: int = 480,
 ) -> Work:
-    """What evaluation does with a picture: restore it, score it before and after."""
+    """An image restored and scored before and after, as in the evaluation."""
     import manas_jax.main  # noqa: F401
     from manas_jax import evaluate, metrics
     from manas_jax.models.network import Network, init_variables
@@ -335,6 +335,112 @@ def evaluation(
 
     flops = functools.partial(_network_flops, network, height, width)
     return Work(run, 1, flops=flops)
+
+
+def prepare_large(folder: pathlib.Path, side: int = 500) -> None:
+    """Writes an enlarged photograph with synthetic rain as a PNG file; rain is drawn by patches."""
+    from manas_jax.data import images, rain
+    from manas_jax.data.lazy_tf import tf
+
+    pixels = next(_photographs(*LARGE_SIZE))
+    for top, left in itertools.product(*(range(0, size, side) for size in LARGE_SIZE)):
+        patch = pixels[top : top + side, left : left + side]
+        clean = tf.constant(patch, tf.float32) / 255
+        patch[:] = _uint8(rain.synthesize(clean, tf.constant([top, left], tf.int64), "heavy", 0.0))
+    images.write_png(folder / LARGE, pixels)
+
+
+def derain_large(folder: pathlib.Path) -> Work:
+    """The command with the shipped weights, from file to file."""
+    from manas_jax import derain
+    from manas_jax.inference.derainer import Derainer
+
+    source, weights = folder / LARGE, derain.DEFAULT_WEIGHTS
+    arguments = [str(source), "-o", str(folder / "restored.png"), "--overwrite", "--quiet"]
+
+    def run():
+        if status := derain.main(arguments):
+            raise RuntimeError(f"manas_jax.derain ended with status {status}")
+
+    return Work(
+        run,
+        1,
+        flops=lambda: _network_flops(Derainer.from_pretrained(weights).network, *LARGE_SIZE),
+        details=functools.partial(tile_differences, source, weights),
+    )
+
+
+def tile_differences(source: pathlib.Path, weights: str, side: int = 1536) -> dict[str, Any]:
+    """Largest differences in grey levels between tiles and the whole, on a part of a picture."""
+    from manas_jax.data import images
+    from manas_jax.inference.derainer import Derainer
+
+    part = images.read(source)[:side, :side]
+
+    def restored(tile):
+        return Derainer.from_pretrained(weights, tile=tile)(part).astype(int)
+
+    whole = restored(side)
+    largest = {tile: int(abs(restored(tile) - whole).max()) for tile in (512, 768, 1024)}
+    return {"largest_difference_of_tiles": largest}
+
+
+def prepare_pairs(folder: pathlib.Path, count: int, side: int = 64) -> None:
+    """Writes `count` files of noise in the layout of Rain100L, a tenth of the pairs for testing."""
+    import numpy as np
+
+    from manas_jax.data import images
+
+    draw = np.random.default_rng(0)
+    for number in range(count // 2):
+        split = "test" if number % 10 == 9 else "train"
+        clean = draw.integers(0, 200, (side, side, 3), np.uint8)
+        for kind, pixels in {"norain": clean, "rain": clean + np.uint8(55)}.items():
+            images.write_png(folder / PICTURES / split / kind / f"{number}.png", pixels)
+
+
+def prepare_set(folder: pathlib.Path, count: int) -> None:
+    """Writes the files of `prepare_pairs` and a TFDS data set of them."""
+    prepare_pairs(folder, count)
+    _write_set(folder, folder)
+
+
+def set_writing(folder: pathlib.Path, count: int, buffer_mib: int | None = None) -> Work:
+    """The files of `prepare_pairs` checked and written as a TFDS data set.
+
+    TFDS sorts up to `buffer_mib` (1000 by default) in memory and beyond that on disk.
+    """
+    if buffer_mib:
+        from tensorflow_datasets.core import shuffle
+
+        shuffle.MAX_MEM_BUFFER_SIZE = buffer_mib * 2**20
+    return Work(lambda: _write_set(folder, tempfile.mkdtemp(dir=folder)), count)
+
+
+def _write_set(folder: pathlib.Path, data_dir: str | pathlib.Path) -> None:
+    from manas_jax.data import prepare
+
+    root = str(folder / PICTURES)
+    arguments = ["rain100l", "--root", root, "--data_dir", str(data_dir), "--partial"]
+    if status := prepare.main(arguments):
+        raise RuntimeError(f"manas_jax.data.prepare ended with status {status}")
+
+
+def set_reading(folder: pathlib.Path, count: int) -> Work:
+    """All pictures of the data set of `prepare_set` read."""
+    from manas_jax.data.scene import read
+    from manas_jax.data.sources import load_splits
+
+    config = configure(SMALL).data
+    config.update(source="tfds", root=str(folder), tfds_name="derain/rain100l", validation_scenes=0)
+
+    def run():
+        splits = load_splits(config, crop=64)
+        for scene in (*splits.weights, *splits.architecture, *splits.test):
+            for picture in (scene.clean, *scene.rainy):
+                read(picture)
+
+    return Work(run, count)
 
 
 def _inference(space: Mapping[str, Any], height: int, width: int, whole: bool = False) -> Case:
@@ -373,6 +479,22 @@ CASES = {
     ),
     "losses": Case(losses),
     "evaluation_small": Case(evaluation),
+    "derain_24mp": Case(derain_large, prepare_large),
+    **{
+        f"prepare_{count}{name}": Case(
+            functools.partial(set_writing, count=count, buffer_mib=buffer_mib),
+            functools.partial(prepare_pairs, count=count),
+        )
+        for name, buffer_mib in (("", None), ("_small_buffer", 8))
+        for count in FILES
+    },
+    **{
+        f"read_{count}": Case(
+            functools.partial(set_reading, count=count),
+            functools.partial(prepare_set, count=count),
+        )
+        for count in FILES
+    },
 }
 BASES = {"search_first_order_small": search_step, "train_small": train_step}
 DOUBLED = {
@@ -386,13 +508,18 @@ CASES |= {
     for base, make in BASES.items()
     for what, change in DOUBLED.items()
 }
-TINY = {"tiny": _inference(NARROW, 16, 24)}  # for tests
+TINY = {  # for tests
+    "tiny": Case(
+        lambda folder: Work(lambda: (folder / WEIGHTS).read_text(), 1),
+        lambda folder: (folder / WEIGHTS).touch(),
+    )
+}
 
 
 def _network_flops(network, height: int, width: int) -> float:
-    """Operations of a derived network on one picture, two a multiplication of its definition.
+    """Operations of a derived network on one image, two per multiplication in its definition.
 
-    Not as XLA counts them: some forms of a convolution multiply by zeros, too.
+    Not as XLA counts them, which includes multiplications by zero in some forms of a convolution.
     """
     return 2.0 * cost.derived(network.genotype, height, width).macs
 
@@ -404,6 +531,18 @@ def _batch(scenes: int, versions: int, height: int, width: int, seed: int = 0):
     shapes = {"rainy": (scenes, versions, height, width, 3), "clean": (scenes, height, width, 3)}
     draw = np.random.default_rng(seed)
     return {key: draw.random(shape, np.float32) for key, shape in shapes.items()}
+
+
+def _photographs(height: int, width: int) -> Iterator[Any]:
+    """Photographs resized to uint8 (height, width, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    from manas_jax.data import photographs
+    from manas_jax.data.scene import read
+
+    for scene in photographs.load(crop=64)[0]:
+        yield np.array(Image.fromarray(read(scene.clean)).resize((width, height)))
 
 
 def _picture(height: int, width: int, seed: int = 0):

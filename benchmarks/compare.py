@@ -1,12 +1,11 @@
-"""Compares two files of `benchmarks.speed` and says what changed beyond noise.
+"""Compares two files of `benchmarks.speed` and reports what changed beyond noise.
 
 python -m benchmarks.compare OLD NEW [--normalise] [--tolerance 0.1]
 
-Seconds of a step are compared by their medians, and their noise is the range of the runs: faster
-or slower is what lies outside of it, the slowest new run below the fastest old one. What is
-measured once (compiling, first step, memory) is given `--tolerance` either way. `--normalise`
-counts seconds in matrix products, timed by both beside the steps: for another machine, or one that
-something else was running on.
+Seconds of a step are compared by their medians, and the range of the runs is their noise: a step is
+faster if the slowest new run is below the fastest old one. Values measured once (compilation, first
+step, memory) have --tolerance as their noise. --normalise counts time in matrix products, timed
+beside the steps in both files: for different machines, or if something else was running.
 """
 
 from __future__ import annotations
@@ -23,47 +22,27 @@ from benchmarks.speed import SIDE, aligned
 from manas_jax.errors import UserError
 
 TOLERANCE = 0.1
+HEAD = ("case", "measure", "old", "new", "new / old", "range", "verdict")
 
 
 class Value(NamedTuple):
-    """A measurement and the range that it may lie in."""
+    """A measurement and its range."""
 
     middle: float
     low: float
     high: float
 
 
-def read(path: str | os.PathLike) -> Any:
-    """What a JSON file holds.
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a file of `benchmarks.speed`.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the file cannot be read or holds something else.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        record = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def entries(path: pathlib.Path, command: str) -> list[dict[str, Any]]:
-    """The results that a command adds to, of which there may be none yet.
-
-    Raises:
-      UserError: the file cannot be read or is something else.
-    """
-    record = read(path) if path.exists() else []
-    if not isinstance(record, list):
-        raise UserError(f"{path}: not written by {command}; give another --out")
-    return record
-
-
-def load(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what `benchmarks.speed` wrote.
-
-    Raises:
-      UserError: the file cannot be read or is something else.
-    """
-    record = read(path)
     if not isinstance(record, dict) or not {"cases", "runs"} <= record.keys():
         raise UserError(f"{path}: not written by benchmarks.speed; give two of its files")
     return record
@@ -72,12 +51,12 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
 def measures(
     case: Mapping[str, Any], tolerance: float = TOLERANCE, normalise: bool = False
 ) -> dict[str, Value]:
-    """What can be compared of a case: measure -> value; the fewer the better.
+    """What can be compared of a case: measure -> value, where less is better.
 
     Args:
       case: a case's record.
-      tolerance: share by which what is measured once may be off.
-      normalise: whether seconds become matrix products that take as long.
+      tolerance: relative noise of values measured once.
+      normalise: whether seconds become numbers of matrix products that take as long.
     """
     products = case["product_gflops"]
 
@@ -102,8 +81,12 @@ def measures(
 
 
 def ratio(old: Value, new: Value) -> Value:
-    """New over old and the range that the noise of both leaves it."""
-    return Value(*(_over(a, b) for a, b in zip(new, (old.middle, old.high, old.low), strict=True)))
+    """New over old, with the range that the noise of both allows."""
+
+    def over(a: float, b: float) -> float:  # 0 / 0 is no change
+        return a / b if b else (float("inf") if a else 1.0)
+
+    return Value(*(over(a, b) for a, b in zip(new, (old.middle, old.high, old.low), strict=True)))
 
 
 def verdict(measure: str, change: Value) -> str:
@@ -120,7 +103,7 @@ def compare(
     tolerance: float = TOLERANCE,
     normalise: bool = False,
 ) -> list[list[str]]:
-    """A row (case, measure, old, new, ratio, its range, verdict) for all that both records hold."""
+    """A row as in `HEAD` for each measure of the cases that both records hold."""
     rows = []
     for name in _finished(old):
         if name not in _finished(new):
@@ -143,7 +126,7 @@ def compare(
 
 
 def only_in_one(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines about cases that one of the records lacks or in which they failed."""
+    """A line for each case that one of the records lacks or that failed in it."""
     return [
         f"{name}: not measured in the {which} file"
         for which, record in (("old", old), ("new", new))
@@ -156,27 +139,16 @@ def _finished(record: Mapping[str, Any]) -> list[str]:
     return [name for name, case in record["cases"].items() if "error" not in case]
 
 
-def _over(new: float, old: float) -> float:
-    """The quotient; nothing over nothing is no change."""
-    return new / old if old else (float("inf") if new else 1.0)
-
-
 def _origin(record: Mapping[str, Any]) -> str:
-    made = record["provenance"] or {}
-    machine = made.get("machine", {})
-    return (
-        f"{made.get('commit', '')[:9]} {made.get('date', '')[:16]}, {machine.get('processor')}, "
-        f"{machine.get('cores')} cores, {', '.join(machine.get('devices', []))}"
-    )
+    origin = record["provenance"] or {}
+    machine = ", ".join(map(str, origin.get("machine", {}).values()))
+    return f"{origin.get('commit', '')[:9]} {origin.get('date', '')[:16]}, {machine}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--normalise", action="store_true", help="count in matrix products")
@@ -193,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"old: {_origin(old)}\nnew: {_origin(new)}\n")
-    print(aligned([["case", "measure", "old", "new", "new / old", "range", "verdict"], *rows]))
+    print(aligned([HEAD, *rows]))
     print(*only_in_one(old, new), sep="\n")
     return 0
 

@@ -1,6 +1,6 @@
 """Where a first-order step of the small search spends its time, and where compiling does.
 
-python -m benchmarks.parts [--steps 8] [--out results/parts.json]
+python -m benchmarks.parts [--steps 8] [--out results/speed/this/parts.json]
 
 The programs that `manas_jax.search.modular_grad` makes of the network's parts are timed where they
 are called, the compiler where it is called; programs of one kind are added up. Compiler seconds
@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks import THIS_MACHINE
 from benchmarks.cases import CASES
-from benchmarks.markdown import ROOT
 from benchmarks.speed import aligned, product_gflops
 from manas_jax.errors import UserError
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "parts.json")
+    parser.add_argument("--out", type=pathlib.Path, default=THIS_MACHINE / "parts.json")
     options = parser.parse_args(arguments)
     try:
         if options.steps < 1:

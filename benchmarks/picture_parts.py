@@ -1,6 +1,6 @@
 """Where de-raining a picture spends its time, and how busy the cores are meanwhile.
 
-python -m benchmarks.picture_parts [--runs 9] [--out results/picture_parts.json]
+python -m benchmarks.picture_parts [--runs 9] [--out results/speed/this/picture_parts.json]
 
 Each part of the derived networks of `benchmarks.cases` is a program of its own here, in the form
 that pictures are de-rained in, and all are run in turn, as is the whole network. Beside seconds
@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks import THIS_MACHINE
 from benchmarks.cases import PAPER, SMALL, alternating
-from benchmarks.markdown import ROOT
 from benchmarks.parts import kind
 from benchmarks.speed import aligned, product_gflops, ranged, spread
 from manas_jax import cost
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "picture_parts.json")
+    parser.add_argument("--out", type=pathlib.Path, default=THIS_MACHINE / "picture_parts.json")
     options = parser.parse_args(arguments)
     try:
         if options.runs < 1:

@@ -1,15 +1,16 @@
-"""The authors' PyTorch code on this machine, in the cases of `benchmarks.speed`.
+"""The authors' PyTorch code in the cases of `benchmarks.speed`, on this machine.
 
-python -m benchmarks.released FOLDER [CASE ...] [--runs 5] [--out results/released.json]
+python -m benchmarks.released FOLDER [CASE ...] [--runs 5] [--out results/speed/this/released.json]
 
 FOLDER holds Networks.py, operations.py and genotypes.py of github.com/lcai-gz/MANAS; PyTorch has to
 be installed beside this project (`pip install torch`; a build for CPU is enough). The modules are
-used as they are. The networks that are put together of them there do not run: so they are put
-together here, as the paper has it and as `manas_jax.models.network` does, with softmax on all
-logits; and so is the finite difference, which the released code exits from. The losses are written
-here, for all scenes at once, which takes the released code some hundred calls a step.
+used unchanged. The networks that the released code builds of them do not run, so they are built
+here, as in the paper and in `manas_jax.models.network`, with softmax on all logits; the same holds
+for the finite difference, where the released code exits. The losses are written here for all scenes
+at once; the released code needs some hundred calls per step for them.
 
-On CPU, on as many threads as PyTorch takes by itself, each case in a process of its own.
+To compare with `benchmarks.speed`, run both on one machine within the same hour. On CPU, with
+PyTorch's default number of threads, each case in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import speed
+from benchmarks import THIS_MACHINE, speed
 from benchmarks.cases import PAPER, SMALL, alternating
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 from manas_jax.space import SearchSpace
 
-# PyTorch is imported where it is used: it is no part of what the project needs.
+# PyTorch is imported inside functions: the project does not require it.
 
 SCENES, VERSIONS, SIDE = 4, 3, 64
 PICTURE = (320, 480)
 
-CASES = {  # name -> (what is measured, the search space)
+CASES = {  # name -> (kind of step, search space)
     "search_first_order_small": ("first_order", SMALL),
     "search_finite_difference_small": ("finite_difference", SMALL),
     "search_first_order_paper": ("first_order", PAPER),
@@ -50,7 +52,7 @@ def build(modules: Any, space: SearchSpace, derived: bool):
     Args:
       modules: the released `Networks`.
       space: channels and numbers of columns.
-      derived: whether it has `benchmarks.cases.alternating`'s choices, else logits.
+      derived: build the network of `benchmarks.cases.alternating`, not the supernet.
     """
     import torch
     from torch import nn
@@ -95,7 +97,7 @@ def build(modules: Any, space: SearchSpace, derived: bool):
             self.fuse = modules.FusionModule(channels, muti_scale_output=False)
             self.head = nn.Conv2d(channels[0], 3, 1, bias=False)
             edges = len(space.modules) * space.edges
-            self.logits = [  # not parameters: an optimizer of their own moves them
+            self.logits = [  # not parameters: they have an optimizer of their own
                 (1e-3 * torch.randn(rows, width)).requires_grad_()
                 for rows, width in ((sum(space.columns), 2), (edges, len(names)))
             ]
@@ -111,7 +113,7 @@ def build(modules: Any, space: SearchSpace, derived: bool):
                     if derived:
                         branches = column(list(branches))
                         continue
-                    # The parallel path overwrites the list that it is given.
+                    # The parallel path overwrites its argument.
                     paths = column.horizontal(list(branches)), column.fuse(branches)
                     share = next(of_columns)
                     branches = [share[0] * a + share[1] * b for a, b in zip(*paths, strict=True)]
@@ -127,7 +129,7 @@ def build(modules: Any, space: SearchSpace, derived: bool):
 
 
 def make_losses() -> tuple[Callable, Callable]:
-    """External and internal loss of (12, 3, H, W) and (4, 3, H, W), and the logits' entropy."""
+    """External and internal loss of (12, 3, H, W) and (4, 3, H, W); entropy of the logits."""
     import torch
     from torch.nn import functional
 
@@ -167,7 +169,7 @@ def make_losses() -> tuple[Callable, Callable]:
 
 
 def make_step(modules: Any, what: str, space: SearchSpace) -> Callable[[], Any]:
-    """A step of a case, with the optimizers of the released code."""
+    """The step of a case, with the optimizers of the released code."""
     import torch
 
     torch.manual_seed(0)
@@ -221,8 +223,8 @@ def make_step(modules: Any, what: str, space: SearchSpace) -> Callable[[], Any]:
             return torch.autograd.grad(value, by, allow_unused=True)
 
         move(before, -xi, gradients(loss(batches[0]), weights))
-        made = gradients(loss(batches[1]) + entropy(logits), logits + weights)
-        direct, vector = made[: len(logits)], made[len(logits) :]
+        both = gradients(loss(batches[1]) + entropy(logits), logits + weights)
+        direct, vector = both[: len(logits)], both[len(logits) :]
         norm = torch.cat([v.flatten() for v in vector if v is not None]).norm()
         epsilon = 0.01 / norm.item()
         sides = []
@@ -247,7 +249,11 @@ def make_step(modules: Any, what: str, space: SearchSpace) -> Callable[[], Any]:
 
 
 def measure(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]:
-    """Runs a case in this process: 'seconds' by run after two steps, 'peak_gb' by then, 'torch'."""
+    """Runs a case in this process.
+
+    Returns:
+      'seconds' by run, after two steps; 'peak_gb' by the end of these two; 'torch', its version.
+    """
     torch = importlib.import_module("torch")
     sys.path.insert(0, str(folder))
     what, space = CASES[name]
@@ -256,14 +262,14 @@ def measure(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]:
         step()
     peak, seconds = speed.peak_gb(), []
     for _ in range(runs):
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - begin)
     return {"seconds": seconds, "peak_gb": peak, "torch": torch.__version__}
 
 
 def _measure_apart(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]:
-    """Measures a case in a process of its own, which starts small: see `benchmarks.speed`."""
+    """Measures a case in a child process, so that its peak memory is its own."""
     task = {"folder": str(folder), "case": name, "runs": runs}
     try:
         printed = speed.run_apart("benchmarks.released", [str(folder)], task)
@@ -275,35 +281,32 @@ def _measure_apart(folder: pathlib.Path, name: str, runs: int) -> dict[str, Any]
 
 
 def select(folder: pathlib.Path, patterns: Sequence[str]) -> list[str]:
-    """Names of the cases that any of the patterns fits; all without patterns.
+    """Names of the cases that match any of the patterns; all of them without patterns.
 
     Raises:
-      UserError: a pattern fits none, the folder is no checkout, or there is no PyTorch.
+      UserError: a pattern matches none, the folder is no checkout, or PyTorch is not installed.
     """
     if not (folder / "Networks.py").is_file():
         raise UserError(f"{folder}: no Networks.py; give a checkout of github.com/lcai-gz/MANAS")
     if importlib.util.find_spec("torch") is None:
-        raise UserError("there is no PyTorch: pip install torch")
-    return speed.select(patterns, CASES)
+        raise UserError("PyTorch is not installed: pip install torch")
+    return speed.select(patterns, list(CASES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.released", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=speed.ROOT / "results" / "released.json"
-    )
+    parser.add_argument("--out", type=pathlib.Path, default=THIS_MACHINE / "released.json")
     options = parser.parse_args(arguments)
     if task := os.environ.get(speed.WORKER):
         task = json.loads(task)
         print(json.dumps(measure(pathlib.Path(task["folder"]), task["case"], task["runs"])))
         return 0
 
-    from manas_jax.files import write_json
     from manas_jax.workdir import provenance
 
     try:
@@ -325,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [name, speed.ranged(case["seconds"], ".4g"), f"{case['peak_gb']:.2f}"]
         for name, case in cases.items()
     ]
-    print(speed.aligned([["case", "s a step (min-max)", "peak GB"], *rows]))
+    print(speed.aligned([["case", "s/step (min-max)", "peak GB"], *rows]))
     return 0
 
 

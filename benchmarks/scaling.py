@@ -1,14 +1,13 @@
-"""Scaling on paper: what a step takes by its compiled program, and what larger machines make of it.
+"""Scaling on paper: the cost of a step from its compiled program, and predictions for accelerators.
 
 python -m benchmarks.scaling [--sizes paper small] [--devices 1 2 4 8] [--out results/scaling.json]
 
-Compiles the search step (as configs/manas.py has it: architecture and weights, one program each)
-and the training step of the paper's batches for simulated devices of this machine's CPU, and runs
-neither. Counts operations, memory and collectives of the programs, checks the bytes of the
-all-reduces against arithmetic on the parameters' shapes, measures what the input pipeline of one
-core delivers, and predicts step times on the machines in `SYSTEMS`. docs/scaling.md says what that
-is worth. A program takes minutes to compile; the file is written after each one, and with --resume
-those that it holds are kept.
+Compiles the search step (as in configs/manas.py: one program for the architecture, one for the
+weights) and the training step with the paper's batches for simulated devices of this machine's CPU,
+and runs neither. Counts operations, memory and collectives of the programs, computes the bytes of
+the all-reduces from the shapes of the parameters, measures the input pipeline on one core, and
+predicts step times on the machines in `SYSTEMS`. docs/scaling.md discusses how far that carries. A
+program takes minutes to compile; the file is written after each one, and --resume continues it.
 """
 
 from __future__ import annotations
@@ -28,15 +27,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks import cases
+from benchmarks import RESULTS, ROOT, cases
 from manas_jax.errors import UserError
 
-# JAX is imported where it is used: the number of simulated devices is an option of this command.
+# JAX is imported inside functions: the number of simulated devices is an option of this command.
 
-ROOT = pathlib.Path(__file__).parent.parent
-SIZES = {"paper": cases.PAPER, "small": cases.SMALL, "narrow": cases.NARROW}  # the last: for tests
+SIZES = {"paper": cases.PAPER, "small": cases.SMALL, "narrow": cases.NARROW}
 STAGES = {"search": ("search_architecture", "search_weights"), "train": ("train",)}
-# Quick to compile; passes that partition, fuse and combine come before and stay as they are.
+# Quick to compile; the passes that partition, fuse and combine run before and are not affected.
 XLA_FLAGS = "--xla_backend_optimization_level=0"
 PIPELINES = ("pipeline_files", "pipeline_cached")
 FLOAT = 4  # bytes
@@ -44,19 +42,19 @@ FLOAT = 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A machine, by its makers' figures; bandwidths in bytes a second.
+    """A machine, by the figures of its vendor; bandwidths in bytes/s.
 
     Attributes:
       devices: JAX devices (chips, GPUs).
       hosts: processes that feed them.
-      vcpus: hardware threads of a host.
-      flops: peak operations a second of a device on float32 arrays as JAX multiplies them by
-        default: in bfloat16 on TPU, in TF32 on H100; dense.
-      memory: bytes of a device.
-      memory_bandwidth: of a device.
-      link_bandwidth: what a device can send to others at a time.
+      vcpus: hardware threads per host.
+      flops: peak operations/s per device on float32 arrays as JAX multiplies them by default: in
+        bfloat16 on TPU, in TF32 on H100; dense.
+      memory: bytes per device.
+      memory_bandwidth: per device.
+      link_bandwidth: outgoing, per device.
       latency: seconds of an all-reduce of few bytes.
-      sources: where the figures come from.
+      sources: addresses of the figures' sources.
     """
 
     devices: int
@@ -98,7 +96,7 @@ SYSTEMS = {
     ),
 }  # fmt: skip
 
-# Assumed, not measured: shares of the peaks that programs of small convolutions reach.
+# Assumed, not measured: shares of the peaks that small convolutions reach.
 SHARES = {"flops": 0.3, "memory_bandwidth": 0.7}
 
 _COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -109,11 +107,11 @@ _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+)\[([\d,]*)\]")
 def collectives(program: str) -> dict[str, dict[str, int]]:
     """Counts the collectives in the text of a compiled program.
 
-    XLA merges all-reduces that can go together; one of several arrays counts once. Those inside
-    of loops count once, however often the loop runs; the steps measured here have none.
+    XLA merges all-reduces where it can; one of several arrays counts once. One inside a loop
+    counts once, however often the loop runs; the steps measured here have none.
 
     Returns:
-      Kind -> 'count' and 'bytes', the latter of the results on one device.
+      Kind -> 'count' and 'bytes' of the results on one device.
     """
     found: dict[str, dict[str, int]] = {}
     for line in program.splitlines():
@@ -130,19 +128,19 @@ def _bytes(kind: str, shape: str) -> int:
 
 
 def reduced_bytes(params: Mapping, batch_stats: Mapping) -> dict[str, int]:
-    """What the devices have to sum in a step that moves all weights, by arithmetic on shapes.
+    """Bytes that the devices have to sum in a step that updates all weights, from shapes alone.
 
-    BatchNorm sums x and x^2 of each channel forward, and the gradient and its product with x
-    backward; of a layer with scale and bias those give the gradients of both.
+    BatchNorm sums x and x^2 per channel in the forward pass, and the gradient and its product with
+    x in the backward pass; in a layer with scale and bias those give the gradients of both.
 
     Args:
       params: parameters or their shapes.
       batch_stats: running statistics or their shapes.
 
     Returns:
-      Bytes, float32: 'parameters', one of each; 'factored', what is reduced beyond that because
-      `FactoredConv` sums the gradient of the dense kernel and not those of its two factors;
-      'statistics' of BatchNorm, forward and backward; 'total'.
+      Bytes, float32: 'parameters', each once; 'factored', the excess because `FactoredConv` sums
+      the gradient of the dense kernel, not those of its two factors; 'statistics' of BatchNorm,
+      forward and backward; 'total'.
     """
     from flax.traverse_util import flatten_dict
 
@@ -167,14 +165,14 @@ def reduced_bytes(params: Mapping, batch_stats: Mapping) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A part of a step that can be compiled.
+    """A program of a step, ready to compile.
 
     Attributes:
       step: the jitted function.
-      state: what it carries, as shapes.
+      state: its state, as shapes.
       options: `config.search` or `config.train`.
-      state_bytes: name of a part of the state -> bytes.
-      reduced: see `reduced_bytes`; None where the weights do not move.
+      state_bytes: field of the state -> bytes.
+      reduced: see `reduced_bytes`; None if the program does not update the weights.
     """
 
     step: Any
@@ -185,7 +183,7 @@ class Program:
 
 
 def programs(space: Mapping[str, Any]) -> tuple[Any, dict[str, Program]]:
-    """The paper's configuration on a search space, and its programs by name; compiles nothing."""
+    """The paper's configuration on a search space, and its programs by name, not yet compiled."""
     import jax
 
     from manas_jax.models.network import variable_shapes
@@ -231,12 +229,12 @@ def _size(tree: Any) -> int:
 
 
 def measure(config: Any, name: str, program: Program, devices: int) -> dict[str, Any]:
-    """Compiles a program for its batch split over simulated devices.
+    """Compiles a program with its batch split over simulated devices.
 
     Returns:
-      'scenes' of the global batch; 'flops' of all devices together, as XLA counts them before it
-      partitions and optimises; of one device 'device_flops', 'device_bytes_accessed' and
-      'argument_bytes', 'temporary_bytes'; 'collectives'; 'seconds' to lower and compile.
+      'scenes' of the global batch; 'flops' of all devices together, as XLA counts them before
+      partitioning and optimisation; of one device 'device_flops', 'device_bytes_accessed',
+      'argument_bytes' and 'temporary_bytes'; 'collectives'; 'seconds' to lower and compile.
 
     Raises:
       UserError: there are fewer devices, or they do not divide the batch.
@@ -256,7 +254,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     )
     batch = build.batch_shapes(config, program.options, mesh)
     batches = (batch, batch) if name == "search_architecture" else (batch,)
-    with layers.convolution_forms(layers.Forms.PLAIN):  # this is about accelerators
+    with layers.convolution_forms(layers.Forms.PLAIN):  # the forms for accelerators
         lowered = program.step.lower(state, *batches)
     compiled = lowered.compile()
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -273,23 +271,25 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
 
 
 def line(points: Mapping[float, float]) -> tuple[float, float]:
-    """Intercept and slope of the line through the outermost two of the points x -> y."""
+    """Intercept and slope of the line through the points x -> y with the least and largest x."""
     low, high = min(points), max(points)
     if low == high:
-        raise UserError("give at least two numbers of --devices: costs are split by two of them")
+        raise UserError(
+            "give at least two numbers of --devices: costs are interpolated between them"
+        )
     slope = (points[high] - points[low]) / (high - low)
     return points[low] - slope * low, slope
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a program costs one device with `share` scenes.
+    """Cost of a program on one device.
 
     Attributes:
       flops: operations.
       traffic: bytes between memory and processor.
       memory: bytes held at a time.
-      reductions: all-reduces.
+      reductions: number of all-reduces.
       reduced: bytes of all of them.
     """
 
@@ -301,11 +301,11 @@ class Cost:
 
 
 def cost(measured: Mapping[str, Mapping[str, Any]], share: float) -> Cost:
-    """Costs at any number of scenes a device, by the line through those that were compiled.
+    """Cost at any number of scenes per device, by linear interpolation between compiled programs.
 
     Args:
-      measured: devices -> what `measure` gave.
-      share: scenes of a device.
+      measured: devices -> result of `measure`.
+      share: scenes per device.
     """
     points = {m["scenes"] / int(devices): m for devices, m in measured.items()}
 
@@ -324,7 +324,7 @@ def cost(measured: Mapping[str, Mapping[str, Any]], share: float) -> Cost:
 
 
 def compute_seconds(system: System, needed: Cost) -> float:
-    """The slower of arithmetic and memory traffic, at the assumed shares of the peaks."""
+    """Seconds of the slower of arithmetic and memory traffic, at the shares in `SHARES`."""
     return max(
         needed.flops / (SHARES["flops"] * system.flops),
         needed.traffic / (SHARES["memory_bandwidth"] * system.memory_bandwidth),
@@ -332,18 +332,18 @@ def compute_seconds(system: System, needed: Cost) -> float:
 
 
 def latency_seconds(system: System, needed: Cost) -> float:
-    """All-reduces one after the other, of nothing."""
+    """Seconds of the all-reduces in sequence, if they were empty."""
     return needed.reductions * system.latency
 
 
 def reduce_seconds(system: System, needed: Cost) -> float:
-    """All-reduces one after the other, hidden behind nothing: latencies and a ring's transfers."""
+    """Seconds of the all-reduces in sequence without overlap: latency and transfers of a ring."""
     crossing = 2 * (system.devices - 1) / system.devices * needed.reduced
     return latency_seconds(system, needed) + crossing / system.link_bandwidth
 
 
 def batch_size(scenes: int, devices: int) -> int:
-    """The paper's batch, or the least larger one that splits evenly over the devices."""
+    """The paper's batch, rounded up to a multiple of the devices."""
     return -(-scenes // devices) * devices
 
 
@@ -355,23 +355,22 @@ def predict(
     scene: Mapping[str, int],
     pipeline: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What a step of a stage should take on a system.
+    """Predicts a step of a stage on a system.
 
     Args:
       system: the machine.
-      measured: program -> devices -> what `measure` gave.
+      measured: program -> devices -> result of `measure`.
       stage: one of `STAGES`.
       schedule: program -> steps of the stage in which it runs.
-      scene: 'images', rainy patches of one, and 'bytes', of these and the clean one.
-      pipeline: case -> images a second that one core was measured to deliver.
+      scene: its 'images', the rainy patches, and 'bytes' of these and the clean patch.
+      pipeline: case -> measured images/s of one core.
 
     Returns:
       'scenes' of the global batch; seconds of 'compute', of 'reduce' (of which 'latency') and of
-      their sum 'step'; 'bound', what limits the computing; 'efficiency', the time of one such
-      device for the whole batch over `devices` times the step; 'device_bytes' in memory at a time;
-      'stage_seconds' of all steps; images a second of one host ('host_images', of rainy patches),
-      what these and their clean ones weigh ('host_bytes' a second), and 'cores' a host by case of
-      the pipeline.
+      their sum 'step'; 'bound', the limit of computing; 'efficiency', the time of one such device
+      for the whole batch over `devices` times the step; 'device_bytes' in memory at a time;
+      'stage_seconds' of all steps; per host the rainy patches/s ('host_images'), bytes/s of these
+      and their clean patches ('host_bytes'), and 'cores' by case of the pipeline.
     """
     parts = {name: measured[name] for name in STAGES[stage]}
     paper = next(iter(measured[STAGES[stage][0]].values()))["scenes"]
@@ -386,7 +385,7 @@ def predict(
     reduce = sum(reduce_seconds(system, needed) for needed in shared.values())
     arithmetic = sum(n.flops for n in shared.values()) / (SHARES["flops"] * system.flops)
     step = compute + reduce
-    scene_rate = len(parts) * scenes / step / system.hosts  # each program takes a batch
+    scene_rate = len(parts) * scenes / step / system.hosts  # one batch per program
     images = scene_rate * scene["images"]
     return {
         "scenes": scenes,
@@ -405,7 +404,7 @@ def predict(
 
 
 def predictions(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """System -> stage -> `predict`, by what was measured of the paper's size; empty before."""
+    """System -> stage -> `predict`; empty unless all programs of the paper's size are measured."""
     paper = record["sizes"].get("paper", {})
     done = paper.get("programs", {})
     if not all(len(done.get(name, ())) > 1 for names in STAGES.values() for name in names):
@@ -421,7 +420,7 @@ def predictions(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def measure_pipelines(runs: int) -> dict[str, dict[str, Any]]:
-    """Images a second of the input pipeline on one core, by `benchmarks.speed`."""
+    """Images/s of the input pipeline on one core, from `benchmarks.speed`."""
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "speed.json"
         command = [sys.executable, "-m", "benchmarks.speed", *PIPELINES]
@@ -435,22 +434,22 @@ def measure_pipelines(runs: int) -> dict[str, dict[str, Any]]:
             last = (done.stdout + done.stderr).strip().splitlines()[-1:]
             raise UserError(f"benchmarks.speed {' '.join(PIPELINES)}: {' '.join(last)}")
         measured = json.loads(out.read_text())["cases"]
-    kept = ("images_a_second", "seconds", "runs", "images", "product_gflops")
-    return {case: {key: measured[case][key] for key in kept} for case in PIPELINES}
+    keys = ("images_a_second", "seconds", "runs", "images", "product_gflops")
+    return {case: {key: measured[case][key] for key in keys} for case in PIPELINES}
 
 
 def run(
     sizes: Sequence[str], devices: Sequence[int], out: pathlib.Path, resume: bool, runs: int
 ) -> Iterator[str]:
-    """Measures and predicts, rewriting the file after each program; tells of each in a line.
+    """Measures and predicts, rewriting the file after each program; yields lines of progress.
 
     Raises:
-      UserError: as `measure`; the input pipeline fails; the file to resume is none of this command.
+      UserError: as `measure`; the input pipeline fails; the file to resume is not this command's.
     """
     from manas_jax.files import write_json
     from manas_jax.workdir import provenance
 
-    record: dict[str, Any] = _kept(out) if resume else {"sizes": {}, "pipeline": {}}
+    record: dict[str, Any] = _load(out) if resume else {"sizes": {}, "pipeline": {}}
     record |= {
         "provenance": [*record.get("provenance", []), provenance.describe()],
         "xla_flags": XLA_FLAGS,
@@ -474,20 +473,20 @@ def run(
         part["reduced_bytes"] = {n: dict(p.reduced) for n, p in found.items() if p.reduced}
         for count in devices:
             for name, program in found.items():
-                kept = part["programs"].setdefault(name, {})
+                by_devices = part["programs"].setdefault(name, {})
                 done += 1
-                if str(count) not in kept:
+                if str(count) not in by_devices:
                     measured = measure(config, name, program, count)
-                    kept[str(count)] = {**measured, "commit": provenance.commit()}
+                    by_devices[str(count)] = {**measured, "commit": provenance.commit()}
                     spent += 1
                     left = (time.monotonic() - begin) / spent * (total - done) / 60
-                    yield f"{size} {name} on {count}: {_told(measured)}; about {left:.0f} min left"
+                    yield f"{size} {name} on {count}: {_line(measured)}; about {left:.0f} min left"
                 record["predictions"] = predictions(record)
                 write_json(out, record)
 
 
 def _scene(config: Any) -> dict[str, int]:
-    """Rainy patches of a scene, and bytes of these and the clean one; both stages crop alike."""
+    """Rainy patches per scene, and bytes of these and the clean one; same crop in both stages."""
     versions = config.data.versions
     return {
         "images": versions,
@@ -496,7 +495,7 @@ def _scene(config: Any) -> dict[str, int]:
 
 
 def _runs(config: Any) -> dict[str, int]:
-    """Steps in which each program runs."""
+    """Number of steps in which each program runs."""
     warmup = round(config.search.architecture_warmup * config.search.steps)
     return {
         "search_architecture": config.search.steps - warmup,
@@ -505,7 +504,7 @@ def _runs(config: Any) -> dict[str, int]:
     }
 
 
-def _kept(out: pathlib.Path) -> dict[str, Any]:
+def _load(out: pathlib.Path) -> dict[str, Any]:
     try:
         record = json.loads(out.read_text())
     except (OSError, ValueError) as error:
@@ -515,7 +514,7 @@ def _kept(out: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def _told(measured: Mapping[str, Any]) -> str:
+def _line(measured: Mapping[str, Any]) -> str:
     found = measured["collectives"].get("all-reduce", {"count": 0, "bytes": 0})
     return (
         f"{measured['seconds']:.0f} s, {measured['flops'] / 1e9:.4g} GFLOP, "
@@ -524,13 +523,13 @@ def _told(measured: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["paper", "small"])
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "scaling.json")
-    parser.add_argument("--resume", action="store_true", help="keep what the file holds")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "scaling.json")
+    parser.add_argument("--resume", action="store_true", help="continue the file")
     parser.add_argument(
         "--runs", type=int, default=5, help="of the input pipeline; 0: leave it out"
     )
@@ -541,9 +540,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = f"--xla_force_host_platform_device_count={max(options.devices)}"
     os.environ |= {"XLA_FLAGS": f"{flags} {count}", "JAX_PLATFORMS": "cpu"}
     try:
-        steps = run(options.sizes, options.devices, options.out, options.resume, options.runs)
-        for line_ in steps:
-            print(f"{time.strftime('%H:%M:%S')}  {line_}", flush=True)
+        lines = run(options.sizes, options.devices, options.out, options.resume, options.runs)
+        for text in lines:
+            print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,20 +1,18 @@
-"""What everything takes: seconds, memory, compilation, and how near that is to what is possible.
+"""Seconds, memory and compilation of everything, beside the machine's own speed.
 
-python -m benchmarks.speed [CASE ...] [--runs 5] [--out results/speed.json]
+python -m benchmarks.speed [CASE ...] [--runs 5] [--out results/speed/this/speed.json]
 
-Every case is measured twice, in processes of its own: with an empty cache of compiled programs
-(cold), which also measures the steps, and with the cache that the first one left behind (warm).
-Each step is judged against a product of two matrices of 2048x2048, timed in the same process right
-before and after. Prints tables and writes JSON, after every case; `benchmarks.compare` compares
-two such files. Cases are named in full or by patterns, such as 'search_*'; README.md beside this
-file says what the columns mean.
+Every case is measured in two processes: one with an empty compilation cache (cold), which also
+times the steps, and one that finds what the first has compiled (warm). A product of two 2048x2048
+matrices, timed in the same process before and after the steps, shows the machine's speed. Prints a
+table and rewrites the JSON file after every case; `benchmarks.compare` compares two such files.
+Cases are names or patterns such as 'search_*'. README.md in this folder explains the columns.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import itertools
 import json
 import os
 import pathlib
@@ -29,48 +27,36 @@ from typing import Any
 
 import psutil
 
-from benchmarks.cases import BASES, CASES, DOUBLED, TINY, Case
+from benchmarks import ROOT, THIS_MACHINE
+from benchmarks.cases import CASES, TINY, Case
 from manas_jax.errors import UserError
+from manas_jax.files import write_json
 
-# JAX is imported where it is used: a case begins with what its user imports, and on Linux a process
-# starts with the peak memory of the one that started it.
+# JAX is imported inside functions: a case starts with the imports of the command that it measures,
+# and on Linux a child process starts with the peak memory of its parent.
 
-ROOT = pathlib.Path(__file__).parent.parent
 SIDE = 2048  # of the matrices
 PRODUCT_SECONDS = 0.3  # of one sample of the matrix product
-WORKER = "MANAS_SPEED_WORKER"  # environment variable: what a case's process is to do
-
-# Seconds and peak GB, measured on two x86 cores, float32, 64x64 patches, the released PyTorch code
-# repaired so that it runs; beside the GFLOP/s of the matrix product on the same cores.
-RELEASED = {
-    "search_first_order_small": (7.1, 1.74),
-    "search_finite_difference_small": (16.8, 1.9),
-    "search_first_order_paper": (17.3, 3.7),
-    "train_small": (1.26, 0.95),
-    "inference_320x480_small": (1.03, 0.53),
-    "inference_320x480_paper": (3.04, 0.67),
-    "inference_320x480_whole_small": (1.03, 0.53),
-    "inference_320x480_whole_paper": (3.04, 0.67),
-}
-RELEASED_PRODUCT = 145.0
+WORKER = "MANAS_SPEED_WORKER"  # environment variable: the task of a child process
 
 
 def select(patterns: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
-    """Names of the cases that any of the patterns fits, in their order; all without patterns.
+    """Names that match any of the patterns, in their own order; all of them without patterns.
 
     Args:
       patterns: see fnmatch(3).
-      names: the cases to choose among; by default `CASES`, and in full those of `TINY`.
+      names: of the cases to choose from. Default: those of `CASES`; the ones of `TINY` match by
+        their full name alone.
 
     Raises:
-      UserError: a pattern fits none.
+      UserError: a pattern matches nothing.
     """
     known, tests = (list(CASES), list(TINY)) if names is None else (list(names), [])
     chosen = set()
     for pattern in patterns or ["*"]:
         found = fnmatch.filter(known, pattern) or [name for name in tests if name == pattern]
         if not found:
-            raise UserError(f"{pattern}: fits no case; there are {', '.join(known)}")
+            raise UserError(f"{pattern}: matches no case; there are {', '.join(known)}")
         chosen.update(found)
     return [name for name in known + tests if name in chosen]
 
@@ -80,17 +66,18 @@ def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict
 
     Args:
       case: the case, prepared.
-      folder: what was prepared.
-      runs: how many are measured after the first step; with none, matrix products and operations
-        are left out as well.
+      folder: with the prepared files.
+      runs: timed runs after the second step; 0 also leaves out matrix products, operations and
+        details.
       started: seconds since the epoch when the process was started.
 
     Returns:
-      'first_step_seconds' from the start of the process, 'compile_seconds' ahead of the first
-      step, 'first_seconds' of the first step itself, 'peak_gb' by the end of the second one,
-      'device_peak_gb' where the device tells it, 'images' and 'provenance'; with runs also
-      'seconds' (of a step, a list by run), 'product_gflops' (before, after), 'growth_mib' (of
-      memory from the end of the first run to that of the last) and 'gflop'.
+      'first_step_seconds' since the start of the process, 'compile_seconds' of compiling ahead,
+      'first_seconds' of the first step alone, 'peak_gb' by the end of the second step,
+      'device_peak_gb' where the device reports it, 'images' and 'provenance'; with runs also
+      'seconds' per step (a list, by run), 'product_gflops' (before, after), 'growth_mib' (of
+      memory from the end of the first run to that of the last), 'gflop' and, if the case has
+      them, 'details'.
     """
     import jax
 
@@ -118,8 +105,20 @@ def measure(case: Case, folder: pathlib.Path, runs: int, started: float) -> dict
         measured["growth_mib"] = (resident[-1] - resident[0]) / 2**20
         measured["product_gflops"] = [before, product_gflops()]
         measured["gflop"] = work.flops() / 1e9
+        if work.details:
+            measured["details"] = work.details()
     flags = {name: os.environ[name] for name in ("XLA_FLAGS",) if os.environ.get(name)}
     return measured | {"provenance": provenance.describe() | flags}
+
+
+def timed(run: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds per call, results included."""
+    import jax
+
+    start = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - start) / repeats
 
 
 def peak_gb() -> float:
@@ -134,13 +133,13 @@ def product_gflops() -> float:
     import jax.numpy as jnp
     import numpy as np
 
-    # Rows sum up to about 1, so that a chain of products neither grows nor vanishes.
+    # Rows sum to about 1, so that a chain of products neither grows nor vanishes.
     numbers = np.random.default_rng(0).random((SIDE, SIDE), np.float32) * (2 / SIDE)
     matrix, product = jnp.asarray(numbers, jnp.float32), jax.jit(jnp.matmul)
 
     def chain(length):
         result = matrix
-        for _ in range(length):  # not waited for one by one: an accelerator would idle between them
+        for _ in range(length):  # without waiting in between: an accelerator would idle
             result = product(matrix, result)
         return result
 
@@ -156,20 +155,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ranged(values: Mapping[str, float], digits: str) -> str:
-    """What `spread` gave as text, in a format such as '.3g'."""
+    """A `spread` as text, 'median (min-max)', in a format such as '.3g'."""
     median, low, high = (f"{values[key]:{digits}}" for key in ("median", "min", "max"))
     return f"{median} ({low}-{high})"
 
 
 def summarize(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a case from what `measure` gave, cold with runs and warm without.
+    """The record of a case from two results of `measure`, cold with runs and warm without.
 
-    Compile seconds are those ahead of the first step and what that took beyond the median step.
+    Compile seconds are those of compiling ahead, and what the first step takes beyond the median.
     """
     median, product = statistics.median(cold["seconds"]), statistics.mean(cold["product_gflops"])
     gflops = cold["gflop"] / median
     both = {"cold": cold, "warm": warm}
-    kept = ("images", "gflop", "product_gflops", "growth_mib", "device_peak_gb")
+    copied = ("images", "gflop", "product_gflops", "growth_mib", "device_peak_gb", "details")
     return {
         "seconds": spread(cold["seconds"]),
         "runs": cold["seconds"],
@@ -181,7 +180,7 @@ def summarize(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any
             key: {name: process[key] for name, process in both.items()}
             for key in ("first_step_seconds", "peak_gb")
         },
-        **{key: cold[key] for key in kept if key in cold},
+        **{key: cold[key] for key in copied if key in cold},
         "images_a_second": cold["images"] / median,
         "gflops": gflops,
         "share_of_product": gflops / product,
@@ -189,48 +188,20 @@ def summarize(cold: Mapping[str, Any], warm: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def tables(cases: Mapping[str, Mapping[str, Any]]) -> str:
-    """The measurements as text, the cost against size below, and the cases that failed."""
-    good = {name: case for name, case in cases.items() if "error" not in case}
+def report(cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """The measurements as a table, and the failed cases below."""
     head = [
-        "case", "s a step (min-max)", "images/s", "times as fast as released (at equal product)",
-        "compile s cold/warm", "first step s cold/warm", "peak GB cold/warm", "growth MiB",
-        "GFLOP", "GFLOP/s", "product GFLOP/s", "share",
+        "case", "s/step (min-max)", "images/s", "compile s cold/warm", "first step s cold/warm",
+        "peak GB cold/warm", "growth MiB", "GFLOP", "GFLOP/s", "product GFLOP/s", "share",
     ]  # fmt: skip
+    good = {name: case for name, case in cases.items() if "error" not in case}
     parts = [aligned([head, *(_row(name, case) for name, case in good.items())])] if good else []
-    if sizes := size_costs(good):
-        parts.append(aligned([["doubled", "times the cost (min-max)"], *sizes]))
     parts += [f"{name}: failed: {case['error']}" for name, case in cases.items() if "error" in case]
     return "\n\n".join(parts)
 
 
-def size_costs(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """What each doubling costs: its case's name, median ratio and the range of the ratio."""
-    rows = []
-    for base, what in itertools.product(BASES, DOUBLED):
-        name = f"{base}_{what}_doubled"
-        if base in cases and name in cases:
-            one, two = cases[base]["seconds"], cases[name]["seconds"]
-            ratio = {
-                "median": two["median"] / one["median"],
-                "min": two["min"] / one["max"],
-                "max": two["max"] / one["min"],
-            }
-            rows.append([name, ranged(ratio, ".2f")])
-    return rows
-
-
-def against_released(name: str, case: Mapping[str, Any], digits: int) -> str:
-    """Times as fast as the released code, and in parentheses at an equal matrix product."""
-    if name not in RELEASED:
-        return "-"
-    ratio = RELEASED[name][0] / case["seconds"]["median"]
-    equal = ratio * RELEASED_PRODUCT / statistics.mean(case["product_gflops"])
-    return f"{ratio:.{digits}f} ({equal:.{digits}f})"
-
-
 def aligned(rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up; the first row is its head."""
+    """A Markdown table with aligned columns for the terminal; the first row is its head."""
     head, *rest = rows
     widths = [max(map(len, column)) for column in zip(head, *rest, strict=True)]
     lines = [head, ["-" * width for width in widths], *rest]
@@ -240,6 +211,11 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def cold_and_warm(values: Mapping[str, float], digits: int) -> str:
+    """Both numbers as text."""
+    return f"{values['cold']:.{digits}f} / {values['warm']:.{digits}f}"
+
+
 def _row(name: str, case: Mapping[str, Any]) -> list[str]:
     products = case["product_gflops"]
     counted = case["gflop"] > 0
@@ -247,37 +223,15 @@ def _row(name: str, case: Mapping[str, Any]) -> list[str]:
         name,
         ranged(case["seconds"], ".4g"),
         f"{case['images_a_second']:.4g}",
-        against_released(name, case, digits=2),
-        *(
-            f"{case[key]['cold']:.{digits}f} / {case[key]['warm']:.{digits}f}"
-            for key, digits in (("compile_seconds", 1), ("first_step_seconds", 1), ("peak_gb", 2))
-        ),
+        cold_and_warm(case["compile_seconds"], 1),
+        cold_and_warm(case["first_step_seconds"], 1),
+        cold_and_warm(case["peak_gb"], 2),
         f"{case['growth_mib']:.1f}",
         f"{case['gflop']:.4g}" if counted else "-",
         f"{case['gflops']:.4g}" if counted else "-",
         f"{products[0]:.0f}, {products[1]:.0f}",
         f"{case['share_of_product']:.0%}" if counted else "-",
     ]
-
-
-def _measure_apart(name: str, runs: int, limit: float, arguments: Sequence[str]) -> dict[str, Any]:
-    """Prepares and measures a case in processes of its own: its record and its provenance."""
-    with tempfile.TemporaryDirectory() as folder:
-        case = (CASES | TINY)[name]
-        stages = {"prepare": 0} if case.prepare else {}
-        measured = {}
-        for stage, count in {**stages, "cold": runs, "warm": 0}.items():
-            task = {"case": name, "stage": stage, "folder": folder, "runs": count}
-            file = pathlib.Path(folder) / f"{stage}.json"
-            cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache")}
-            try:
-                # The same arguments, so that the provenance is that of this command.
-                run_apart("benchmarks.speed", arguments, task, limit, cache)
-            except RuntimeError as error:
-                raise RuntimeError(f"{stage}: {error}") from None
-            if stage != "prepare":
-                measured[stage] = json.loads(file.read_text())
-    return {**summarize(**measured), "provenance": measured["cold"]["provenance"]}
 
 
 def run_apart(
@@ -287,20 +241,20 @@ def run_apart(
     limit: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Runs a command of ours in a process of its own, which finds its task in `WORKER`.
+    """Runs a command of `benchmarks` in a process that finds its task in `WORKER`.
 
     Args:
       module: of the command.
       arguments: of the command.
       task: as JSON; 'started' is added, in seconds since the epoch.
       limit: seconds that the process may take.
-      environment: variables that are set besides.
+      environment: additional variables.
 
     Returns:
-      What it printed.
+      Its standard output.
 
     Raises:
-      RuntimeError: it failed; with its status and the last line that it said.
+      RuntimeError: it failed; with its status and the last line of its standard error.
       subprocess.TimeoutExpired: it took longer.
     """
     done = subprocess.run(
@@ -316,13 +270,33 @@ def run_apart(
         timeout=limit,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["nothing said"]
+        lines = done.stderr.strip().splitlines() or ["no message"]
         raise RuntimeError(f"status {done.returncode}: {lines[-1]}")
     return done.stdout
 
 
+def _measure_apart(name: str, runs: int, limit: float, arguments: Sequence[str]) -> dict[str, Any]:
+    """Prepares and measures a case in child processes: its record and its provenance."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = (CASES | TINY)[name]
+        stages = {"prepare": 0} if case.prepare else {}
+        measured = {}
+        for stage, count in {**stages, "cold": runs, "warm": 0}.items():
+            task = {"case": name, "stage": stage, "folder": folder, "runs": count}
+            file = pathlib.Path(folder) / f"{stage}.json"
+            cache = {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "cache")}
+            try:
+                # With this command's arguments, so that the provenance shows them.
+                run_apart("benchmarks.speed", arguments, task, limit, cache)
+            except RuntimeError as error:
+                raise RuntimeError(f"{stage}: {error}") from None
+            if stage != "prepare":
+                measured[stage] = json.loads(file.read_text())
+    return {**summarize(**measured), "provenance": measured["cold"]["provenance"]}
+
+
 def _work(task: Mapping[str, Any]) -> None:
-    """What a case's process does."""
+    """The task of a child process."""
     case, folder = (CASES | TINY)[task["case"]], pathlib.Path(task["folder"])
     if task["stage"] == "prepare":
         case.prepare(folder)
@@ -334,21 +308,19 @@ def _work(task: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status, 1 if a case failed."""
+    """Runs the command; returns the exit status, 1 if a case failed."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"cases: {', '.join(CASES)}"
     parser.add_argument("cases", nargs="*", metavar="CASE")
     parser.add_argument("--runs", type=int, default=5, help="at least 1")
-    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "speed.json")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds that a process may take")
+    parser.add_argument("--out", type=pathlib.Path, default=THIS_MACHINE / "speed.json")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds per process")
     options = parser.parse_args(arguments)
     if task := os.environ.get(WORKER):
         _work(json.loads(task))
         return 0
-
-    from manas_jax.files import write_json
 
     try:
         if options.runs < 1:
@@ -372,18 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(tables(cases))
+    print(report(cases))
     return int(any("error" in case for case in cases.values()))
-
-
-def timed(run: Callable[[], Any], repeats: int = 1) -> float:
-    """Seconds of one of several steps."""
-    import jax
-
-    start = time.perf_counter()
-    for _ in range(repeats):
-        jax.block_until_ready(run())
-    return (time.perf_counter() - start) / repeats
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Keeps the result of a study: its cells, summary, genotypes, drawings and plots.
+"""Copies the result of a study to results/study/: cells, summary, genotypes, drawings and plots.
 
-python -m benchmarks.study WORKDIR      gathers what `manas_jax.study` left in WORKDIR
-python -m benchmarks.study              draws and summarises again what is kept
+python -m tools.keep_study WORKDIR      copies the cells of `manas_jax.study` from WORKDIR first
+python -m tools.keep_study              summarises and draws the cells in results/study/ again
 
-Everything goes to results/study/. `genotypes/` holds what the searches found and, as
-`pretrained_NAME.json`, the genotypes inside the weights that ship with the package.
+`genotypes/` holds the genotypes that the searches found and, as `pretrained_NAME.json`, those of
+the weights in the package.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from benchmarks import RESULTS
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.inference.pretrained import FOLDER as PRETRAINED
@@ -33,34 +34,34 @@ from manas_jax.study.run import NEED_A_SEARCH, read_cells
 from manas_jax.study.summary import ranking, summarize
 from manas_jax.workdir.weights import load_derived
 
-FOLDER = pathlib.Path(__file__).parent.parent / "results" / "study"
+FOLDER = RESULTS / "study"
 
 
 def gather(workdir: pathlib.Path) -> None:
     """Copies the cells and the configuration of a study.
 
     Raises:
-      UserError: no study there, or a damaged cell.
+      UserError: there is no study, or a cell is damaged.
     """
     files = sorted((workdir / "cells").glob("*.json"))
     if not files or not (workdir / "config.json").exists():
         raise UserError(f"{workdir}: no cells here; run `python -m manas_jax.study` first")
-    read_cells(workdir / "cells")  # none is damaged
-    kept = FOLDER / "cells"
-    kept.mkdir(parents=True, exist_ok=True)
-    for stale in kept.glob("*.json"):
+    read_cells(workdir / "cells")  # raises if one is damaged
+    cells = FOLDER / "cells"
+    cells.mkdir(parents=True, exist_ok=True)
+    for stale in cells.glob("*.json"):
         stale.unlink()
     for file in files:
-        shutil.copy(file, kept)
+        shutil.copy(file, cells)
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
     write_json(FOLDER / "config.json", config)
-    if (workdir / "summary.json").exists():  # says how many cells there are to be
+    if (workdir / "summary.json").exists():  # holds the number of planned cells
         shutil.copy(workdir / "summary.json", FOLDER)
 
 
 def draw() -> None:
-    """Summary, genotypes, drawing and plots of the cells that are kept."""
+    """Writes summary, genotypes, drawing and plots of the cells in results/study/."""
     cells = read_cells(FOLDER / "cells")
     before = FOLDER / "summary.json"
     planned = json.loads(before.read_text())["planned"] if before.exists() else None
@@ -91,7 +92,7 @@ def _genotype(cell: Mapping[str, Any]) -> Genotype:
 
 
 def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-    """PSNR above its seed's random genotypes against MACs, every cell a point."""
+    """Plots PSNR above that of the seed's random genotypes against MACs, one point per cell."""
     if (line := summary["equal_cost_line"]) is None:
         return
     figure, axes = pyplot.subplots(figsize=(8.5, 4.5))
@@ -121,7 +122,7 @@ def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, An
 
 
 def _plot_ranking(cells: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the supernets made of the random genotypes against what these reached alone."""
+    """Plots the scores of the random genotypes in the supernets against those trained alone."""
     by_name = {
         name: [c for c in cells.values() if c["source"]["name"] == name]
         for name in ("first_order", "random")

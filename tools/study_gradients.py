@@ -1,10 +1,10 @@
-"""How much of an architecture's gradient is signal, at the end of a study's searches.
+"""Signal and noise of the architecture's gradient at the end of a study's searches.
 
-python -m benchmarks.study_gradients WORKDIR --root DIR [--searches first_order decay]
+python -m tools.study_gradients WORKDIR --root DIR [--searches first_order decay]
 
-For every search that was run, the gradient of the restoration loss with respect to the logits on
-single batches of architecture scenes: at the logits that were found, and at even ones. Beside it
-the pull of a weight decay of 1e-3, the paper's, at the logits. Writes results/study/gradients.json.
+For every search, the gradient of the restoration loss with respect to the logits on single batches
+of architecture scenes, at the final logits and at equal ones, and the pull of a weight decay of
+1e-3, the paper's, at the final logits. Writes results/study/gradients.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import RESULTS
 from manas_jax.config import default
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -25,7 +26,7 @@ from manas_jax.search import run as search_run
 from manas_jax.search import selection
 from manas_jax.workdir import provenance
 
-RESULT = pathlib.Path(__file__).parent.parent / "results" / "study" / "gradients.json"
+RESULT = RESULTS / "study" / "gradients.json"
 DECAY = 1e-3
 
 
@@ -33,7 +34,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     """Signal and noise of one search's supernet, by kind of logits.
 
     Raises:
-      UserError: nothing was searched there.
+      UserError: the folder holds no search.
     """
     judge = search_run.judge(config, folder, batches)
     found = {kind: np.asarray(rows) for kind, rows in judge.state.architecture.items()}
@@ -46,7 +47,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
 
 
 def main() -> None:
-    """Measures all searches and writes what they gave."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("--root", required=True, help="folder of the study's data")
@@ -66,7 +67,6 @@ def main() -> None:
             print(rows[-1])
     if not rows:
         raise UserError(f"{options.workdir}: no such searches")
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         RESULT, {"batches": options.batches, "rows": rows, "provenance": provenance.describe()}
     )

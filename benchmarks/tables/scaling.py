@@ -1,11 +1,11 @@
-"""Tables of docs/scaling.md, from results/scaling.json."""
+"""Tables of docs/scaling.md, made of results/scaling.json."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.markdown import load, table
+from benchmarks.tables import load, table
 
 STAGES = {"search": "search", "train": "training"}
 PROGRAMS = {
@@ -16,7 +16,7 @@ PROGRAMS = {
 
 
 def scaling_costs() -> str:
-    """What the programs of a step cost on one device."""
+    """Cost of a step's programs on one device."""
     head = [
         "size", "program", "scenes", "GFLOP", "parameters MB", "optimizer MB",
         "activations and other temporaries GB", "memory traffic GB"
@@ -67,7 +67,7 @@ def scaling_collectives() -> str:
 
 
 def scaling_arithmetic() -> str:
-    """The bytes of the all-reduces against arithmetic on the parameters' shapes."""
+    """Bytes of the all-reduces, counted and computed from the shapes of the parameters."""
     head = [
         "size", "program", "parameters", "kernels summed as products", "layers used twice",
         "BatchNorm", "together", "counted", "difference"
@@ -84,13 +84,13 @@ def scaling_arithmetic() -> str:
 
 
 def scaling_systems() -> str:
-    """The figures of the machines that the predictions are made for."""
+    """Figures of the machines of the predictions."""
     head = [
         "machine", "devices", "hosts x hardware threads", "TFLOP/s", "memory GB", "GB/s",
         "links GB/s", "small all-reduce µs", "sources"
     ]  # fmt: skip
     rows = []
-    for name, system in _scaling().get("systems", {}).items():
+    for name, system in load("scaling")["systems"].items():
         sources = ", ".join(f"[{i}]({url})" for i, url in enumerate(system["sources"], 1))
         rows.append(
             [
@@ -111,25 +111,25 @@ def scaling_systems() -> str:
 def scaling_predictions() -> str:
     """Predicted steps of the paper's networks."""
     head = [
-        "machine", "stage", "scenes a step", "computing ms", "limited by",
-        "all-reduces ms (latency alone)", "step ms", "efficiency", "memory a device GB",
+        "machine", "stage", "scenes/step", "compute ms", "limited by",
+        "all-reduces ms (latency alone)", "step ms", "efficiency", "GB/device",
         "all steps of the stage"
     ]  # fmt: skip
-    record, rows = _scaling(), []
-    for name, stages in record.get("predictions", {}).items():
-        for stage, made in stages.items():
-            hours = made["stage_seconds"] / 3600
+    record, rows = load("scaling"), []
+    for name, stages in record["predictions"].items():
+        for stage, predicted in stages.items():
+            hours = predicted["stage_seconds"] / 3600
             rows.append(
                 [
                     name,
                     STAGES[stage],
-                    str(made["scenes"]),
-                    f"{made['compute'] * 1e3:.1f}",
-                    made["bound"],
-                    f"{made['reduce'] * 1e3:.1f} ({made['latency'] * 1e3:.1f})",
-                    f"{made['step'] * 1e3:.1f}",
-                    f"{made['efficiency']:.0%}",
-                    f"{made['device_bytes'] / 1e9:.1f}",
+                    str(predicted["scenes"]),
+                    f"{predicted['compute'] * 1e3:.1f}",
+                    predicted["bound"],
+                    f"{predicted['reduce'] * 1e3:.1f} ({predicted['latency'] * 1e3:.1f})",
+                    f"{predicted['step'] * 1e3:.1f}",
+                    f"{predicted['efficiency']:.0%}",
+                    f"{predicted['device_bytes'] / 1e9:.1f}",
                     f"{hours:.1f} h",
                 ]
             )
@@ -137,21 +137,24 @@ def scaling_predictions() -> str:
 
 
 def scaling_input() -> str:
-    """What the input pipeline has to deliver at the predicted steps, and whether it does."""
+    """Load of the input pipeline at the predicted steps, in cores per host."""
     head = [
-        "machine", "stage", "images/s a host", "MB/s a host", "cores, files decoded each time",
-        "cores, pictures kept in memory", "hardware threads a host"
+        "machine", "stage", "images/s per host", "MB/s per host", "cores, files decoded each time",
+        "cores, decoded pictures in memory", "hardware threads per host"
     ]  # fmt: skip
-    record, rows = _scaling(), []
-    for name, stages in record.get("predictions", {}).items():
-        for stage, made in stages.items():
+    record, rows = load("scaling"), []
+    for name, stages in record["predictions"].items():
+        for stage, predicted in stages.items():
             rows.append(
                 [
                     name,
                     STAGES[stage],
-                    f"{made['host_images']:,.0f}",
-                    f"{made['host_bytes'] / 1e6:.0f}",
-                    *(f"{made['cores'][c]:.1f}" for c in ("pipeline_files", "pipeline_cached")),
+                    f"{predicted['host_images']:,.0f}",
+                    f"{predicted['host_bytes'] / 1e6:.0f}",
+                    *(
+                        f"{predicted['cores'][c]:.1f}"
+                        for c in ("pipeline_files", "pipeline_cached")
+                    ),
                     str(record["systems"][name]["vcpus"]),
                 ]
             )
@@ -159,31 +162,27 @@ def scaling_input() -> str:
 
 
 def scaling_pipeline() -> str:
-    """What one core's input pipeline was measured to deliver."""
+    """Measured throughput of the input pipeline on one core."""
     head = ["pipeline", "images/s, median (range)", "matrix product GFLOP/s before, after"]
     rows = []
-    for name, made in _scaling().get("pipeline", {}).items():
-        rates = [made["images"] / made["seconds"][key] for key in ("median", "max", "min")]
+    for name, measured in load("scaling")["pipeline"].items():
+        rates = [measured["images"] / measured["seconds"][key] for key in ("median", "max", "min")]
         rows.append(
             [
                 name,
                 "{:,.0f} ({:,.0f}-{:,.0f})".format(*rates),
-                ", ".join(f"{rate:.0f}" for rate in made["product_gflops"]),
+                ", ".join(f"{rate:.0f}" for rate in measured["product_gflops"]),
             ]
         )
     return table(head, rows)
 
 
-def _scaling() -> dict[str, Any]:
-    return load("scaling") or {}
-
-
 def _programs() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Size, program, its measurements by devices, and all that was measured of the size.
+    """Size, program, its measurements by number of devices, and the record of the size.
 
-    Those for one device have to be there, and others to compare with them.
+    Programs without measurements on one device and on several are left out.
     """
-    for size, part in _scaling().get("sizes", {}).items():
+    for size, part in load("scaling")["sizes"].items():
         for name, programs in part["programs"].items():
             if {"1"} < programs.keys():
                 yield size, name, programs, part

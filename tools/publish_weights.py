@@ -1,10 +1,11 @@
-"""Puts the weights of a finished training into the package, and scores them once.
+"""Puts the weights of a finished training into the package and scores them.
 
-python -m benchmarks.pretrained WORKDIR NAME --root DIR
+python -m tools.publish_weights WORKDIR NAME --root DIR
 
-copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
-it, as people use it, on the test pairs of DIR (laid out as configs/rain100l.py says). Writes
-`results/pretrained_NAME.json`, with the training's validation curve and the network drawn beside.
+Copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
+it with `Derainer` on the test pairs of DIR (for its layout see configs/rain100l.py). Writes
+`results/pretrained/NAME.json`, which includes the validation curve of the training, and NAME.svg,
+a drawing of the network.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from benchmarks import RESULTS
 from manas_jax import cost, metrics
 from manas_jax.config import default
 from manas_jax.data.evaluation import evaluation_pairs
@@ -35,18 +37,18 @@ from manas_jax.report.svg import draw_genotype
 from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
 
-RESULTS = pathlib.Path(__file__).parent.parent / "results"
+FOLDER = RESULTS / "pretrained"
 LARGEST = 8e6  # bytes of a weights file
 
 
 def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
-    """Scores of the test pairs before, after, and with self-ensemble; and what a picture takes."""
+    """Scores of the test pairs before, after, and with self-ensemble; cost per image."""
     pairs = list(evaluation_pairs(load_splits(data, crop=64).test, data))
     if not pairs:
         raise UserError(f"--root {data.root}: holds no test pairs")
     images, seconds, seen = [], [], set()
     for name, rainy, clean in tqdm(pairs, unit="picture"):
-        if rainy.shape not in seen:  # keep compiling out of the seconds a picture
+        if rainy.shape not in seen:  # so that the timing excludes compilation
             derainer(rainy)
             seen.add(rainy.shape)
         start = time.monotonic()
@@ -74,7 +76,7 @@ def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
 
 
 def training_log(workdir: pathlib.Path) -> dict[str, Any]:
-    """Steps, hours, validation curve and settings of the run."""
+    """Provenance, settings, summaries and validation curve of the run."""
     summaries = {
         stage: json.loads((workdir / stage / "summary.json").read_text())
         for stage in ("search", "train")
@@ -97,7 +99,7 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Copies, scores, writes."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("name")
@@ -105,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     source = options.workdir / WEIGHTS
     if not source.exists() or source.stat().st_size > LARGEST:
-        raise UserError(f"{source}: missing, or of more than {LARGEST / 1e6:.0f} MB")
+        raise UserError(f"{source}: missing, or larger than {LARGEST / 1e6:.0f} MB")
     data = default().data
     data.root = options.root
     derainer = Derainer.from_pretrained(source)
@@ -113,7 +115,7 @@ def main() -> None:
     PRETRAINED.mkdir(exist_ok=True)
     shutil.copy(source, PRETRAINED / f"{options.name}.safetensors")
     genotype = derainer.network.genotype
-    (RESULTS / f"pretrained_{options.name}.svg").write_text(draw_genotype(genotype))
+    (FOLDER / f"{options.name}.svg").write_text(draw_genotype(genotype))
     record = {
         "provenance": provenance.describe(),
         "weights": derainer.provenance,
@@ -122,7 +124,7 @@ def main() -> None:
         "evaluate": scored,
         "training": training_log(options.workdir),
     }
-    write_json(RESULTS / f"pretrained_{options.name}.json", record)
+    write_json(FOLDER / f"{options.name}.json", record)
     for kind, mean in scored["mean"].items():
         print(kind, mean)
 

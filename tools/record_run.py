@@ -1,6 +1,6 @@
-"""Keeps the result of a finished run: results/NAME.json and the found network drawn.
+"""Copies the result of a finished run to results/runs/NAME.json, and draws its network beside.
 
-python -m benchmarks.record WORKDIR NAME
+python -m tools.record_run WORKDIR NAME
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import pathlib
 import sys
 from typing import Any
 
+from benchmarks import RESULTS
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
 
-RESULTS = pathlib.Path(__file__).parent.parent / "results"
-PARTS = {
+FOLDER = RESULTS / "runs"
+FILES = {
     "provenance": "provenance.json",
     "config": "config.json",
     "search": "search/summary.json",
@@ -27,24 +28,24 @@ PARTS = {
 
 
 def record(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Gathers what the run wrote down.
+    """Gathers provenance, config, summaries, scores and genotype of a run; returns the file.
 
     Raises:
       UserError: the run has not finished its evaluation.
     """
-    parts: dict[str, Any] = {}
-    for part, file in PARTS.items():
-        if (workdir / file).exists():
-            parts[part] = json.loads((workdir / file).read_text())
-    if "evaluate" not in parts:
+    fields: dict[str, Any] = {
+        key: json.loads((workdir / file).read_text())
+        for key, file in FILES.items()
+        if (workdir / file).exists()
+    }
+    if "evaluate" not in fields:
         raise UserError(f"{workdir}: no evaluate/scores.json, so the run has not finished")
     genotype = Genotype.load(workdir / "genotype.json")
-    parts["genotype"] = json.loads(genotype.to_json())
-    parts["config"]["data"]["root"] = pathlib.Path(parts["config"]["data"]["root"]).name
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}_network.svg").write_text(draw_genotype(genotype))
-    write_json(RESULTS / f"{name}.json", parts)
-    return RESULTS / f"{name}.json"
+    fields["genotype"] = json.loads(genotype.to_json())
+    fields["config"]["data"]["root"] = pathlib.Path(fields["config"]["data"]["root"]).name
+    (FOLDER / f"{name}_network.svg").write_text(draw_genotype(genotype))
+    write_json(FOLDER / f"{name}.json", fields)
+    return FOLDER / f"{name}.json"
 
 
 if __name__ == "__main__":

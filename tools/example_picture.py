@@ -1,8 +1,8 @@
-"""A picture of our own for README: a drawn landscape, rained on and de-rained by a run's network.
+"""README's example: a drawn landscape with synthetic rain, restored by the network of a run.
 
-python -m benchmarks.pictures WORKDIR results/NAME.png
+python -m tools.example_picture WORKDIR results/runs/NAME.png
 
-Left to right: rainy, de-rained, clean. The scene is drawn here, so nobody else's rights hang on it.
+Left to right: rainy, de-rained, clean. The scene is drawn here, so nobody else holds rights to it.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def landscape(seed: int = 0) -> np.ndarray:
             box = [left, top + 0.3 * side, left + 0.25 * side, top + 0.65 * side]
             draw.rectangle(box, fill=(246, 216, 132))
     small = picture.filter(ImageFilter.GaussianBlur(1)).resize((WIDTH, HEIGHT), Image.LANCZOS)
-    grain = draw_random.normal(0, 2, (HEIGHT, WIDTH, 1))  # what a sensor would add
+    grain = draw_random.normal(0, 2, (HEIGHT, WIDTH, 1))  # as of a sensor
     return np.clip(np.asarray(small, np.float32) + grain, 0, 255).astype(np.uint8)
 
 
 def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Scores]:
-    """The landscape rainy, de-rained and clean, side by side, and the scores of the second.
+    """The landscape rainy, de-rained and clean side by side, and the scores of the second.
 
     Raises:
       UserError: nothing was trained in the workdir.

@@ -1,16 +1,13 @@
-"""The tables of a study, made from results/study/summary.json."""
+"""Tables of docs/study.md, made of results/study/."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from typing import Any
 
-from benchmarks.markdown import ROOT, table
+from benchmarks.tables import load, table
 
-FOLDER = ROOT / "results" / "study"
-
-# In the order of the tables; what a reader who has not seen the code understands.
+# In the order of the tables.
 TITLES = {
     "first_order": "search, first order",
     "finite_difference": "search, finite difference",
@@ -38,9 +35,8 @@ SWEEP = {"complexity_0": "0", "first_order": "0.01", "complexity_01": "0.1", "co
 
 
 def overview() -> str:
-    """README's table: every source against random genotypes, as they come and at equal MACs."""
-    if (summary := load()) is None:
-        return ""
+    """README's table: every source of genotypes, and its gain over random ones of equal MACs."""
+    summary = load("study/summary")
     head = [
         "genotypes from", "cells, seeds", "validation PSNR", "million MACs",
         "above random at equal MACs",
@@ -62,8 +58,7 @@ def overview() -> str:
 
 def comparisons() -> str:
     """Paired differences."""
-    if (summary := load()) is None:
-        return ""
+    summary = load("study/summary")
     rows = [
         [
             TITLES.get(row["of"], row["of"]),
@@ -79,9 +74,8 @@ def comparisons() -> str:
 
 
 def gaps() -> str:
-    """What discretisation costs: relaxed, derived with inherited weights, trained."""
-    if (summary := load()) is None:
-        return ""
+    """Cost of discretisation: relaxed, derived with inherited weights, trained alone."""
+    summary = load("study/summary")
     head = [
         "search", "relaxed supernet", "derived, inherited weights", "with its own statistics",
         "trained alone", "gap", "gap minus first order's", "entropy of columns, attention",
@@ -95,15 +89,14 @@ def gaps() -> str:
             ", ".join(f"{s['entropy'][k]['mean']:.0%}" for k in ("columns", "attention")),
         ]
         for name, s in _ordered(summary)
-        if "relaxed" in s and "at_equal_macs" in s  # not the same supernets a second time
+        if "relaxed" in s and "at_equal_macs" in s  # each supernet once
     ]
     return table(head, rows)
 
 
 def front() -> str:
     """The complexity weight swept."""
-    if (summary := load()) is None:
-        return ""
+    summary = load("study/summary")
     head = ["complexity weight", "cells", "million MACs", "parameters", "fusion columns", "PSNR"]
     rows = [
         [
@@ -121,9 +114,8 @@ def front() -> str:
 
 
 def agreements() -> str:
-    """How far searches of different seeds agree."""
-    if (summary := load()) is None:
-        return ""
+    """Agreement between searches with different seeds."""
+    summary = load("study/summary")
     head = ["search", "seeds", "columns (chance)", "attention edges (chance)",
             "first order's edges, same seeds"]  # fmt: skip
     rows = [
@@ -142,9 +134,8 @@ def agreements() -> str:
 
 
 def rankings() -> str:
-    """Kendall's tau of what is known without training against training alone, short and long."""
-    if (summary := load()) is None:
-        return ""
+    """Kendall's tau of rankings known without training and those by training alone."""
+    summary = load("study/summary")
     found = {
         f"{r['genotypes']} random genotypes, {how}": _taus(r)
         for key, how in (("ranking", "trained"), ("ranking_long", "trained 4x as long"))
@@ -156,23 +147,22 @@ def rankings() -> str:
 
 
 def _taus(found: dict[str, Any]) -> dict[str, str]:
-    def told(entry: dict[str, Any]) -> str:
+    def text(entry: dict[str, Any]) -> str:
         return f"{entry['tau']:+.2f} ({_p(entry['p'])})"
 
-    taus = {f"supernet of seed {s['seed']}": told(s) for s in found.get("supernets", [])}
+    taus = {f"supernet of seed {s['seed']}": text(s) for s in found.get("supernets", [])}
     if "interval" in found:
         taus["these, mean and 95% interval"] = _range(found["interval"])
-        taus["mean of the supernets' scores"] = told(found["mean_of_supernets"])
+        taus["mean of the supernets' scores"] = text(found["mean_of_supernets"])
         if found.get("between_supernets"):
             taus["one supernet against another"] = f"{found['between_supernets']['mean']:+.2f}"
-    taus["MACs alone"] = told(found["macs"])
+    taus["MACs alone"] = text(found["macs"])
     return taus
 
 
 def noise() -> str:
-    """How much of the differences between trained networks the genotypes are responsible for."""
-    if (summary := load()) is None:
-        return ""
+    """How much of the differences between trained networks is due to the genotypes."""
+    summary = load("study/summary")
     rows = []
     if found := summary["repeatability"]:
         what = f"{found['genotypes']} genotypes x {found['seeds']} seeds"
@@ -192,18 +182,15 @@ def noise() -> str:
 
 
 def gradients() -> str:
-    """How much of the architecture's gradient is signal."""
-    file = FOLDER / "gradients.json"
-    if not file.exists():
-        return ""
-    kept = json.loads(file.read_text())
+    """Signal and noise of the architecture's gradient."""
+    measured = load("study/gradients")["rows"]
     head = [
-        "search", "logits", "at", "mean gradient", "scatter of one batch", "ratio",
+        "search", "logits", "at", "mean gradient", "standard deviation of one batch", "ratio",
         "pull of a weight decay of 1e-3",
     ]  # fmt: skip
     rows = []
-    for name in dict.fromkeys(row["search"] for row in kept["rows"]):
-        members = [row for row in kept["rows"] if row["search"] == name]
+    for name in dict.fromkeys(row["search"] for row in measured):
+        members = [row for row in measured if row["search"] == name]
         for kind in ("columns", "attention"):
             for at in ("found", "even"):
                 values = [row[at][kind] for row in members]
@@ -233,14 +220,8 @@ TABLES = {
 }
 
 
-def load() -> dict[str, Any] | None:
-    """The summary that is kept, if any."""
-    file = FOLDER / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else None
-
-
 def _facts(summary: dict[str, Any]) -> str:
-    config = json.loads((FOLDER / "config.json").read_text())
+    config = load("study/config")
     data, search, train = (config[k] for k in ("data", "search", "train"))
     patches = train["scenes"] * data["versions"]
     cells = f"{summary['cells']} cells"
@@ -249,10 +230,10 @@ def _facts(summary: dict[str, Any]) -> str:
     text = (
         f"{cells}, {summary['hours']:.1f} hours of searching and training on "
         f"one core ({'; '.join(summary['machines'])}): "
-        f"{search['steps']} steps a search, {train['steps']} steps a training, {patches} patches "
-        f"of {train['crop']}x{train['crop']} a step; scored on the middle "
+        f"{search['steps']} steps per search, {train['steps']} steps per training, {patches} "
+        f"patches of {train['crop']}x{train['crop']} per step; scored on the middle "
         f"{train['validation_crop']}x{train['validation_crop']} of "
-        f"{data['validation_scenes']} training pairs that nothing else sees. "
+        f"{data['validation_scenes']} training pairs used for nothing else. "
         "In brackets 95% intervals."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"

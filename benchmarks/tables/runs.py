@@ -1,0 +1,161 @@
+"""Tables of whole runs: scores and budgets, shipped weights, interruptions, layouts of devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.tables import load, origin, table
+
+RUNS = {
+    "quickstart": "quickstart: embedded photographs, synthetic rain, 3 held out",
+    "rain100l": "rain100l: Rain100L, 100 test pairs",
+}
+PRETRAINED = ("rain100l", "general")
+
+
+def scores() -> str:
+    """PSNR and SSIM of the runs before and after restoration, and the cost of the network."""
+    head = ["run", "PSNR / SSIM on Y", "on RGB", "parameters", "GFLOP/image", "s/image"]
+    rows = []
+    for name, title in RUNS.items():
+        result = load(f"runs/{name}")["evaluate"]
+        before, after = (result["mean"][side] for side in ("input", "output"))
+        rows.append(
+            [
+                title,
+                *(
+                    f"{before[f'{c}_psnr']:.2f} / {before[f'{c}_ssim']:.3f} → "
+                    f"**{after[f'{c}_psnr']:.2f} / {after[f'{c}_ssim']:.3f}**"
+                    for c in ("y", "rgb")
+                ),
+                *_costs(result),
+            ]
+        )
+    return table(head, rows)
+
+
+def budgets() -> str:
+    """Steps, minutes and machines of the runs."""
+    head = ["run", "search", "training", "seed", "machine", "commits, date"]
+    rows = []
+    for name in RUNS:
+        run = load(f"runs/{name}")
+        last = run["provenance"][-1]
+        commits = dict.fromkeys(start["commit"][:9] for start in run["provenance"])
+        rows.append(
+            [
+                name,
+                *(_budget(run[stage]) for stage in ("search", "train")),
+                str(run["config"]["seed"]),
+                f"{last['machine']['processor']}, {last['machine']['cores']} cores, "
+                f"jax {last['versions']['jax']}",
+                f"{', '.join(commits)}, {last['date'][:10]}",
+            ]
+        )
+    return table(head, rows)
+
+
+def pretrained() -> str:
+    """Scores of the shipped weights on Rain100L's test pairs, and the cost of their networks."""
+    head = [
+        "weights", "PSNR / SSIM on Y", "with `--self-ensemble`", "parameters", "GFLOP/image",
+        "s/image", "training, validation"
+    ]  # fmt: skip
+    rows = []
+    for name in PRETRAINED:
+        record = load(f"pretrained/{name}")
+        result, train = record["evaluate"], record["training"]["train"]
+        before, after, ensemble = (
+            "{y_psnr:.2f} / {y_ssim:.3f}".format(**result["mean"][kind])
+            for kind in ("input", "output", "self_ensemble")
+        )
+        rows.append(
+            [
+                f"[{name}](results/pretrained/{name}.svg)",
+                f"{before} → **{after}**",
+                ensemble,
+                *_costs(result),
+                f"{_budget(train)}, {train['validation']['psnr']:.2f} dB",
+            ]
+        )
+    return table(head, rows)
+
+
+def interruptions() -> str:
+    """For each signal: how many, when, and whether runs ended with the same bits."""
+    record = load("robustness/interruptions")
+    head = [
+        "signal", "times", "during the search", "during the training", "before the first step",
+        "with a half-written checkpoint", "resumed from the newest", "steps repeated",
+        "runs that ended with the same bits",
+    ]  # fmt: skip
+    rows = []
+    for name in ("SIGKILL", "SIGTERM"):
+        events, runs = record[name]["interruptions"], record[name]["runs"]
+        stepping = [event for event in events if event["newest"] != event["newest_before"]]
+        training = [event for event in stepping if event["newest"]["train"]]
+        resumed = [event for event in events if event["went_on_from"]]
+        from_newest = [
+            event
+            for event in resumed
+            if all(step == event["newest_before"][k] for k, step in event["went_on_from"].items())
+        ]
+        # A process that was not stopped at a saved step loses steps, except at the end of a stage.
+        lost = [
+            event
+            for event in stepping
+            if event["stopped_at"] is None and record["steps"] not in event["newest"].values()
+        ]
+        rows.append(
+            [
+                name,
+                str(len(events)),
+                str(len(stepping) - len(training)),
+                str(len(training)),
+                str(len(events) - len(stepping)),
+                str(sum(event["half_written"] for event in events)),
+                f"{len(from_newest)} of {len(resumed)}",
+                "those since it" if lost else "0",
+                f"{sum(run['same_bits'] for run in runs)} of {len(runs)}",
+            ]
+        )
+    return table(head, rows) + f"\n{origin(record['provenance'])}.\n"
+
+
+def agreement() -> str:
+    """For each layout of devices and processes the largest differences, by dtype."""
+    record = load("robustness/agreement")
+    kinds = ("float64", "float32")
+    head = ["processes x devices per process"]
+    head += [f"{stage}, {kind}: loss, state" for kind in kinds for stage in ("search", "training")]
+    head += ["same pictures"]
+    rows = []
+    for both in zip(*(record[kind] for kind in kinds), strict=True):
+        layout = both[0]["layout"]
+        height = f", height over {layout['height_shards']}" if layout["height_shards"] > 1 else ""
+        stages = [row[stage] for row in both for stage in ("search", "train")]
+        rows.append(
+            [
+                f"{layout['processes']} x {layout['devices']}{height}",
+                *(f"{stage['losses']:.1e}, {stage['state']:.1e}" for stage in stages),
+                "yes" if all(stage["same_pictures"] for stage in stages) else "**no**",
+            ]
+        )
+    return table(head, rows) + f"\n{origin(record['provenance'])}.\n"
+
+
+def _costs(result: dict[str, Any]) -> list[str]:
+    """Parameters, GFLOP and seconds per image."""
+    return [
+        f"{result['parameters']:,}",
+        f"{2 * result['macs'] / 1e9:.1f} at {'x'.join(map(str, result['macs_at']))}",
+        f"{result['seconds_a_picture']:.2f}",
+    ]
+
+
+def _budget(summary: dict[str, Any]) -> str:
+    minutes = (summary["seconds"] + summary["compile_seconds"]) / 60
+    return f"{summary['steps']:,} steps, {minutes:.0f} min"
+
+
+TABLES = {make.__name__: make for make in (scores, budgets, pretrained, interruptions, agreement)}

@@ -1,0 +1,125 @@
+"""Tables of speed, one folder of results/speed/ for each machine."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from typing import Any
+
+from benchmarks import RESULTS, parts, picture_parts
+from benchmarks.speed import cold_and_warm, ranged
+from benchmarks.tables import load, origin, table
+
+TITLES = {
+    "search_first_order_small": "search step, first order, small",
+    "search_finite_difference_small": "search step, finite difference, small",
+    "search_exact_small": "search step, exact, small",
+    "search_first_order_paper": "search step, first order, paper's size",
+    "train_small": "training step, derived small",
+    "train_paper": "training step, derived paper's size",
+    "inference_320x480_small": "320x480 image, derived small",
+    "inference_320x480_paper": "320x480 image, derived paper's size",
+    "inference_1080p_small": "1920x1080 image, derived small",
+    "inference_1080p_frames_small": "8 frames of a 1920x1080 video, derived small",
+    "inference_4k_small": "4K image by tiles, derived small",
+    "pipeline_files": "training batch from PNG files, one core",
+    "pipeline_cached": "training batch from memory, one core",
+    "pipeline_disk": "training batch from decoded files on disk, one core",
+    "losses": "gradients of the losses alone",
+    "evaluation_small": "320x480 image restored and scored",
+}
+
+
+def speed(machine: str) -> str:
+    """Steps, memory and first steps, beside the released code if it was measured with them."""
+    record, theirs = load(f"speed/{machine}/speed"), _released(machine)
+    head = ["work", "s/step (range)", "released code s", "times as fast", "share of product",
+            "first step s, cold / warm", "peak GB, cold / warm", "product GFLOP/s"]  # fmt: skip
+    if not theirs:
+        del head[2:4]
+    rows = []
+    for key, title in TITLES.items():
+        if (case := record["cases"].get(key)) is None or "error" in case:
+            continue
+        beside = ["-", "-"]
+        if key in theirs:
+            ratio = theirs[key]["seconds"]["median"] / case["seconds"]["median"]
+            beside = [ranged(theirs[key]["seconds"], ".3g"), f"{ratio:.1f}"]
+        rows.append(
+            [
+                title,
+                ranged(case["seconds"], ".3g"),
+                *(beside if theirs else []),
+                f"{case['share_of_product']:.0%}" if case["gflop"] else "-",
+                cold_and_warm(case["first_step_seconds"], 1),
+                cold_and_warm(case["peak_gb"], 2),
+                f"{statistics.mean(case['product_gflops']):.0f}",
+            ]
+        )
+    notes = f"{origin(record['provenance'])}; median of {record['runs']} runs"
+    if theirs:
+        notes += f"; PyTorch {next(iter(theirs.values()))['torch']}"
+    return f"{notes}.\n\n{table(head, rows)}"
+
+
+def _released(machine: str) -> dict[str, Any]:
+    """The cases of the released code, if they were measured on this machine at the same commit."""
+    if not (RESULTS / "speed" / machine / "released.json").exists():
+        return {}
+    ours, theirs = (load(f"speed/{machine}/{name}") for name in ("speed", "released"))
+    for key in ("machine", "commit"):
+        if ours["provenance"][key] != theirs["provenance"][key]:
+            raise ValueError(f"results/speed/{machine}: speed and released differ in {key}")
+    return theirs["cases"]
+
+
+def ratios(*machines: str) -> str:
+    """Costs relative to other cases, timed in turn."""
+    columns = {m: {(x["base"], x["case"]): x for x in load(f"speed/{m}/ratios")} for m in machines}
+    pairs = dict.fromkeys(pair for column in columns.values() for pair in column)
+    rows = [
+        [
+            case,
+            base,
+            *(
+                ranged(column[base, case]["ratio"], ".2f") if (base, case) in column else "-"
+                for column in columns.values()
+            ),
+        ]
+        for base, case in pairs
+    ]
+    origins = dict.fromkeys(
+        f"{machine}: {len(next(iter(entry['seconds'].values())))} rounds; "
+        f"{origin(entry['provenance'])}."
+        for machine, column in columns.items()
+        for entry in column.values()
+    )
+    return f"{' '.join(origins)}\n\n{table(['case', 'against', *machines], rows)}"
+
+
+def step_parts(machine: str) -> str:
+    """Where a step of the small search spends its time."""
+    record = load(f"speed/{machine}/parts")
+    step = statistics.median(record["step_seconds"])
+    notes = (
+        f"Step {step:.3g} s, product {record['product_gflops']:.0f} GFLOP/s, compilation "
+        f"{record['compiler_seconds']:.0f} s of all threads. {origin(record['provenance'])}."
+    )
+    return f"{notes}\n\n{table(parts.HEAD, parts.rows(record))}"
+
+
+def picture_parts_of(machine: str, size: str) -> str:
+    """Where restoring an image with this size of network spends its time."""
+    record = load(f"speed/{machine}/picture_parts")
+    notes = f"{picture_parts.summary(record, size)}. {origin(record['provenance'])}."
+    return f"{notes}\n\n{table(picture_parts.HEAD, picture_parts.rows(record[size]))}"
+
+
+TABLES = {
+    **{f"speed_{name}": functools.partial(speed, name) for name in ("epyc", "genoa", "xeon")},
+    "speed_ratios": functools.partial(ratios, "epyc", "genoa"),
+    "speed_parts_epyc": functools.partial(step_parts, "epyc"),
+    "speed_parts_xeon": functools.partial(step_parts, "xeon"),
+    "speed_picture_parts_small": functools.partial(picture_parts_of, "xeon", "small"),
+    "speed_picture_parts_paper": functools.partial(picture_parts_of, "xeon", "paper"),
+}
