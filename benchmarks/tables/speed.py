@@ -33,23 +33,23 @@ TITLES = {
 def speed(machine: str) -> str:
     """Steps, memory and first steps, beside the released code if it was measured with them."""
     record, theirs = load(f"speed/{machine}/speed"), _released(machine)
-    head = ["work", "s/step (range)", "released code s", "times as fast", "share of product",
-            "first step s, cold / warm", "peak GB, cold / warm", "product GFLOP/s"]  # fmt: skip
-    if not theirs:
-        del head[2:4]
+    beside = ["released code s, peak GB", "times as fast"] if theirs else []
+    head = ["work", "s/step (range)", *beside, "share of product", "first step s, cold / warm",
+            "peak GB, cold / warm", "product GFLOP/s"]  # fmt: skip
     rows = []
     for key, title in TITLES.items():
         if (case := record["cases"].get(key)) is None or "error" in case:
             continue
-        beside = ["-", "-"]
-        if key in theirs:
-            ratio = theirs[key]["seconds"]["median"] / case["seconds"]["median"]
-            beside = [ranged(theirs[key]["seconds"], ".3g"), f"{ratio:.1f}"]
+        beside = ["-", "-"] if theirs else []
+        if released := theirs.get(key):
+            ratio = released["seconds"]["median"] / case["seconds"]["median"]
+            seconds = ranged(released["seconds"], ".3g")
+            beside = [f"{seconds}, {released['peak_gb']:.2f}", f"{ratio:.1f}"]
         rows.append(
             [
                 title,
                 ranged(case["seconds"], ".3g"),
-                *(beside if theirs else []),
+                *beside,
                 f"{case['share_of_product']:.0%}" if case["gflop"] else "-",
                 cold_and_warm(case["first_step_seconds"], 1),
                 cold_and_warm(case["peak_gb"], 2),

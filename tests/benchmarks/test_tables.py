@@ -34,7 +34,7 @@ def test_speed_shows_the_released_code_of_the_same_commit_only(tmp_path, monkeyp
     ours = {"seconds": {"median": 1.1, "min": 1.0, "max": 1.2}, "peak_gb": both, "gflop": 1.0,
             "first_step_seconds": both, "share_of_product": 0.5,
             "product_gflops": [1, 3]}  # fmt: skip
-    theirs = {"seconds": {"median": 2.2, "min": 2.0, "max": 2.4}, "torch": "2.0"}
+    theirs = {"seconds": {"median": 2.2, "min": 2.0, "max": 2.4}, "peak_gb": 0.5, "torch": "2.0"}
     for module in (tables, speed):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
 
@@ -45,7 +45,7 @@ def test_speed_shows_the_released_code_of_the_same_commit_only(tmp_path, monkeyp
     write("speed", ours)
     assert "| 1.1 (1-1.2) | 50% | 1.0 / 2.0 | 1.00 / 2.00 | 2 |" in speed.speed("m")
     write("released", theirs)
-    assert "| 1.1 (1-1.2) | 2.2 (2-2.4) | 2.0 | 50% |" in speed.speed("m")
+    assert "| 1.1 (1-1.2) | 2.2 (2-2.4), 0.50 | 2.0 | 50% |" in speed.speed("m")
     write("released", theirs, commit="d")
     with pytest.raises(ValueError, match="differ in commit"):
         speed.speed("m")
