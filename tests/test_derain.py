@@ -584,7 +584,7 @@ def test_sound_in_no_known_codec_is_said(tmp_path, command):
     source = record(tmp_path / "in.mp4", 1)
     source.write_bytes(source.read_bytes().replace(b"\x40\x15\0", b"\2\x15\0"))  # was AAC
     status, (line,) = command(source, "-o", tmp_path / "out.mp4")
-    assert status == 1 and "cannot hold sound in an unknown codec" in line
+    assert status == 1 and "cannot hold audio in an unknown codec" in line
     assert names(tmp_path) == ["in.mp4"]
 
 

@@ -1,27 +1,27 @@
-"""Export of a trained network to other runtimes.
+"""Exports a trained network to other runtimes.
 
     python -m manas_jax.inference.export WEIGHTS --format {stablehlo,onnx,savedmodel} --out PATH
 
-WEIGHTS is the name of pretrained weights or the file of a derived network's. What is exported is
-one function, the weights in it as constants, which does what `Derainer` does to a picture in one
-piece; images and restored are float32:
+WEIGHTS is the name of pretrained weights or the weights file of a derived network. The export is
+one float32 function with the weights as constants. It does what `Derainer` does to an image without
+tiles:
 
     images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3), clipped to [0, 1]
 
-`stablehlo`: one file for CPU, CUDA and TPU, for any N, H and W. It needs nothing but JAX:
+`stablehlo`: a file for CPU, CUDA and TPU, for any N, H and W, which needs JAX alone:
 
     import jax.export, pathlib
     exported = jax.export.deserialize(bytearray(pathlib.Path("PATH").read_bytes()))
     restored = exported.call(images)
 
 `savedmodel`: a TensorFlow folder for CPU, CUDA and TPU, for any N, H and W; its signature
-`serving_default` takes `images` and gives `restored`.
+`serving_default` takes `images` and returns `restored`.
 
 `onnx`: a file of opset 21 with input `images` and output `restored`, for any N and the H and W of
-`--size`. Of several sizes each makes a file of its own, such as `net_320x480.onnx` of `net.onnx`.
+`--size`. Several sizes give one file each, such as `net_320x480.onnx` for `net.onnx`.
 
-Before an export is put in place, a fresh process runs it in its own runtime, on the CPU, and what
-it restores is compared with what the network restores here.
+Before an export is moved to PATH, a fresh process runs it in its own runtime, on the CPU, and its
+outputs are compared with those of the network.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ from manas_jax.workdir.weights import Variables
 OPSET = 21
 DEFAULT_SIZE = (320, 480)
 TOLERANCE = 1e-4
-"""How far a restored sample may be from the network's own; the range is [0, 1]."""
+"""Largest accepted difference from the network's outputs, which are in [0, 1]."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# What an export for any size is run on: the first needs no padding up to a multiple of 8.
+# Shapes for checking an export for any size; only the first needs no padding to a multiple of 8.
 _SHAPES = ((2, 24, 32, 3), (1, 37, 29, 3))
 
 Restore = Callable[[jax.Array], jax.Array]
@@ -65,33 +65,33 @@ Restore = Callable[[jax.Array], jax.Array]
 
 
 def restoration(network: Network, variables: Variables) -> Restore:
-    """What is exported, for images whose sides are multiples of `multiple(network)`."""
+    """The function to export, for images with sides that are multiples of `multiple(network)`."""
     folded = fold_batch_norm.fold(variables)
     return lambda images: jnp.clip(fold_batch_norm.apply(network, folded, images), 0, 1)
 
 
 def any_size(restore: Restore, multiple: int) -> Restore:
-    """The same function for images of any size, traceable while height and width are symbols.
+    """The same function for images of any size, also symbolic ones.
 
-    It mirrors as `Derainer` does, so that nothing is left to pad in the network: `jnp.pad` cannot
-    mirror an unknown number of rows.
+    It pads as `Derainer` does, so that the network has nothing to pad: `jnp.pad` cannot mirror a
+    symbolic number of rows.
     """
 
     def restore_padded(images: jax.Array) -> jax.Array:
         height, width = images.shape[1:3]
-        padded = mirrored(mirrored(images, 1, multiple), 2, multiple)
+        padded = mirror_pad(mirror_pad(images, 1, multiple), 2, multiple)
         return restore(padded)[:, :height, :width]
 
     return restore_padded
 
 
-def mirrored(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """Lengthens an axis to a multiple by its mirror image, as often as it takes."""
+def mirror_pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Pads the end of an axis to a multiple with mirror images, repeated as often as needed."""
     side = x.shape[axis]
     if isinstance(side, int) and side % multiple == 0:
         return x
-    there = jnp.arange((side + multiple - 1) // multiple * multiple) % (2 * side)
-    return jnp.take(x, jnp.minimum(there, 2 * side - 1 - there), axis=axis, mode="clip")
+    index = jnp.arange((side + multiple - 1) // multiple * multiple) % (2 * side)
+    return jnp.take(x, jnp.minimum(index, 2 * side - 1 - index), axis=axis, mode="clip")
 
 
 def _write_stablehlo(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
@@ -133,15 +133,15 @@ def _write_onnx(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> 
             input_names=["images"],
             output_names=["restored"],
         )
-    # The converter notes some shapes in between in the wrong order, of which runtimes warn. They
-    # are optional: a runtime infers them itself.
+    # The converter gets the order of some intermediate shapes wrong, and runtimes warn of it. They
+    # are optional: runtimes infer them.
     del model.graph.value_info[:]
     path.write_bytes(model.SerializeToString())
 
 
 @contextlib.contextmanager
 def _muted():
-    """Keeps from the console what jax2onnx prints and logs for its own developers."""
+    """Silences what jax2onnx prints and logs for its own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -153,14 +153,14 @@ def _muted():
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A kind of export.
+    """An export format.
 
     Attributes:
-      write: makes the file or folder at a path, for one (height, width) if `sized`.
-      run: Python that makes of `path` a function `restore`, from NumPy to NumPy.
-      packages: what has to be installed beyond requirements.txt.
+      write: writes the file or folder, for one (height, width) if `sized`.
+      run: Python source that defines `restore`, from NumPy to NumPy, of the export at `path`.
+      packages: packages needed beyond requirements.txt.
       sized: whether an export is for one height and width.
-      marker: the file in it by which a folder of this format is known; '' if it is a file.
+      marker: a file that identifies a folder of this format; '' if an export is a file.
     """
 
     write: Callable[[Restore, pathlib.Path, tuple[int, int]], None]
@@ -202,13 +202,13 @@ restore = lambda images: serve(images=tf.constant(images))["restored"]
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What an export came to.
+    """A finished export.
 
     Attributes:
       path: the file or folder.
-      difference: the largest of a restored sample from the network's own.
-      bytes: the size of all files.
-      seconds: how long it took, running it included.
+      difference: the largest difference from the network's outputs.
+      bytes: total size of its files.
+      seconds: duration of export and check.
     """
 
     path: pathlib.Path
@@ -225,19 +225,19 @@ def export(
     size: tuple[int, int] = DEFAULT_SIZE,
     overwrite: bool = False,
 ) -> Exported:
-    """Exports a derived network, whole and checked or not at all.
+    """Exports a derived network; writes nothing unless the export is complete and correct.
 
     Args:
       network: the network.
       variables: its 'params' and 'batch_stats'.
       format: a name in `FORMATS`.
-      out: the file or folder to make.
-      size: height and width of the images; only of meaning where the format fixes them.
+      out: the file or folder to write.
+      size: height and width of the images, for formats that fix them.
       overwrite: whether an export of the same format may be replaced.
 
     Raises:
-      UserError: a package is missing, `out` is taken or cannot be written, or the export does not
-        restore what the network does.
+      UserError: a package is missing, `out` exists or cannot be written, or the outputs of the
+        export differ from those of the network.
     """
     out, kind, start = pathlib.Path(out), FORMATS[format], time.monotonic()
     check(format, out, overwrite)
@@ -247,24 +247,24 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            made = pathlib.Path(temporary) / "made"
-            kind.write(restore, made, size)
-            difference = verify(format, made, original, shapes)
-            files = [made, *made.rglob("*")]
+            new = pathlib.Path(temporary) / "new"
+            kind.write(restore, new, size)
+            difference = verify(format, new, original, shapes)
+            files = [new, *new.rglob("*")]
             total = sum(file.stat().st_size for file in files if file.is_file())
-            if out.is_dir():  # no rename replaces a folder that is not empty
-                os.replace(out, pathlib.Path(temporary) / "replaced")
-            os.replace(made, out)
+            if out.is_dir():  # a rename cannot replace a folder with files in it
+                os.replace(out, pathlib.Path(temporary) / "old")
+            os.replace(new, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror or error})") from None
     return Exported(out, difference, total, time.monotonic() - start)
 
 
 def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
-    """Finds early what would stop an export.
+    """Checks what an export needs, before the work begins.
 
     Raises:
-      UserError: a package of the format is missing, or `out` is taken.
+      UserError: a package of the format is missing, or `out` exists and may not be replaced.
     """
     kind = FORMATS[format]
     for package in kind.packages:
@@ -278,54 +278,54 @@ def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise UserError(f"--out {out}: is there already; name another path or give --overwrite")
+        raise UserError(f"--out {out}: exists; choose another path or give --overwrite")
     if not ((out / kind.marker).is_file() and out.is_dir() == bool(kind.marker)):
         raise UserError(
-            f"--out {out}: is no {format} export, and --overwrite replaces nothing else; "
-            "name another path"
+            f"--out {out}: not a {format} export, and --overwrite replaces nothing else; "
+            "choose another path"
         )
 
 
 def verify(
     format: str, path: pathlib.Path, original: Derainer, shapes: Sequence[tuple[int, ...]]
 ) -> float:
-    """Runs an export in a fresh process and compares it with the network.
+    """Runs an export on noise in a fresh process and compares it with the network.
 
     Args:
       format: a name in `FORMATS`.
       path: the export.
-      original: what it is an export of.
-      shapes: shapes of the images to compare, which are noise.
+      original: the network.
+      shapes: of the batches of images.
 
     Returns:
-      The largest difference of a sample.
+      The largest difference.
 
     Raises:
-      UserError: it does not run, or differs by more than `TOLERANCE`.
+      UserError: the export does not run, or differs by more than `TOLERANCE`.
     """
     draw = np.random.default_rng(0)
     batches = [draw.uniform(size=shape).astype(np.float32) for shape in shapes]
-    with jax.default_matmul_precision("highest"):  # accelerators round convolutions otherwise
+    with jax.default_matmul_precision("highest"):  # accelerators round products by default
         wanted = [original(images) for images in batches]
     differences = []
     for want, got in zip(wanted, _run(format, path, batches), strict=True):
         if (got.shape, got.dtype) != (want.shape, want.dtype):
             raise UserError(
-                f"--format {format}: the export makes {got.dtype} of shape {got.shape}, the "
+                f"--format {format}: the export returns {got.dtype} of shape {got.shape}, the "
                 f"network {want.dtype} of {want.shape}; nothing was written"
             )
         differences.append(np.abs(got - want).max())
     largest = float(np.max(differences))
-    if not largest <= TOLERANCE:  # NaN is not, either
+    if not largest <= TOLERANCE:  # also for NaN
         raise UserError(
-            f"--format {format}: the export is off the network by {largest:.1e}, more than "
+            f"--format {format}: the export differs from the network by {largest:.1e}, more than "
             f"{TOLERANCE:.0e}; nothing was written"
         )
     return largest
 
 
 def _run(format: str, path: pathlib.Path, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What an export restores of each batch, in a process that has not seen the network."""
+    """Outputs of an export for each batch, from a process that does not know the network."""
     code = f"""
 import sys
 import numpy as np
@@ -337,7 +337,7 @@ with np.load(images) as batches:
     with tempfile.TemporaryDirectory() as folder:
         images, restored = (os.path.join(folder, name) for name in ("images.npz", "restored.npz"))
         np.savez(images, *batches)
-        # An accelerator may be taken by this process, and may round otherwise.
+        # This process may hold the accelerator, which may also round differently.
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
             [sys.executable, "-P", "-c", code, str(path.absolute()), images, restored],
@@ -355,26 +355,26 @@ with np.load(images) as batches:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m manas_jax.inference.export",
         description="Exports a trained network to another runtime and checks it there.",
     )
-    parser.add_argument("weights", help="weights file of a derived network")
+    parser.add_argument("weights", help="name of pretrained weights, or a weights file")
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="file or folder to make")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="file or folder to write")
     parser.add_argument(
         "--size",
         type=_size,
         nargs="+",
         metavar="HxW",
-        help="onnx: height and width of the images, 320x480 by default; a file for each",
+        help="onnx: height and width of the images, 320x480 by default; one file per size",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parser.parse_args(arguments)
     try:
         if args.size and not FORMATS[args.format].sized:
-            raise UserError(f"--size: a {args.format} export takes any size; leave --size out")
+            raise UserError(f"--size: a {args.format} export takes any size; omit --size")
         targets = _targets(args.out, args.size or [DEFAULT_SIZE])
         for path in targets:
             check(args.format, path, args.overwrite)
@@ -403,7 +403,7 @@ def _size(text: str) -> tuple[int, int]:
 def _targets(
     out: pathlib.Path, sizes: Sequence[tuple[int, int]]
 ) -> dict[pathlib.Path, tuple[int, int]]:
-    """The file of each size."""
+    """File -> size."""
     if len(sizes) == 1:
         return {out: sizes[0]}
     return {out.with_name(f"{out.stem}_{h}x{w}{out.suffix}"): (h, w) for h, w in sizes}
@@ -411,7 +411,7 @@ def _targets(
 
 def _summary(exported: Exported) -> str:
     return (
-        f"{exported.path}: {exported.bytes:,} bytes, off the network by at most "
+        f"{exported.path}: {exported.bytes:,} bytes, differs from the network by at most "
         f"{exported.difference:.1e}, {exported.seconds:.0f} s"
     )
 

@@ -1,12 +1,12 @@
-"""Videos: every frame restored, all else passed on.
+"""Videos whose frames are restored while everything else is copied.
 
-Frames keep their times (so variable frame rates stay), sound and subtitles are copied packet for
-packet, and metadata, chapters, rotation and the tags of colour go along. Video is encoded anew
-with the codec it came in where this build of FFmpeg has an encoder and the container takes it.
-Further video streams, cover pictures, attachments and data streams are left out.
+Frames keep their timestamps, so variable frame rates stay. Audio and subtitle packets are copied,
+as are metadata, chapters, rotation and colour tags. Video is encoded again, with the codec of the
+input if this build of FFmpeg has an encoder and the container accepts it. Further video streams,
+cover pictures, attachments and data streams are dropped.
 
-FFmpeg hides small damage, and a file without an index that ends early looks like a shorter one:
-what it can decode is restored.
+FFmpeg hides small damage, and a truncated file without an index looks like a shorter one: what it
+can decode is restored.
 """
 
 from __future__ import annotations
@@ -42,19 +42,21 @@ _ENCODER_OPTIONS = {
     "libvpx-vp9": {"crf": _CRF, "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
     "libsvtav1": {"crf": _CRF, "preset": "8"},
 }
-_OTHER_OPTIONS = {"qmin": "1", "qmax": "3"}  # the finest steps of the MPEG family
-# Encoders whose streams say the time in frames of a fixed rate.
+_OTHER_OPTIONS = {"qmin": "1", "qmax": "3"}  # the finest quantisers of the MPEG family
+# Encoders whose timestamps count frames of a fixed rate.
 _FIXED_RATE = frozenset({"mpeg1video", "mpeg2video", "mpeg4"})
 _RGB = "rgb24"
-_METADATA_ERRORS = "surrogateescape"  # old files have titles in other encodings: kept byte for byte
+_METADATA_ERRORS = "surrogateescape"  # titles in old encodings are copied byte for byte
 COLOUR_TAGS = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 Restore = Callable[[np.ndarray], np.ndarray]
+"""Frames, uint8 (N, H, W, 3), RGB -> restored frames in the same shape and type."""
 Progress = Callable[[int, int | None], None]
+"""Called with the number of frames done, and their total where it is known."""
 
 
 def is_video(path: str | os.PathLike) -> bool:
-    """Whether the name of `path` ends like that of a video (hidden files never do)."""
+    """Whether `path` has the suffix of a video and is not hidden."""
     return has_suffix(path, SUFFIXES)
 
 
@@ -65,29 +67,29 @@ def derain(
     progress: Progress | None = None,
     batch: int = BATCH,
 ) -> None:
-    """Writes the video `source` with its frames restored to `target`, whole or not at all.
+    """Writes `source` with restored frames to `target`, completely or not at all.
 
     Args:
-      source: a video file; its first video stream is the one restored.
+      source: a video file, of which the first video stream is restored.
       target: the file to write, in the container that its suffix names.
-      restore: maps frames, uint8 (N, H, W, 3) RGB, to as many of the same shape. They are upright
-        as a player shows them; N is `batch`, and less at the end.
-      progress: called after each batch with the frames done and their total, where it is known.
-      batch: frames given to `restore` at a time.
+      restore: called with upright frames, `batch` at a time, fewer at the end. Its exceptions pass
+        unchanged.
+      progress: called after each batch.
+      batch: frames per call of `restore`.
 
     Raises:
-      ValueError: `restore` gives another shape or type.
-      UserError: the source is missing, no video or damaged; the target's container cannot hold
-        its sound, or the target cannot be written to. What `restore` raises passes as it is.
+      ValueError: `restore` returns another shape or type.
+      UserError: the source is missing, no video or damaged, the target cannot be written, or its
+        container cannot hold the audio.
     """
-    with _opened(source) as reader, replacing(target) as temporary:
-        try:  # not `output_file`, which would take an OSError of `restore` for one of writing
+    with _open(source) as reader, replacing(target) as temporary:
+        try:  # not `output_file`: it would report an OSError of `restore` as one of writing
             pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
         frames = _Frames(reader, source)
         try:
-            with av.open(_plain(temporary), "w", metadata_errors=_METADATA_ERRORS) as writer:
+            with av.open(_no_protocol(temporary), "w", metadata_errors=_METADATA_ERRORS) as writer:
                 _transcode(frames, writer, target, restore, progress, batch)
         except av.error.FFmpegError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from error
@@ -95,21 +97,26 @@ def derain(
             if "Could not determine output format" not in str(error):
                 raise
             raise UserError(
-                f"{target}: no video container of this name; use .mp4, .mkv or .webm"
+                f"{target}: no video container has this suffix; use .mp4, .mkv or .webm"
             ) from None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Turn:
-    """How stored frames become upright ones: axes swapped or not, then flipped or not."""
+class _Orientation:
+    """How stored frames become upright: axes are swapped, then flipped.
+
+    Attributes:
+      swap: whether height and width are swapped.
+      vertical, horizontal: steps of the slices; -1 flips.
+    """
 
     swap: bool = False
-    vertical: int = 1  # steps of the slices
+    vertical: int = 1
     horizontal: int = 1
 
     @classmethod
-    def of(cls, matrix: Sequence[int] | None) -> _Turn:
-        """From FFmpeg's display matrix; turns by anything but right angles are left to players."""
+    def from_matrix(cls, matrix: Sequence[int] | None) -> _Orientation:
+        """Of FFmpeg's display matrix; identity for other than right angles, left to players."""
         if matrix is None:
             return cls()
         (a, b), (c, d) = matrix[:2], matrix[3:5]  # x' = a x + c y, y' = b x + d y
@@ -120,25 +127,25 @@ class _Turn:
         return cls()
 
     def upright(self, pixels: np.ndarray) -> np.ndarray:
-        turned = pixels.swapaxes(0, 1) if self.swap else pixels
-        return turned[:: self.vertical, :: self.horizontal]
+        swapped = pixels.swapaxes(0, 1) if self.swap else pixels
+        return swapped[:: self.vertical, :: self.horizontal]
 
     def stored(self, pixels: np.ndarray) -> np.ndarray:
         flipped = pixels[:: self.vertical, :: self.horizontal]
         return np.ascontiguousarray(flipped.swapaxes(0, 1) if self.swap else flipped)
 
 
-def _opened(source: str | os.PathLike) -> av.container.InputContainer:
+def _open(source: str | os.PathLike) -> av.container.InputContainer:
     try:
-        return av.open(_plain(source), metadata_errors=_METADATA_ERRORS)
+        return av.open(_no_protocol(source), metadata_errors=_METADATA_ERRORS)
     except av.error.FileNotFoundError:
         raise UserError(f"{source}: no such video") from None
     except av.error.FFmpegError as error:
         raise UserError(_damaged(source, error)) from error
 
 
-def _plain(path: str | os.PathLike) -> str:
-    """The path so that FFmpeg takes no part of it for a protocol, as in 12:30.mp4."""
+def _no_protocol(path: str | os.PathLike) -> str:
+    """The absolute path: in a relative one, such as 12:30.mp4, FFmpeg sees a protocol."""
     return os.path.abspath(path)
 
 
@@ -147,27 +154,27 @@ def _damaged(source: str | os.PathLike, error: av.error.FFmpegError) -> str:
 
 
 class _Frames:
-    """The source as frames of its first video stream and packets of all others, in their order.
+    """Frames of the first video stream and packets of all other streams, in file order.
 
     Raises:
-      UserError: here and while iterating, the source is damaged or holds no video.
+      UserError: on construction and iteration, the source is damaged or holds no video.
     """
 
     def __init__(self, reader: av.container.InputContainer, source: str | os.PathLike):
-        films = [s for s in reader.streams.video if not s.disposition & Disposition.attached_pic]
-        if not films:
+        streams = [s for s in reader.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
             raise UserError(f"{source}: holds no video stream")
-        self.reader, self.video, self._source = reader, films[0], source
+        self.reader, self.video, self._source = reader, streams[0], source
         self.video.thread_type = "AUTO"
         items = self._items()
-        # Rotation stands in the first frame, and streams are declared before anything is written.
+        # The first frame holds the rotation, and streams are declared before packets are written.
         early = []
         for item in items:
             early.append(item)
             if isinstance(item, av.VideoFrame):
                 break
         else:
-            raise UserError(f"{source}: no frame of it can be decoded; copy it again or remove it")
+            raise UserError(f"{source}: no frame can be decoded; copy it again or remove it")
         self.first: av.VideoFrame = early[-1]
         self._rest = itertools.chain(early, items)
 
@@ -183,10 +190,10 @@ class _Frames:
                         size = size or (frame.width, frame.height)
                         if size != (frame.width, frame.height):
                             raise UserError(
-                                f"{self._source}: its size changes midway; cut it there"
+                                f"{self._source}: the frame size changes midway; cut it there"
                             )
                         yield frame
-                elif packet.size:  # else it only says that the stream ends
+                elif packet.size:  # an empty one marks the end of its stream
                     yield packet
         except av.error.FFmpegError as error:
             raise UserError(_damaged(self._source, error)) from error
@@ -201,7 +208,7 @@ def _transcode(
     batch: int,
 ) -> None:
     matrix = _display_matrix(frames.first)
-    turn = _Turn.of(matrix)
+    orientation = _Orientation.from_matrix(matrix)
     encoder = _add_encoder(writer, frames)
     encoder.set_display_matrix(matrix)
     copies = _add_copies(writer, frames, target)
@@ -211,9 +218,9 @@ def _transcode(
     waiting: list[av.VideoFrame] = []
     done = 0
 
-    def finish() -> None:
+    def write_waiting() -> None:
         nonlocal done
-        for frame in _restored(waiting, restore, turn, encoder.codec_context.pix_fmt):
+        for frame in _restore(waiting, restore, orientation, encoder.codec_context.pix_fmt):
             writer.mux(encoder.encode(frame))
         done += len(waiting)
         waiting.clear()
@@ -224,12 +231,12 @@ def _transcode(
         if isinstance(item, av.VideoFrame):
             waiting.append(item)
             if len(waiting) == batch:
-                finish()
+                write_waiting()
         elif item.stream in copies:
             item.stream = copies[item.stream]
             writer.mux(item)
     if waiting:
-        finish()
+        write_waiting()
     writer.mux(encoder.encode(None))
 
 
@@ -240,19 +247,19 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     return None
 
 
-def _restored(
-    frames: Sequence[av.VideoFrame], restore: Restore, turn: _Turn, pixel_format: str
+def _restore(
+    frames: Sequence[av.VideoFrame], restore: Restore, orientation: _Orientation, pixel_format: str
 ) -> Iterator[av.VideoFrame]:
-    before = np.stack([turn.upright(_pixels(frame)) for frame in frames])
+    before = np.stack([orientation.upright(_rgb(frame)) for frame in frames])
     after = restore(before)
     if after.shape != before.shape or after.dtype != np.uint8:
         raise ValueError(f"expected uint8 of {before.shape}, got {after.dtype} of {after.shape}")
     for frame, pixels in zip(frames, after, strict=True):
-        yield _like(frame, turn.stored(pixels), pixel_format)
+        yield _with_rgb(frame, orientation.stored(pixels), pixel_format)
 
 
-def _pixels(frame: av.VideoFrame) -> np.ndarray:
-    """RGB of shape (H, W, 3) in the file's layout."""
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """RGB, uint8 (H, W, 3), in the stored orientation."""
     return frame.to_ndarray(
         format=_RGB,
         src_colorspace=_matrix_of(frame),
@@ -261,9 +268,9 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     )
 
 
-def _like(frame: av.VideoFrame, pixels: np.ndarray, pixel_format: str) -> av.VideoFrame:
-    """A frame of these pixels with the time and the tags of `frame`."""
-    new = av.VideoFrame.from_ndarray(pixels, format=_RGB).reformat(
+def _with_rgb(frame: av.VideoFrame, rgb: np.ndarray, pixel_format: str) -> av.VideoFrame:
+    """A frame of new RGB with the timestamp and the tags of `frame`."""
+    new = av.VideoFrame.from_ndarray(rgb, format=_RGB).reformat(
         format=pixel_format,
         dst_colorspace=_matrix_of(frame),
         src_color_range=ColorRange.JPEG,
@@ -276,7 +283,7 @@ def _like(frame: av.VideoFrame, pixels: np.ndarray, pixel_format: str) -> av.Vid
 
 
 def _matrix_of(frame: av.VideoFrame) -> Colorspace:
-    """The matrix between YUV and RGB; where none is said, one that is the same there and back."""
+    """The YUV matrix; untagged, FFmpeg's default, which is the same in both directions."""
     try:
         return Colorspace(frame.colorspace)
     except ValueError:
@@ -286,9 +293,9 @@ def _matrix_of(frame: av.VideoFrame) -> Colorspace:
 def _add_encoder(
     writer: av.container.OutputContainer, frames: _Frames
 ) -> av.video.stream.VideoStream:
-    """A video stream in the codec of the input where that can be written, else in another one."""
+    """Adds the video stream, in the codec of the input if possible, else in a fallback."""
     video, context = frames.video, frames.video.codec_context
-    stream = _first_possible(writer, (video.codec.canonical_name, *_FALLBACKS), frames)
+    stream = _add_first_possible(writer, (video.codec.canonical_name, *_FALLBACKS), frames)
     codec = stream.codec
     stream.width, stream.height = frames.first.width, frames.first.height
     stream.pix_fmt = _pixel_format(codec, frames.first)
@@ -304,56 +311,54 @@ def _add_encoder(
     return stream
 
 
-def _first_possible(
+def _add_first_possible(
     writer: av.container.OutputContainer, codecs: Sequence[str], frames: _Frames
 ) -> av.video.stream.VideoStream:
-    """A stream in the first of the codecs that can be encoded and that the container takes."""
+    """Adds a stream in the first codec that has an encoder and that the container accepts."""
     rate = frames.video.average_rate or frames.video.guessed_rate or Fraction(25)
     for name in codecs:
         try:
             codec = av.Codec(name, "w")
             options = _ENCODER_OPTIONS.get(codec.name, _OTHER_OPTIONS)
             return writer.add_stream(codec.name, rate=rate, options=options)
-        except ValueError:  # no such encoder, or not in this container
+        except ValueError:  # no such encoder, or not for this container
             continue
-    raise UserError(
-        f"cannot write {writer.format.long_name}: no encoder for what it can hold; use .mkv"
-    )
+    raise UserError(f"cannot write {writer.format.long_name}: no encoder for its codecs; use .mkv")
 
 
 def _pixel_format(codec: av.Codec, frame: av.VideoFrame) -> str:
-    """The format of `frame`, or the one that loses least of those that can be encoded.
+    """The format of `frame` if the codec can encode it, else the one that loses least.
 
-    Formats with fewer samples of colour than of brightness want even sizes of most encoders.
+    Most encoders need even sizes for formats with subsampled chroma.
     """
     formats = [format.name for format in codec.video_formats or ()]
     odd = frame.width % 2 or frame.height % 2
-    wanted = (frame.format.name,) if not odd or _is_full(frame.format) else ()
+    same = (frame.format.name,) if not odd or _is_full_chroma(frame.format) else ()
     if frame.format.is_rgb:
         others = ("rgb24", "gbrp", "bgr0", "yuv444p")
     else:
         others = ("yuv444p",) if odd else ("yuv420p", "yuv444p")
-    return next((name for name in (*wanted, *others) if name in formats), formats[0])
+    return next((name for name in (*same, *others) if name in formats), formats[0])
 
 
-def _is_full(format: av.VideoFormat) -> bool:
+def _is_full_chroma(format: av.VideoFormat) -> bool:
     return format.chroma_width(16) == 16 and format.chroma_height(16) == 16
 
 
 def _add_copies(
     writer: av.container.OutputContainer, frames: _Frames, target: str | os.PathLike
 ) -> dict[av.stream.Stream, av.stream.Stream]:
-    """For each stream of sound or subtitles one of the same kind in the target."""
+    """Adds audio and subtitle streams; returns source stream -> target stream."""
     copies = {}
     for stream in (*frames.reader.streams.audio, *frames.reader.streams.subtitles):
         try:
             copy = writer.add_stream_from_template(stream)
         except ValueError:
-            if stream.type == "subtitle":  # containers agree on few kinds
+            if stream.type == "subtitle":  # dropped: few formats fit several containers
                 continue
             codec = stream.codec_context.name if stream.codec_context else "an unknown codec"
             raise UserError(
-                f"{target}: its container cannot hold sound in {codec}; use .mkv or the suffix of "
+                f"{target}: its container cannot hold audio in {codec}; use .mkv or the suffix of "
                 "the input"
             ) from None
         copy.metadata.update(stream.metadata)

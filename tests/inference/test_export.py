@@ -1,4 +1,4 @@
-"""Every export is run by its own runtime, here at other sizes than where it was checked."""
+"""Every export runs in its own runtime, here at other sizes than those of its own check."""
 
 import dataclasses
 import sys
@@ -42,7 +42,7 @@ GENOTYPES = pytest.mark.parametrize("genotype", [PLAIN, RESIDUAL], ids=["plain",
 
 
 def trained(genotype):
-    """A network, and variables of which none has the value that it starts with."""
+    """A network and variables, none of which has its initial value."""
     network = Network(genotype.space, genotype, pool_cell=8 if genotype is RESIDUAL else None)
     draw = np.random.default_rng(1)
 
@@ -60,7 +60,7 @@ def noise(*shape):
 
 
 def restored(network, variables, images):
-    """What an export has to give; most of it inside the range, so that clipping hides nothing."""
+    """Expected outputs, mostly inside the range, so that clipping hides nothing."""
     padded = layers.pad_to_multiple(images, multiple(network))
     raw = np.asarray(jax.jit(network.apply)(variables, padded))
     raw = raw[:, : images.shape[1], : images.shape[2]]
@@ -71,7 +71,7 @@ def restored(network, variables, images):
 
 @pytest.fixture(scope="module")
 def small(space):
-    """A network that is quick to compile."""
+    """A network that compiles quickly."""
     return trained(Genotype(space, (("parallel",),), ((("SE",), ("SE",)),)))
 
 
@@ -83,7 +83,7 @@ def weights_file(tmp_path_factory, small):
     return path
 
 
-def test_the_two_networks_have_every_choice():
+def test_both_networks_together_have_all_choices():
     columns = {name for g in (PLAIN, RESIDUAL) for cell in g.columns for name in cell}
     edges = {
         name for g in (PLAIN, RESIDUAL) for cell in g.attention for edges in cell for name in edges
@@ -92,14 +92,14 @@ def test_the_two_networks_have_every_choice():
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 8, 9, 16])
-def test_mirrored_is_the_networks_own_padding(side):
+def test_mirror_pad_equals_the_padding_of_the_network(side):
     x = noise(1, side, 5)
-    padded = export.mirrored(export.mirrored(x, 1, 8), 2, 8)
+    padded = export.mirror_pad(export.mirror_pad(x, 1, 8), 2, 8)
     np.testing.assert_array_equal(padded, layers.pad_to_multiple(x, 8))
 
 
 @GENOTYPES
-def test_stablehlo_is_the_network_at_any_size(genotype, tmp_path):
+def test_stablehlo_equals_the_network_at_any_size(genotype, tmp_path):
     network, variables = trained(genotype)
     done = export.export(network, variables, "stablehlo", tmp_path / "new" / "net.bin")
     assert [done.path] == list((tmp_path / "new").iterdir())
@@ -113,7 +113,7 @@ def test_stablehlo_is_the_network_at_any_size(genotype, tmp_path):
         np.testing.assert_allclose(exported.call(images), want, atol=1e-5)
 
 
-def test_savedmodel_is_the_network_at_any_size(tmp_path):
+def test_savedmodel_equals_the_network_at_any_size(tmp_path):
     import tensorflow as tf
 
     network, variables = trained(RESIDUAL)
@@ -131,7 +131,7 @@ def test_savedmodel_is_the_network_at_any_size(tmp_path):
 
 
 @GENOTYPES
-def test_onnx_is_the_network_at_its_size(genotype, tmp_path, capfd):
+def test_onnx_equals_the_network_at_its_size(genotype, tmp_path, capfd):
     pytest.importorskip("jax2onnx", reason=NEEDS)
     onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
     network, variables = trained(genotype)
@@ -147,7 +147,7 @@ def test_onnx_is_the_network_at_its_size(genotype, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # neither the converter nor the runtime complains
 
 
-def test_onnx_states_its_opset(small, tmp_path):
+def test_onnx_has_the_documented_opset(small, tmp_path):
     pytest.importorskip("jax2onnx", reason=NEEDS)
     import onnx
 
@@ -167,8 +167,8 @@ def test_command(weights_file, tmp_path, monkeypatch, capsys):
     assert line.startswith(f"{out}: {len(first):,} bytes") and line.count("\n") == 1
 
     assert export.main(arguments) == 1
-    assert "is there already" in error_line(capsys)
-    monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and has just been done
+    assert "exists" in error_line(capsys)
+    monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and just done
     assert export.main([*arguments, "--overwrite"]) == 0
     assert len(out.read_bytes()) == len(first)
 
@@ -179,10 +179,10 @@ def error_line(capsys):
     return text
 
 
-def test_several_sizes_make_a_file_each(weights_file, tmp_path, monkeypatch, capsys):
+def test_several_sizes_give_one_file_each(weights_file, tmp_path, monkeypatch, capsys):
     pytest.importorskip("jax2onnx", reason=NEEDS)
     onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
-    monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and other tests' matter
+    monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and tested elsewhere
     out = tmp_path / "net.onnx"
     arguments = [str(weights_file), "--format=onnx", f"--out={out}", "--size", "2x4", "3x2"]
     assert export.main(arguments) == 0
@@ -192,24 +192,24 @@ def test_several_sizes_make_a_file_each(weights_file, tmp_path, monkeypatch, cap
 
     (tmp_path / "net_2x4.onnx").unlink()
     assert export.main(arguments) == 1
-    assert "net_3x2.onnx: is there already" in error_line(capsys)
-    assert not (tmp_path / "net_2x4.onnx").exists()  # looked for before the work begins
+    assert "net_3x2.onnx: exists" in error_line(capsys)
+    assert not (tmp_path / "net_2x4.onnx").exists()  # checked before the work begins
 
 
 @pytest.mark.parametrize("text", ["320", "0x8", "axb", "8x8x3"])
-def test_a_size_is_two_counts(text, weights_file, tmp_path, capsys):
+def test_malformed_size_is_refused(text, weights_file, tmp_path, capsys):
     with pytest.raises(SystemExit):
         export.main([str(weights_file), "--format=onnx", f"--out={tmp_path}/x", "--size", text])
     assert "as in 320x480" in capsys.readouterr().err
 
 
-def test_a_size_for_a_format_of_any_size_is_refused(weights_file, tmp_path, capsys):
+def test_size_is_refused_for_formats_of_any_size(weights_file, tmp_path, capsys):
     out = f"--out={tmp_path / 'net'}"
     assert export.main([str(weights_file), "--format=stablehlo", out, "--size", "8x8"]) == 1
     assert "any size" in error_line(capsys)
 
 
-def test_a_supernet_is_refused(space, tmp_path, capsys):
+def test_supernet_is_refused(space, tmp_path, capsys):
     path = tmp_path / "supernet.safetensors"
     weights.save_weights(path, init_variables(Network(space), 0), space, {})
     assert export.main([str(path), "--format=stablehlo", f"--out={tmp_path / 'net'}"]) == 1
@@ -218,7 +218,7 @@ def test_a_supernet_is_refused(space, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("package", ["jax2onnx", "onnxruntime"])
-def test_a_missing_package_is_named(package, weights_file, tmp_path, monkeypatch, capsys):
+def test_missing_package_is_named(package, weights_file, tmp_path, monkeypatch, capsys):
     for other in ("jax2onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, other, None if other == package else export)
     assert export.main([str(weights_file), "--format=onnx", f"--out={tmp_path / 'net'}"]) == 1
@@ -251,15 +251,13 @@ def damaged(restore, path, size):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (wrong_weights, "off the network by 1.0e-03"),
+        (wrong_weights, "differs from the network by 1.0e-03"),
         (wrong_type, "float16"),
-        (not_a_number, "off the network by nan"),
+        (not_a_number, "differs from the network by nan"),
         (damaged, "does not run"),
     ],
 )
-def test_a_wrong_export_is_refused_and_leaves_the_old_one(
-    write, message, small, tmp_path, monkeypatch
-):
+def test_wrong_export_does_not_replace_the_old_one(write, message, small, tmp_path, monkeypatch):
     patch_write(monkeypatch, "stablehlo", write)
     out = tmp_path / "net.bin"
     out.write_bytes(b"old")
@@ -268,19 +266,19 @@ def test_a_wrong_export_is_refused_and_leaves_the_old_one(
     assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"old"
 
 
-def test_padding_that_is_not_the_networks_is_noticed(small, tmp_path, monkeypatch):
+def test_wrong_padding_is_detected(small, tmp_path, monkeypatch):
     def repeated(x, axis, multiple):
         side = x.shape[axis]
-        there = jax.numpy.arange((side + multiple - 1) // multiple * multiple) % side
-        return jax.numpy.take(x, there, axis=axis, mode="clip")
+        index = jax.numpy.arange((side + multiple - 1) // multiple * multiple) % side
+        return jax.numpy.take(x, index, axis=axis, mode="clip")
 
-    monkeypatch.setattr(export, "mirrored", repeated)
-    with pytest.raises(UserError, match="off the network"):
+    monkeypatch.setattr(export, "mirror_pad", repeated)
+    with pytest.raises(UserError, match="differs from the network"):
         export.export(*small, "stablehlo", tmp_path / "net.bin")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_replaced_only_by_one_of_its_format(small, tmp_path, monkeypatch):
+def test_overwrite_replaces_only_exports_of_the_same_format(small, tmp_path, monkeypatch):
     def write(restore, path, size):
         path.mkdir()
         (path / "saved_model.pb").write_bytes(b"new")
@@ -291,7 +289,7 @@ def test_a_folder_is_replaced_only_by_one_of_its_format(small, tmp_path, monkeyp
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     for format in ("savedmodel", "stablehlo"):
-        with pytest.raises(UserError, match=f"is no {format} export"):
+        with pytest.raises(UserError, match=f"not a {format} export"):
             export.export(*small, format, out, overwrite=True)
     assert (out / "thesis.tex").exists()
 
@@ -301,7 +299,7 @@ def test_a_folder_is_replaced_only_by_one_of_its_format(small, tmp_path, monkeyp
     assert (out / "saved_model.pb").read_bytes() == b"new"
 
 
-def test_a_place_that_cannot_be_written_to_is_named(small, tmp_path):
+def test_unwritable_path_is_named(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"net\.bin: cannot write there"):
         export.export(*small, "stablehlo", tmp_path / "file" / "net.bin")

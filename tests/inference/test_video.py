@@ -1,4 +1,4 @@
-"""Videos keep everything but their pictures: times, size, sound, rotation and tags."""
+"""Videos keep everything but pixels: timestamps, size, audio, rotation and tags."""
 
 from fractions import Fraction
 
@@ -15,7 +15,7 @@ TIMES = list(range(COUNT))
 
 
 def scene(index, height=HEIGHT, width=WIDTH):
-    """A red corner at the top left, a ramp elsewhere, which a dark bar crosses."""
+    """A ramp with a red corner at the top left, crossed by a dark bar."""
     y, x = np.mgrid[:height, :width]
     frame = np.stack([x * 4 + 60, y * 5 + 60, x * 2 + y * 2 + 60], -1).astype(np.uint8)
     frame[: height // 3, : width // 3] = (230, 30, 30)
@@ -61,7 +61,7 @@ def difference(these, those):
     return max(np.abs(a.astype(int) - b).mean() for a, b in pairs)
 
 
-def test_second_of_video_keeps_everything(tmp_path):
+def test_everything_but_pixels_is_kept(tmp_path):
     source, target = record(tmp_path / "in.mp4"), tmp_path / "new" / "out.mp4"
     calls, shapes = [], []
 
@@ -80,14 +80,14 @@ def test_second_of_video_keeps_everything(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
 
 
-def test_restored_frames_are_what_is_written(tmp_path):
+def test_restored_frames_are_written(tmp_path):
     source, target = record(tmp_path / "in.mp4"), tmp_path / "out.mp4"
     video.derain(source, target, lambda frames: 255 - frames)
     negatives = [255 - frame for frame in look(source)["frames"]]
     assert difference(look(target)["frames"], negatives) < 4
 
 
-def test_variable_frame_rate_stays(tmp_path):
+def test_variable_frame_rate_is_kept(tmp_path):
     times = [0, 1, 2, 7, 8, 20, 21, 22, 40]
     source = record(tmp_path / "in.mkv", times=times, sound=False)
     video.derain(source, tmp_path / "out.mkv", lambda frames: frames, batch=4)
@@ -96,7 +96,7 @@ def test_variable_frame_rate_stays(tmp_path):
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
-def test_frames_are_upright_and_rotation_stays(tmp_path, rotation):
+def test_frames_are_upright_and_rotation_is_kept(tmp_path, rotation):
     source = record(tmp_path / "in.mp4", sound=False, rotation=rotation, times=TIMES[:6])
     seen = []
 
@@ -127,7 +127,7 @@ def test_frames_are_upright_and_rotation_stays(tmp_path, rotation):
         (".avi", "huffyuv", "rgb24", (HEIGHT, WIDTH)),
     ],
 )
-def test_codecs_stay(tmp_path, suffix, codec, pixel_format, size):
+def test_codec_is_kept(tmp_path, suffix, codec, pixel_format, size):
     source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     record(source, codec, pixel_format, size, times=TIMES[:6], sound=False)
     video.derain(source, target, lambda frames: frames)
@@ -139,18 +139,18 @@ def test_codecs_stay(tmp_path, suffix, codec, pixel_format, size):
     assert difference(after["frames"], before["frames"]) < 6
 
 
-def test_other_containers_take_what_they_can(tmp_path):
+def test_other_container_uses_a_fallback_codec(tmp_path):
     source = record(tmp_path / "in.mkv", "ffv1", "yuv420p", (23, 31), times=TIMES[:6])
     video.derain(source, tmp_path / "out.mp4", lambda frames: frames)
     after = look(tmp_path / "out.mp4")
     assert after["size"] == (23, 31) and len(after["frames"]) == 6
     assert difference(after["frames"], look(source)["frames"]) < 4
-    with pytest.raises(UserError, match="cannot hold sound in aac"):
+    with pytest.raises(UserError, match="cannot hold audio in aac"):
         video.derain(source, tmp_path / "out.webm", lambda frames: frames)
     assert not (tmp_path / "out.webm").exists()
 
 
-def test_subtitles_and_chapters_stay(tmp_path):
+def test_subtitles_and_chapters_are_kept(tmp_path):
     words = tmp_path / "words.srt"
     words.write_text("1\n00:00:00,200 --> 00:00:00,700\nIt rains.\n\n")
     film, both = record(tmp_path / "film.mkv"), tmp_path / "both.mkv"
@@ -180,7 +180,7 @@ def test_subtitles_and_chapters_stay(tmp_path):
     assert look(tmp_path / "out.mp4")["sound"]
 
 
-def test_tags_of_colour_stay(tmp_path):
+def test_colour_tags_are_kept(tmp_path):
     tags = {"color_range": 2, "colorspace": 1, "color_primaries": 1, "color_trc": 1}
     source = record(tmp_path / "in.mp4", tags=tags, times=TIMES[:4], sound=False)
     video.derain(source, tmp_path / "out.mp4", lambda frames: frames)
@@ -189,12 +189,12 @@ def test_tags_of_colour_stay(tmp_path):
     assert difference(after["frames"], before["frames"]) < 4
 
 
-def test_names():
+def test_is_video():
     assert video.is_video("a/B.MP4") and video.is_video("a.webm")
     assert not video.is_video(".a.mp4") and not video.is_video("a.png")
 
 
-def test_other_files_say_what_is_wrong(tmp_path):
+def test_errors_name_the_file_and_the_problem(tmp_path):
     target = tmp_path / "out" / "out.mp4"
 
     def complaint(source, target=target):
@@ -226,7 +226,7 @@ def test_other_files_say_what_is_wrong(tmp_path):
     assert "cannot write" in complaint(good, good / "below.mp4")
 
 
-def test_restore_has_to_keep_the_shape(tmp_path):
+def test_restore_must_keep_the_shape(tmp_path):
     source = record(tmp_path / "in.mp4", times=TIMES[:3], sound=False)
     with pytest.raises(ValueError, match="expected uint8"):
         video.derain(source, tmp_path / "out.mp4", lambda frames: frames[:, :-1])
