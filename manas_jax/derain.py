@@ -2,11 +2,10 @@
 
 python -m manas_jax.derain INPUT... -o OUT
 
-INPUT is a picture, a video, a folder of them (with all folders below it), or - for a picture on
-standard input. OUT is a folder, or for a single file the file to write, or - for standard output.
-What comes out is what went in with other colours: same format, size, depth, transparency,
-metadata; videos keep their sound and their frames a second. What is there already is left as it
-is, so that the same command started again goes on.
+INPUT is a picture, a video, a folder with everything below it, or - for a picture on standard
+input. OUT is a folder, for a single file the file to write, or - for standard output. Only pixel
+values change: pictures keep format, size, bit depth, transparency and metadata, videos audio and
+frame rate. Existing outputs are skipped, so the same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -37,16 +36,17 @@ STREAM = "-"
 DEFAULT_WEIGHTS = "general"
 
 Restore = Callable[[np.ndarray], np.ndarray]
+"""RGB, uint8 or uint16, (H, W, 3) or (N, H, W, 3) -> restored, in the same shape and type."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One file to make.
+    """One file to de-rain.
 
     Attributes:
       source: file to read, or None for standard input.
       target: file to write, or None for standard output.
-      compare: whether a picture gets a second file that shows it before and after.
+      compare: whether to write a picture of before and after as well.
     """
 
     source: pathlib.Path | None
@@ -58,12 +58,12 @@ class Job:
 
     @property
     def is_video(self) -> bool:
-        """Whether the input is one by its name."""
+        """Whether the input has the suffix of a video."""
         return self.source is not None and video.is_video(self.source)
 
     @property
     def comparison(self) -> pathlib.Path | None:
-        """Where the picture before and after is written, if it is."""
+        """The file of before and after, if one is written."""
         if not self.compare or self.target is None or self.is_video:
             return None
         return self.target.with_name(f"{self.target.name}.compare.png")
@@ -71,12 +71,12 @@ class Job:
 
 @dataclasses.dataclass
 class Plan:
-    """What is to be made of some inputs.
+    """What a command is to do.
 
     Attributes:
-      jobs: the files to make, in the order of the inputs.
-      problems: folders that cannot be looked into, a line each.
-      others: how many files in the folders are neither pictures nor videos.
+      jobs: one per file, in the order of the inputs.
+      problems: folders that cannot be read, one line each.
+      others: number of files in the folders that are neither pictures nor videos.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
@@ -85,61 +85,43 @@ class Plan:
 
 
 def plan(inputs: Sequence[str], out: str, *, compare: bool = False) -> Plan:
-    """What is to be made; writes nothing.
+    """Finds the files to de-rain and names their outputs; writes nothing.
 
-    A folder's files keep their place below it; with several inputs each folder's come into a
-    folder of its name. Links to folders are not followed, and OUT below a folder is not looked
-    into.
+    Files keep their path below their folder; with several inputs each folder gets one of its name
+    in OUT. Links to folders are not followed, and OUT is skipped where it is below an input.
+
+    Args:
+      inputs: paths, or '-' alone.
+      out: a path or '-'.
+      compare: see `Job`.
 
     Raises:
-      UserError: an input is missing or of no kind that is known, a folder holds nothing to do, an
-        output would replace an input, two inputs would become one output, or OUT is a file where
-        a folder is needed.
+      UserError: an input is missing or of unknown kind, a folder holds nothing to de-rain, an
+        output is an input or belongs to two inputs, or OUT is a file where a folder is needed.
     """
-    made, place = Plan(), pathlib.Path(out)
+    planned, several = Plan(), len(inputs) > 1
     for name in inputs:
-        source = pathlib.Path(name)
         if name == STREAM:
-            if len(inputs) > 1:
-                raise UserError("standard input cannot be mixed with other inputs")
-            if out != STREAM and place.is_dir():
-                raise UserError(f"{out} is a folder: name the file to write")
-            made.jobs.append(Job(None, None if out == STREAM else place, compare))
-        elif os.path.isdir(source):
-            if out == STREAM:
-                raise UserError(f"{name} is a folder: give -o a folder, not standard output")
-            base = _folder(place)
-            if len(inputs) > 1:
-                base /= os.path.basename(os.path.realpath(source))
-            _add_files(made, source, base, place, compare)
-        elif not os.path.lexists(source):
-            raise UserError(f"{name}: no such file or folder")
-        elif not _is_known(source):
-            raise UserError(f"{name}: its ending is none of a picture or video")
-        elif out == STREAM:
-            if len(inputs) > 1 or video.is_video(source):
-                raise UserError("standard output takes one picture")
-            made.jobs.append(Job(source, None, compare))
-        elif len(inputs) > 1 or place.is_dir() or not _is_known(place):
-            made.jobs.append(Job(source, _folder(place) / source.name, compare))
-        elif video.is_video(source) != video.is_video(place):
-            raise UserError(f"{name} and {out}: pictures stay pictures and videos videos")
+            planned.jobs.append(Job(None, _stream_target(out, several), compare))
+        elif os.path.isdir(name):
+            _add_folder(planned, pathlib.Path(name), out, several, compare)
         else:
-            made.jobs.append(Job(source, place, compare))
-    _check(made.jobs)
-    return made
+            job = Job(pathlib.Path(name), _file_target(name, out, several), compare)
+            planned.jobs.append(job)
+    _check_targets(planned.jobs)
+    return planned
 
 
 def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list[str]:
-    """Does the jobs one after the other; one that fails leaves nothing and stops no other.
+    """Runs jobs in turn; one that fails writes nothing and does not stop the others.
 
     Args:
-      jobs: what to do; targets that are there are replaced.
-      restore: uint8 or uint16 (H, W, 3), or several (N, H, W, 3), to the same without rain.
-      progress: whether to show on a terminal how far it is and what time is left.
+      jobs: what to do; existing targets are replaced.
+      restore: removes rain from the frames of pictures and batches of frames of videos.
+      progress: whether to show a progress bar on a terminal.
 
     Returns:
-      What went wrong, a line each.
+      Errors, one line each.
     """
     problems = []
     with tqdm(total=len(jobs), unit="file", disable=None if progress else True) as bar:
@@ -148,35 +130,34 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list
             try:
                 _derain(job, restore, bar)
             except (UserError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-                problems.append(_line(job, error))
+                problems.append(_error_line(job, error))
                 tqdm.write(problems[-1], file=sys.stderr)
             bar.update()
     return problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 0, 1 if a file failed, 2 for wrong use."""
+    """Runs the command; returns its exit status: 0, 1 if a file failed, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # says of damage what the exception says
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # repeats what its exceptions say
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # of what it reads all the same
+            warnings.filterwarnings("ignore", module="PIL")  # about files that it reads anyway
             return _main(options)
     except UserError as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what is written is whole, the same command goes on", file=sys.stderr)
+        print("interrupted; all files written are complete, rerun to resume", file=sys.stderr)
         return 130
 
 
 def _main(options: argparse.Namespace) -> int:
     planned = plan(options.inputs, options.out, compare=options.compare)
-    jobs = [job for job in planned.jobs if options.overwrite or not _is_there(job)]
-    there = len(planned.jobs) - len(jobs)
-    if there and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):
-        raise UserError(f"{planned.jobs[0].target} is there already; --overwrite makes it again")
+    jobs = [job for job in planned.jobs if options.overwrite or not _exists(job)]
+    if not jobs and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):
+        raise UserError(f"{planned.jobs[0].target} exists; --overwrite replaces it")
     problems = [_printable(line) for line in planned.problems]
     for line in problems:
         print(line, file=sys.stderr)
@@ -189,27 +170,39 @@ def _main(options: argparse.Namespace) -> int:
             return derainer(pixels, self_ensemble=options.self_ensemble)
 
         problems += run(jobs, restore, progress=not options.quiet)
-    is_said = problems and len(planned.jobs) == 1 and not planned.problems
-    if not options.quiet and not is_said:
-        done = len(jobs) + len(planned.problems) - len(problems)
-        counts = {
-            f"{done} of {len(planned.jobs)} de-rained": True,
-            f"{len(problems)} failed, see above": problems,
-            f"{there} there already, --overwrite makes them again": there,
-            f"{planned.others} of other kinds left alone": planned.others,
-        }
-        print("; ".join(text for text, is_any in counts.items() if is_any), file=sys.stderr)
+    one_line_says_all = problems and len(planned.jobs) == 1 and not planned.problems
+    if not options.quiet and not one_line_says_all:
+        print(_summary(planned, len(jobs), len(problems)), file=sys.stderr)
     return 1 if problems else 0
 
 
+def _summary(planned: Plan, tried: int, failed: int) -> str:
+    """How many files were de-rained, failed and skipped.
+
+    Args:
+      planned: the plan.
+      tried: number of its jobs that were run.
+      failed: number of jobs that failed and folders that cannot be read.
+    """
+    done = tried + len(planned.problems) - failed
+    existing = len(planned.jobs) - tried
+    counts = {
+        f"{done} of {len(planned.jobs)} de-rained": True,
+        f"{failed} failed, see above": failed,
+        f"{existing} existing skipped (--overwrite replaces them)": existing,
+        f"{planned.others} of other kinds ignored": planned.others,
+    }
+    return "; ".join(text for text, applies in counts.items() if applies)
+
+
 def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
-    if job.source and not job.source.is_file():  # to read from a pipe would be to wait
+    if job.source and not job.source.is_file():  # reading from a pipe would block
         raise UserError(f"{job}: no file, or a link to none")
     if job.is_video:
         video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
         return
     picture = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
-    _check_name(job, picture.format)
+    _check_suffix(job, picture.format)
     restored = [restore(frame) for frame in picture.frames]
     if job.target:
         image_files.write(picture, restored, job.target)
@@ -222,20 +215,20 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
 
 def _write_to_standard_output(picture: image_files.Picture, restored: Sequence[np.ndarray]) -> None:
     try:
-        # A buffer of its own: what is left in that of sys.stdout would fail once more at the exit.
+        # Not sys.stdout: what its buffer could not write would fail once more at exit.
         with open(sys.stdout.fileno(), "wb", closefd=False) as stream:
             image_files.write(picture, restored, stream)
     except OSError as error:
-        raise UserError(f"standard output cannot be written to ({error.strerror})") from error
+        raise UserError(f"cannot write to standard output ({error.strerror})") from error
 
 
-def _check_name(job: Job, format: str) -> None:
-    """Refuses a new name that promises another format; a wrong ending of the input's own stays."""
+def _check_suffix(job: Job, format: str) -> None:
+    """Refuses a target with the suffix of another format, unless the input has the same suffix."""
     if not job.target or (job.source and job.source.suffix == job.target.suffix):
         return
-    promised = Image.registered_extensions().get(job.target.suffix.lower(), format)
-    if promised != format:
-        raise UserError(f"{job} is {format} and stays it: {job.target} promises {promised}")
+    expected = Image.registered_extensions().get(job.target.suffix.lower(), format)
+    if expected != format:
+        raise UserError(f"{job}: is {format} and stays so, but {job.target} is named as {expected}")
 
 
 def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
@@ -250,54 +243,87 @@ def _frame_progress(bar: tqdm, name: str) -> Callable[[int, int | None], None]:
     return show
 
 
-def _folder(place: pathlib.Path) -> pathlib.Path:
-    if os.path.lexists(place) and not place.is_dir():
-        raise UserError(f"{place} is a file, where a folder is needed: give -o another place")
+def _stream_target(out: str, several: bool) -> pathlib.Path | None:
+    if several:
+        raise UserError("standard input cannot be combined with other inputs")
+    if out == STREAM:
+        return None
+    if os.path.isdir(out):
+        raise UserError(f"{out} is a folder: give -o a file")
+    return pathlib.Path(out)
+
+
+def _file_target(name: str, out: str, several: bool) -> pathlib.Path | None:
+    source, place = pathlib.Path(name), pathlib.Path(out)
+    if not os.path.lexists(source):
+        raise UserError(f"{name}: no such file or folder")
+    if not _is_known(source):
+        raise UserError(f"{name}: has the suffix of neither a picture nor a video")
+    if out == STREAM:
+        if several or video.is_video(source):
+            raise UserError("standard output takes a single picture")
+        return None
+    if several or place.is_dir() or not _is_known(place):
+        return _folder(place) / source.name
+    if video.is_video(source) != video.is_video(place):
+        raise UserError(f"{name} and {out}: pictures stay pictures and videos videos")
     return place
 
 
-def _add_files(
-    made: Plan, folder: pathlib.Path, base: pathlib.Path, place: pathlib.Path, compare: bool
+def _add_folder(
+    planned: Plan, folder: pathlib.Path, out: str, several: bool, compare: bool
 ) -> None:
-    """Adds what lies below a folder, in order of its names, without what lies below `place`."""
+    """Adds everything below a folder except what is below `out`, sorted by name."""
+    if out == STREAM:
+        raise UserError(f"{folder} is a folder: give -o a folder, not standard output")
+    base = _folder(pathlib.Path(out))
+    skipped = os.path.realpath(base)
+    if several:
+        base /= os.path.basename(os.path.realpath(folder))
 
-    def refused(error: OSError) -> None:
-        made.problems.append(f"{error.filename}: cannot be looked into ({error.strerror})")
+    def add_problem(error: OSError) -> None:
+        planned.problems.append(f"{error.filename}: cannot be read ({error.strerror})")
 
-    skipped, before = os.path.realpath(place), (len(made.jobs), len(made.problems))
-    for path, folders, files in os.walk(folder, onerror=refused):
+    before = len(planned.jobs) + len(planned.problems)
+    for path, folders, files in os.walk(folder, onerror=add_problem):
         here = pathlib.Path(path)
         folders[:] = sorted(f for f in folders if os.path.realpath(here / f) != skipped)
         known = [here / file for file in sorted(files) if _is_known(here / file)]
-        made.jobs += [Job(file, base / file.relative_to(folder), compare) for file in known]
-        made.others += len(files) - len(known)
-    if before == (len(made.jobs), len(made.problems)):
+        planned.jobs += [Job(file, base / file.relative_to(folder), compare) for file in known]
+        planned.others += len(files) - len(known)
+    if before == len(planned.jobs) + len(planned.problems):
         raise UserError(f"{folder}: holds no pictures or videos")
+
+
+def _folder(place: pathlib.Path) -> pathlib.Path:
+    if os.path.lexists(place) and not place.is_dir():
+        raise UserError(f"{place} is a file, but a folder is needed: give -o another path")
+    return place
 
 
 def _is_known(path: pathlib.Path) -> bool:
     return image_files.is_picture(path) or video.is_video(path)
 
 
-def _is_there(job: Job) -> bool:
+def _exists(job: Job) -> bool:
     return job.target is not None and os.path.lexists(job.target)
 
 
-def _check(jobs: Sequence[Job]) -> None:
-    """No output is an input, and no output is made twice."""
+def _check_targets(jobs: Sequence[Job]) -> None:
+    """Refuses outputs that are inputs, or outputs of two inputs."""
     sources = {os.path.realpath(job.source) for job in jobs if job.source}
-    makers: dict[str, Job] = {}
+    writers: dict[str, Job] = {}
     for job in jobs:
         for target in filter(None, (job.target, job.comparison)):
             path = os.path.realpath(target)
             if path in sources:
-                raise UserError(f"{target} is an input: give -o another place")
-            if path in makers:
-                raise UserError(f"{makers[path]} and {job} would both become {target}")
-            makers[path] = job
+                raise UserError(f"{target} is an input: give -o another path")
+            if path in writers:
+                raise UserError(f"{writers[path]} and {job} would both be written to {target}")
+            writers[path] = job
 
 
-def _line(job: Job, error: Exception) -> str:
+def _error_line(job: Job, error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         text = "not enough memory; give a smaller --tile"
@@ -305,11 +331,11 @@ def _line(job: Job, error: Exception) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text in one line that leaves terminals alone, whatever a file's name holds."""
+    """The text on one line, with control characters of file names escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class _List(argparse.Action):
+class _ListWeights(argparse.Action):
     """Lists the pretrained weights and exits, as --version and --help do."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -323,12 +349,6 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 2)[2],
     )
-    parser.add_argument(
-        "--list",
-        action=_List,
-        nargs=0,
-        help="show the weights that come with the package, and exit",
-    )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, video, folder or -")
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="file, folder or -")
     parser.add_argument(
@@ -337,22 +357,25 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(list_pretrained())} or a weights file (default: {DEFAULT_WEIGHTS})",
     )
     parser.add_argument(
+        "--list", action=_ListWeights, nargs=0, help="list the weights that ship with the package"
+    )
+    parser.add_argument(
         "--tile",
         type=int,
         metavar="N",
-        help="cut larger pictures into tiles of N pixels: fewer need less memory "
-        "(default: what memory allows)",
+        help="split larger pictures into tiles of N x N pixels; smaller ones need less memory "
+        "(default: as large as memory allows)",
     )
     parser.add_argument(
         "--self-ensemble",
         action="store_true",
-        help="average over flips and turns: a little better, eight times slower",
+        help="average over flips and rotations: a little better, eight times slower",
     )
     parser.add_argument(
-        "--compare", action="store_true", help="also write pictures before and after, side by side"
+        "--compare", action="store_true", help="also write before and after side by side"
     )
-    parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
-    parser.add_argument("--quiet", action="store_true", help="say only what went wrong")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
     return parser
 
 

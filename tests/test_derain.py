@@ -1,4 +1,4 @@
-"""The command: what it makes of folders, files and streams, and what it says of hostile ones."""
+"""The command on folders, files and streams, good and hostile ones."""
 
 import collections
 import functools
@@ -35,7 +35,7 @@ INTERRUPTIBLE = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from manas_jax.derain import main; sys.exit(main())"
 )
-"""The command, though shells may have told processes in their background to ignore SIGINT."""
+"""Runs the command; shells may have set background processes to ignore SIGINT."""
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def network(weights):
 
 @pytest.fixture
 def compiled_once(monkeypatch):
-    """Lets all commands in this process share compiled programs, and none of other processes."""
+    """Shares compiled programs between the commands in this process, not with others."""
     monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
     monkeypatch.setattr(derain.Derainer, "from_pretrained", open_once)
 
 
 @pytest.fixture
 def command(weights, capsys, compiled_once):
-    """Runs the command in this process; gives its exit status and the lines it says."""
+    """Runs the command in this process; returns its exit status and lines on stderr."""
 
     def run(*arguments):
         status = derain.main([*map(str, arguments), "--weights", str(weights)])
@@ -70,7 +70,7 @@ def still(format, mode, **options):
 
 
 def turned(format, **options):
-    """A file with EXIF that says how it lies, and a profile."""
+    """A file with EXIF orientation and an ICC profile."""
 
     def make(draw):
         exif = Image.Exif()
@@ -133,7 +133,7 @@ NAMES = ["{}", "two  spaces {}", "Größe-雨-{}", "-o {}", "new\nline {}", "%d 
 
 
 def claiming(format, width, height):
-    """A small file whose header claims that many pixels, with bytes that are in order otherwise."""
+    """A small valid file, but for a header that claims that many pixels."""
     content = encoded(Image.new("RGB", (8, 8)), format)
     old, order = ((8, 8), {"PNG": ">II", "JPEG": ">HH", "GIF": "<HH", "BMP": "<ii"}[format])
     content = content.replace(struct.pack(order, *old), struct.pack(order, width, height), 1)
@@ -145,7 +145,7 @@ def claiming(format, width, height):
 
 
 def bad_files(draw):
-    """Names of files that cannot be de-rained, what is in them and what is said of them."""
+    """(name, content, part of the error message) of files that cannot be de-rained."""
     for suffix in ("png", "jpg", "tiff", "mp4"):
         yield f"empty.{suffix}", b"", "empty" if suffix != "mp4" else "cannot be read"
     for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
@@ -158,9 +158,9 @@ def bad_files(draw):
         yield f"huge.{format.lower()}", content, "claims 30000x30000 pixels"
         content = claiming(format, 32_000, 32_000)
         yield f"beyond.{format.lower()}", content, "claims 32000x32000 pixels"
-    yield "text\nin lines.png", b"nothing that anyone could see, " * 9, "no picture"
+    yield "text\nin lines.png", b"not an image, " * 19, "no picture"
     yield "archive.webp", b"PK\3\4" + noise(99, seed=draw).tobytes(), "no picture"
-    yield "text.mp4", b"nothing that anyone could see, " * 9, "cannot be read as a video"
+    yield "text.mp4", b"not a video, " * 19, "cannot be read as a video"
     yield "noise.mkv", noise(999, seed=draw).tobytes(), "cannot be read as a video"
     yield "floats.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating"
     yield "wide.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "16 bits"
@@ -169,7 +169,7 @@ def bad_files(draw):
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
-    """A folder of some two hundred files: good ones, bad ones with the reason, and others."""
+    """A folder of about 200 files: good ones, bad ones with the error message, and others."""
     root = tmp_path / "in put"
     draw = np.random.default_rng(7)
     good, bad = [], {}
@@ -197,7 +197,7 @@ def hostile(tmp_path, monkeypatch):
     (root / "endless.png").symlink_to("/dev/zero")
     os.mkfifo(root / "pipe.jpg")
     os.mkfifo(root / "pipe.mp4")
-    monkeypatch.chdir(root)  # the names of sockets have to be short
+    monkeypatch.chdir(root)  # names of sockets must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket.png")
     special = ("dangling.png", "itself.png", "to.gif", "fro.gif", "endless.png", "pipe.jpg")
@@ -211,7 +211,7 @@ def hostile(tmp_path, monkeypatch):
 
 
 def state(root):
-    """All that is below a folder, with what is in it and when that changed."""
+    """Mode, time of change and content of everything below a folder."""
 
     def of(path):
         status = path.lstat()
@@ -223,7 +223,7 @@ def state(root):
 
 
 def assert_derained(source, target, network):
-    """That `target` is `source` with other colours, and the derainer's."""
+    """Checks that `target` is `source` with the pixels of the derainer."""
     before = image_files.read(source)
     restored = [network(frame) for frame in before.frames]
     expected = io.BytesIO()
@@ -247,7 +247,7 @@ def assert_derained(source, target, network):
     assert [(x.shape, x.dtype) for x in after] == [(x.shape, x.dtype) for x in before.frames]
 
 
-def test_two_hundred_hostile_files(hostile, tmp_path, weights, network, command):
+def test_folder_of_good_and_hostile_files(hostile, tmp_path, weights, network, command):
     root, good, bad, others = hostile
     out = tmp_path / "new" / "out"
     before = state(root)
@@ -261,7 +261,7 @@ def test_two_hundred_hostile_files(hostile, tmp_path, weights, network, command)
     *lines, summary = finished.stderr.splitlines()
     assert summary == (
         f"{len(good)} of {len(good) + len(bad)} de-rained; {len(bad)} failed, see above; "
-        f"{len(others)} of other kinds left alone"
+        f"{len(others)} of other kinds ignored"
     )
     said = collections.Counter()
     for path, reason in bad.items():
@@ -279,13 +279,13 @@ def test_two_hundred_hostile_files(hostile, tmp_path, weights, network, command)
     status, again = command(root, "-o", out)
     assert (status, again[:-1]) == (1, lines)
     assert again[-1].startswith(f"0 of {len(good) + len(bad)} de-rained; {len(bad)} failed")
-    assert f"{len(good)} there already, --overwrite makes them again" in again[-1]
+    assert f"{len(good)} existing skipped (--overwrite replaces them)" in again[-1]
     assert state(out) == made
 
 
 @pytest.fixture
 def street(tmp_path):
-    """A folder of three small pictures, one of them in a folder below."""
+    """A folder of three small pictures, one of them in a subfolder."""
     root = tmp_path / "street"
     (root / "below").mkdir(parents=True)
     draw = np.random.default_rng(0)
@@ -298,24 +298,24 @@ def names(root):
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir())
 
 
-def test_started_again_it_goes_on(street, tmp_path, command):
+def test_existing_outputs_are_skipped_unless_overwritten(street, tmp_path, command):
     out = tmp_path / "out"
     (out / "below").mkdir(parents=True)
     (out / "below" / "c.png").write_bytes(b"from before")
     status, (summary,) = command(street, "-o", out)
     assert status == 0
-    assert summary == "2 of 3 de-rained; 1 there already, --overwrite makes them again"
+    assert summary == "2 of 3 de-rained; 1 existing skipped (--overwrite replaces them)"
     assert (out / "below" / "c.png").read_bytes() == b"from before"
     assert command(street, "-o", out, "--overwrite") == (0, ["3 of 3 de-rained"])
     assert Image.open(out / "below" / "c.png").format == "PNG"
 
 
-def test_one_file_that_is_there_is_an_error(street, tmp_path, command):
+def test_single_existing_output_is_an_error(street, tmp_path, command):
     target = tmp_path / "out.png"
     target.symlink_to("nowhere")
     status, (line,) = command(street / "a.png", "-o", target)
     assert (status, line) == (
-        2, f"error: {target} is there already; --overwrite makes it again",
+        2, f"error: {target} exists; --overwrite replaces it",
     )  # fmt: skip
     assert os.readlink(target) == "nowhere"
     assert command(street / "a.png", "-o", target, "--overwrite") == (0, ["1 of 1 de-rained"])
@@ -331,7 +331,7 @@ def test_one_file_to_a_file_or_into_a_folder(street, tmp_path, command, network)
     assert names(tmp_path / "newer") == ["a.png"]
 
 
-def test_several_inputs(street, tmp_path, command, monkeypatch):
+def test_several_inputs_keep_their_folders(street, tmp_path, command, monkeypatch):
     monkeypatch.chdir(street)
     status, lines = command(".", "a.png", "below/c.png", "-o", "../out")
     assert (status, lines) == (0, ["5 of 5 de-rained"])
@@ -340,17 +340,17 @@ def test_several_inputs(street, tmp_path, command, monkeypatch):
     ]  # fmt: skip
 
 
-def test_its_own_outputs_are_no_inputs(street, command):
+def test_outputs_below_an_input_are_not_inputs(street, command):
     out = street / "below" / "out"
     assert command(street, "-o", out) == (0, ["3 of 3 de-rained"])
     made = names(street)
     status, (summary,) = command(street, "-o", out)
-    assert status == 0 and summary.startswith("0 of 3 de-rained; 3 there already")
+    assert status == 0 and summary.startswith("0 of 3 de-rained; 3 existing")
     assert names(street) == made
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 67), (3, 2), (65, 64)])
-def test_odd_sizes(size, tmp_path, command, network):
+def test_sizes_that_need_padding(size, tmp_path, command, network):
     source = tmp_path / "in.png"
     Image.fromarray(noise(*size, 3, seed=1)).save(source)
     assert command(source, "-o", tmp_path / "out.png")[0] == 0
@@ -375,7 +375,7 @@ def test_comparisons_show_before_and_after(tmp_path, command):
     np.testing.assert_array_equal(shown[:, :7, 0], np.floor(deep / 257 + 0.5))
 
 
-def test_tiles_and_self_ensemble_reach_the_derainer(tmp_path, command, weights):
+def test_tile_and_self_ensemble_options(tmp_path, command, weights):
     source = tmp_path / "in.png"
     pixels = noise(60, 700, 3, seed=3)
     Image.fromarray(pixels).save(source)
@@ -390,7 +390,7 @@ def test_tiles_and_self_ensemble_reach_the_derainer(tmp_path, command, weights):
         np.testing.assert_array_equal(np.asarray(Image.open(target)), expected)
 
 
-def test_quiet_says_only_what_went_wrong(street, tmp_path, command):
+def test_quiet_prints_errors_only(street, tmp_path, command):
     assert command(street, "-o", tmp_path / "out", "--quiet") == (0, [])
     (street / "bad.png").write_bytes(b"")
     status, (line,) = command(street, "-o", tmp_path / "out", "--quiet")
@@ -401,30 +401,30 @@ def test_quiet_says_only_what_went_wrong(street, tmp_path, command):
     ("arguments", "reason"),
     [
         ("none.png -o out", "none.png: no such file or folder"),
-        ("notes.txt -o out", "notes.txt: its ending is none"),
+        ("notes.txt -o out", "notes.txt: has the suffix of neither"),
         ("empty -o out", "empty: holds no pictures or videos"),
         ("a.png -o a.png", "a.png is an input"),
         ("a.png -o .", "a.png is an input"),
         ("link.png -o a.png", "a.png is an input"),
         (". -o .", "is an input"),
-        ("a.png below/../a.png -o out", "would both become out/a.png"),
-        ("below/c.png other/c.png -o out", "would both become out/c.png"),
-        ("same -o out --compare", "would both become out/a.png.compare.png"),
-        ("a.png below/c.png -o notes.txt", "notes.txt is a file, where a folder is needed"),
-        ("a.png below/c.png -o b.png", "b.png is a file, where a folder is needed"),
-        ("below -o b.png", "b.png is a file, where a folder is needed"),
-        ("a.png -o notes.txt", "notes.txt is a file, where a folder is needed"),
+        ("a.png below/../a.png -o out", "would both be written to out/a.png"),
+        ("below/c.png other/c.png -o out", "would both be written to out/c.png"),
+        ("same -o out --compare", "would both be written to out/a.png.compare.png"),
+        ("a.png below/c.png -o notes.txt", "notes.txt is a file, but a folder is needed"),
+        ("a.png below/c.png -o b.png", "b.png is a file, but a folder is needed"),
+        ("below -o b.png", "b.png is a file, but a folder is needed"),
+        ("a.png -o notes.txt", "notes.txt is a file, but a folder is needed"),
         ("below -o -", "below is a folder: give -o a folder"),
-        ("a.png b.png -o -", "standard output takes one picture"),
-        ("clip.mp4 -o -", "standard output takes one picture"),
+        ("a.png b.png -o -", "standard output takes a single picture"),
+        ("clip.mp4 -o -", "standard output takes a single picture"),
         ("clip.mp4 -o frame.png", "pictures stay pictures"),
-        ("a.png - -o out", "standard input cannot be mixed"),
-        ("- -o below", "below is a folder: name the file to write"),
+        ("a.png - -o out", "standard input cannot be combined"),
+        ("- -o below", "below is a folder: give -o a file"),
         ("a.png -o out --tile 5", "tile = 5: give more than"),
         ("{} -o out".format("x" * 5000 + ".png"), "no such file or folder"),
     ],
 )
-def test_wrong_use_is_refused(arguments, reason, street, command, monkeypatch):
+def test_wrong_usage_is_refused(arguments, reason, street, command, monkeypatch):
     monkeypatch.chdir(street)
     for folder in ("empty", "other", "same"):
         (street / folder).mkdir()
@@ -441,7 +441,7 @@ def test_wrong_use_is_refused(arguments, reason, street, command, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["no_such", "a.png", "."])
-def test_unknown_weights(wrong, street, capsys, monkeypatch):
+def test_unknown_weights_are_refused(wrong, street, capsys, monkeypatch):
     monkeypatch.chdir(street)
     assert derain.main(["a.png", "-o", "out", "--weights", wrong]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -449,9 +449,9 @@ def test_unknown_weights(wrong, street, capsys, monkeypatch):
     assert not os.path.exists("out")
 
 
-def test_formats_stay_and_names_may_not_promise_others(street, tmp_path, command):
+def test_target_suffix_of_another_format_is_refused(street, tmp_path, command):
     status, (line,) = command(street / "a.png", "-o", tmp_path / "x.jpg")
-    assert status == 1 and "is PNG and stays it" in line and "promises JPEG" in line
+    assert status == 1 and "is PNG and stays so" in line and "is named as JPEG" in line
     assert not (tmp_path / "x.jpg").exists()
     (street / "really.jpg").write_bytes((street / "a.png").read_bytes())
     assert command(street / "really.jpg", "-o", tmp_path / "x.png")[0] == 0
@@ -481,7 +481,7 @@ def test_standard_input_and_output(street, capfdbinary, weights, monkeypatch, ne
     assert out == b"" and said.startswith(b"standard input: the file is empty")
 
 
-def test_closed_standard_output_is_said_in_a_line(street, weights):
+def test_closed_standard_output_is_reported_in_one_line(street, weights):
     reader, writer = os.pipe()
     os.close(reader)
     source = str(street / "a.png")
@@ -492,11 +492,11 @@ def test_closed_standard_output_is_said_in_a_line(street, weights):
     os.close(writer)
     assert finished.returncode == 1
     assert finished.stderr.splitlines() == [
-        f"{source}: standard output cannot be written to (Broken pipe)"
+        f"{source}: cannot write to standard output (Broken pipe)"
     ]
 
 
-def test_interrupted_it_leaves_whole_files_and_goes_on(tmp_path, weights, command, network):
+def test_interrupted_command_leaves_whole_files_and_resumes(tmp_path, weights, command, network):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     Image.fromarray(noise(64, 64, 3, seed=4)).save(source / "0.png")
@@ -512,14 +512,14 @@ def test_interrupted_it_leaves_whole_files_and_goes_on(tmp_path, weights, comman
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines() == ["stopped; what is written is whole, the same command goes on"]
+    assert said.splitlines() == ["interrupted; all files written are complete, rerun to resume"]
     made = state(out)
-    assert 2 <= len(names(out)) < 300  # of the three one may have been unfinished
+    assert 2 <= len(names(out)) < 300  # one of the three may have been a temporary file
     for name in names(out):
         assert_derained(source / name, out / name, network)
     status, (summary,) = command(source, "-o", out)
     assert status == 0
-    assert summary.startswith(f"{300 - len(made) + 1} of 300 de-rained; {len(made) - 1} there")
+    assert summary.startswith(f"{300 - len(made) + 1} of 300 de-rained; {len(made) - 1} existing")
     assert names(out) == names(source)
     assert {path: kept for path, kept in state(out).items() if path in made and path != out} == {
         path: kept for path, kept in made.items() if path != out
@@ -530,7 +530,7 @@ RATE = 25
 
 
 def record(path, seconds):
-    """A tiny clip with sound: a dark bar crosses a ramp, a tone sounds."""
+    """A tiny clip of a dark bar that crosses a ramp, with a tone."""
     y, x = np.mgrid[:18, :34]
     with av.open(str(path), "w") as out:
         out.metadata["title"] = "Strasse"
@@ -564,23 +564,23 @@ def test_ten_seconds_of_video(tmp_path, command, network, monkeypatch):
     assert after["duration"] == pytest.approx(before["duration"], abs=1000)
     likeness = []
     for index in (0, 100, 249):
-        # Of colours the file holds a quarter, so what became of the brightness is compared.
+        # Chroma is subsampled in the file, so luma is compared.
         frames = before["frames"][index], after["frames"][index], network(before["frames"][index])
         rainy, written, expected = (Image.fromarray(frame).convert("L") for frame in frames)
         made, wanted = (np.asarray(image, int) - np.asarray(rainy) for image in (written, expected))
         likeness.append(np.corrcoef(made.ravel(), wanted.ravel())[0, 1])
-    assert np.mean(likeness) > 0.8  # single frames are coded more or less finely
+    assert np.mean(likeness) > 0.8  # the quality of single frames varies
     assert names(tmp_path) == ["12:30.mp4", "out.mp4"]
 
 
-def test_titles_may_be_in_old_encodings(tmp_path, command):
+def test_titles_in_old_encodings_are_copied(tmp_path, command):
     source = record(tmp_path / "in.mp4", 1)
     source.write_bytes(source.read_bytes().replace(b"Strasse", b"Stra\xdfe."))
     assert command(source, "-o", tmp_path / "out.mp4")[0] == 0
     assert b"Stra\xdfe." in (tmp_path / "out.mp4").read_bytes()
 
 
-def test_sound_in_no_known_codec_is_said(tmp_path, command):
+def test_audio_in_an_unknown_codec_is_reported(tmp_path, command):
     source = record(tmp_path / "in.mp4", 1)
     source.write_bytes(source.read_bytes().replace(b"\x40\x15\0", b"\2\x15\0"))  # was AAC
     status, (line,) = command(source, "-o", tmp_path / "out.mp4")
@@ -589,7 +589,7 @@ def test_sound_in_no_known_codec_is_said(tmp_path, command):
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_what_compresses_best_is_not_taken_for_a_lie(format, monkeypatch):
+def test_highly_compressible_pictures_are_not_refused(format, monkeypatch):
     monkeypatch.setattr(image_files, "TRUSTED_PIXELS", 0)
     blank = Image.new("1" if format == "PNG" else "L", (3000, 3000), 1)
     options = {"JPEG": {"quality": 1, "optimize": True, "progressive": True}}.get(format, {})
@@ -598,7 +598,7 @@ def test_what_compresses_best_is_not_taken_for_a_lie(format, monkeypatch):
     assert image_files.read(content).frames[0].shape == (3000, 3000, 3)
 
 
-def test_canvases_beyond_their_format_are_said():
+def test_canvas_beyond_the_format_is_reported():
     content = bytearray(moving("WEBP")(np.random.default_rng(0)))
     assert content[12:16] == b"VP8X"
     content[24:27] = (20_000).to_bytes(3, "little")
@@ -620,7 +620,7 @@ def test_canvases_beyond_their_format_are_said():
     ],
 )
 @pytest.mark.parametrize("kind", ["mp4", "png"])
-def test_what_fails_while_restoring_is_said_as_it_is(kind, error, line, tmp_path, street, capsys):
+def test_errors_of_restoring_are_reported_unchanged(kind, error, line, tmp_path, street, capsys):
     source = record(tmp_path / "in.mp4", 1) if kind == "mp4" else street / "a.png"
     out = tmp_path / "out"
 
@@ -649,7 +649,7 @@ def test_an_interrupted_video_leaves_nothing(tmp_path):
     assert names(tmp_path / "out") == []
 
 
-def test_a_full_disk_is_said_of_the_file(street, tmp_path, command, monkeypatch):
+def test_full_disk_is_reported_with_the_file(street, tmp_path, command, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -659,9 +659,9 @@ def test_a_full_disk_is_said_of_the_file(street, tmp_path, command, monkeypatch)
     assert line.endswith(f"cannot write {tmp_path / 'out.png'}: No space left on device")
 
 
-def test_folders_that_cannot_be_looked_into_are_reported(street, tmp_path, command, monkeypatch):
+def test_too_deep_folder_is_reported(street, tmp_path, command, monkeypatch):
     monkeypatch.chdir(street)
-    for _ in range(20):  # deeper than paths can be, which holds for root as well
+    for _ in range(20):  # longer than paths may be, also for root
         os.mkdir("d" * 250)
         os.chdir("d" * 250)
     try:
@@ -670,11 +670,11 @@ def test_folders_that_cannot_be_looked_into_are_reported(street, tmp_path, comma
         os.chdir(street)
         shutil.rmtree("d" * 250)
     assert status == 1
-    assert line.startswith(f"{street}/ddd") and "cannot be looked into" in line
+    assert line.startswith(f"{street}/ddd") and "cannot be read" in line
     assert summary == "3 of 3 de-rained; 1 failed, see above"
 
 
-def test_closed_files_and_folders_are_reported(street, tmp_path, command):
+def test_files_and_folders_without_permission_are_reported(street, tmp_path, command):
     for path in (street / "a.png", street / "below"):
         path.chmod(0)
     try:
@@ -685,6 +685,6 @@ def test_closed_files_and_folders_are_reported(street, tmp_path, command):
         for path in (street / "a.png", street / "below"):
             path.chmod(0o700)
     assert status == 1
-    assert lines[0].startswith(f"{street / 'below'}: cannot be looked into (Permission denied")
+    assert lines[0].startswith(f"{street / 'below'}: cannot be read (Permission denied")
     assert lines[1].startswith(f"{street / 'a.png'}: cannot be read (Permission denied")
     assert lines[2] == "1 of 2 de-rained; 2 failed, see above"
