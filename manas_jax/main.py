@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
 
     def begin() -> list[str]:
         claim_workdir(config, workdir)
-        provenance.note(workdir / "provenance.json", config.stage)
+        provenance.append(workdir / "provenance.json", config.stage)
         if config.stage != "all":
             return [config.stage]
         return [stage for stage in STAGES if not (workdir / _FINISHED[stage]).exists()]

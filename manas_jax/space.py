@@ -1,6 +1,6 @@
 """The search space and the genotype: what can be chosen, and what was chosen.
 
-Plain frozen dataclasses, JSON in and out, integer arithmetic only: no arrays live here. The space
+Plain frozen dataclasses that are read from and written to JSON, without arrays. The space
 is that of Cai et al., "Multi-scale Attentive Image De-raining Networks via Neural Architecture
 Search", IEEE TCSVT 33(2), 2023 (arXiv 2207.00728).
 """
@@ -34,9 +34,9 @@ CANDIDATES = (
 )
 """The nine candidates of an attention edge, in the order of its logits."""
 
-STEM_EXPANSION = 4  # a bottleneck's output channels over its inner ones
-GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # the attention module's two fixed gates
-CANDIDATE_REDUCTION = 4  # SE, SE_A_M and CBAM
+STEM_EXPANSION = 4  # output channels of a bottleneck per inner channel
+GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # of the fixed gates of an attention module
+CANDIDATE_REDUCTION = 4  # of SE, SE_A_M and CBAM
 
 GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 1
 
@@ -52,14 +52,14 @@ class SearchSpace:
 
     Attributes:
       channels: channels of each branch; branch b works at 1 / 2**b of the stem's resolution.
-      branches: number of branches of each cell, never falling, the last one all of them.
+      branches: number of branches of each cell, never decreasing; the last cell has all of them.
       columns: number of searched columns of each cell.
       stem_blocks: bottleneck blocks before the first cell.
       attention_groups: groups that an attention module splits its channels into.
       candidates: what an attention edge may choose, a subset of `CANDIDATES`.
-      patch: pixels of a square's side that are folded into channels before the stem (space to
-        depth) and unfolded after the head. 1 is the paper's network; 2 runs it at half resolution.
-      residual: whether the network predicts the difference to its input. The paper's does not.
+      patch: side in pixels of the squares that become channels before the stem (space to depth)
+        and pixels again after the head. 1 is the paper's network; 2 runs it at half resolution.
+      residual: whether the network predicts the difference to its input; the paper's does not.
 
     Raises:
       UserError: a value is out of its range; the message names it.
@@ -78,43 +78,43 @@ class SearchSpace:
         for field in ("channels", "branches", "columns", "candidates"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for field in ("stem_blocks", "attention_groups", "patch"):
-            self._demand(field, _is_count(getattr(self, field)), "a whole number of at least 1")
+            self._check(field, _is_count(getattr(self, field)), "a whole number of at least 1")
         groups = self.attention_groups
-        self._demand(
+        self._check(
             "channels",
             self.channels and all(_is_count(c) and c % groups == 0 for c in self.channels),
-            f"a positive number a branch, each divisible by attention_groups = {groups}",
+            f"a positive number per branch, each divisible by attention_groups = {groups}",
         )
-        self._demand(
+        self._check(
             "branches",
             self.branches
             and all(map(_is_count, self.branches))
             and list(self.branches) == sorted(self.branches)
             and self.branches[-1] == len(self.channels),
-            f"a number a cell, never falling, the last one {len(self.channels)} (as in channels)",
+            f"a number per cell, never decreasing, at last {len(self.channels)} (as in channels)",
         )
-        self._demand(
+        self._check(
             "columns",
             len(self.columns) == len(self.branches)
             and all(n == 0 or _is_count(n) for n in self.columns),
-            f"a number a cell, {len(self.branches)} in all, none negative",
+            f"a number per cell, {len(self.branches)} in all, none negative",
         )
-        self._demand(
+        self._check(
             "candidates",
             set(self.candidates) - {"none"}
             and set(self.candidates) <= set(CANDIDATES)
             and len(set(self.candidates)) == len(self.candidates),
             f"distinct names among {', '.join(CANDIDATES)}, and not 'none' alone",
         )
-        self._demand("residual", isinstance(self.residual, bool), "true or false")
+        self._check("residual", isinstance(self.residual, bool), "true or false")
 
-    def _demand(self, field: str, fine: Any, wish: str) -> None:
-        if not fine:
-            raise UserError(f"space.{field} = {getattr(self, field)!r}: give {wish}")
+    def _check(self, field: str, valid: Any, allowed: str) -> None:
+        if not valid:
+            raise UserError(f"space.{field} = {getattr(self, field)!r}: give {allowed}")
 
     @property
     def edges(self) -> int:
-        """Searched edges of an attention module: group g has one from itself, g from before."""
+        """Searched edges of an attention module: group g has one from each group up to g."""
         return self.attention_groups * (self.attention_groups + 1) // 2
 
     @property
@@ -128,12 +128,12 @@ class SearchSpace:
         return self.patch * 2 ** (len(self.channels) - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields with the types of JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SearchSpace:
-        """The inverse of `to_dict`; fields left out keep their default.
+        """The inverse of `to_dict`; missing fields have their default.
 
         Raises:
           UserError: an unknown field, or a value out of its range.
@@ -147,10 +147,10 @@ class SearchSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
-    """One architecture of a space: a choice for every column and every attention edge.
+    """One architecture of a space: a choice for each column and each attention edge.
 
     Attributes:
-      space: the space that it was chosen from.
+      space: the space that the choices are from.
       columns: for each cell, each column's choice.
       attention: for each cell, for each branch, each edge's candidate.
 
@@ -196,7 +196,7 @@ class Genotype:
 
         Args:
           text: the JSON text.
-          source: what to call it in an error, such as its file name.
+          source: its name in error messages, such as the file.
 
         Raises:
           UserError: not JSON, not a genotype, another version, unknown names, wrong lengths.
@@ -224,7 +224,7 @@ class Genotype:
             raise UserError(f"{source}: a value is of the wrong type ({error})") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes JSON, whole or not at all."""
+        """Writes JSON atomically."""
         with replacing(path) as temporary:
             temporary.write_text(self.to_json())
 
@@ -247,7 +247,7 @@ def derive(
     columns: Sequence[Sequence[float]],
     attention: Sequence[Sequence[Sequence[float]]],
 ) -> Genotype:
-    """The most probable choices, `none` never among them.
+    """The most probable choices, except that `none` is never chosen.
 
     Args:
       space: the search space.
@@ -270,7 +270,7 @@ def derive(
 
 
 def random_genotype(space: SearchSpace, seed: int) -> Genotype:
-    """A genotype drawn evenly from the space (never `none`); the same one for the same seed."""
+    """A uniformly random genotype without `none`, a function of the seed."""
     draw = random.Random(seed)
     allowed = [name for name in space.candidates if name != "none"]
     return Genotype(

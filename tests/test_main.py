@@ -188,7 +188,7 @@ def test_a_supernets_weights_train_no_network(tmp_path, loop_config, space):
     file = tmp_path / "supernet.safetensors"
     save_weights(file, init_variables(Network(space), 0), space, {})
     config = loop_config(stage="train", train__inherit=False, train__weights=str(file))
-    with pytest.raises(UserError, match="a supernet's"):
+    with pytest.raises(UserError, match="weights of a supernet"):
         main.run(config, tmp_path / "run")
 
 

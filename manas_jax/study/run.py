@@ -1,15 +1,15 @@
-"""A study: networks from many sources trained alike, to see whether the search is worth its cost.
+"""A study: networks from many sources, trained alike, to see whether the search is worth its cost.
 
 python -m manas_jax.study --config=configs/study_rain100l.py --workdir=DIR \\
     --config.data.root=DIR [--index=I --count=N]
 
-A source says where genotypes come from: a search, chance, or a person. A cell is one source with
-one seed: its genotype, trained with the study's one training budget and scored on the validation
-scenes. Cells that share a seed share the first weights' seed and all batches. Every cell is a
-function of the configuration alone and leaves one file, DIR/cells/NAME.json; started again, the
-command goes on with the cells that have none. DIR/summary.json says what they come to. With
---index and --count it does its share of them, so that N machines do all; copied into one folder's
-cells/, they count as run there.
+Genotypes come from a source: a search, chance, or a person. A cell is one source with one seed: its
+genotype, trained with the training budget of the study and scored on the validation scenes. Cells
+of one seed have the same initial weights' seed and the same batches. Each cell is a function of the
+configuration alone and writes one file, DIR/cells/NAME.json; the command, run again, continues with
+the cells that have none. DIR/summary.json aggregates them. With --index and --count it runs its
+share of the cells, so that N machines run all; the files of all machines, copied into one folder
+cells/, form one study.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
 from manas_jax.search import run as search_run
 from manas_jax.search import selection
-from manas_jax.space import Genotype, SearchSpace, random_genotype
+from manas_jax.space import COLUMNS, Genotype, SearchSpace, random_genotype
 from manas_jax.study import summary as study_summary
 from manas_jax.training import build
 from manas_jax.training import run as train_run
@@ -45,15 +45,15 @@ from manas_jax.workdir import provenance
 from manas_jax.workdir.claim import claim_workdir
 
 CHOICES = (
-    "derived", "perturbation", "proxy", "matched",  # these need a search
+    "derived", "perturbation", "proxy", "matched",  # from a search
     "random", "all_parallel", "all_fusion", "all_skip", "hand_made",
 )  # fmt: skip
 NEED_A_SEARCH = CHOICES[:4]
-_MOST_DRAWS = 100_000
+_MAX_DRAWS = 100_000
 
-_INDEX = flags.DEFINE_integer("index", 0, "This machine, from 0.")
-_COUNT = flags.DEFINE_integer("count", 1, "Machines that share the study's cells.")
-_SUMMARIZE = flags.DEFINE_bool("summarize", False, "Run nothing, summarise the finished cells.")
+_INDEX = flags.DEFINE_integer("index", 0, "Index of this machine, from 0.")
+_COUNT = flags.DEFINE_integer("count", 1, "Number of machines that share the cells.")
+_SUMMARIZE = flags.DEFINE_bool("summarize", False, "Summarise the finished cells, run none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +61,15 @@ class Source:
     """Where genotypes come from.
 
     Attributes:
-      name: what tables call it.
+      name: its name in tables.
       choice: one of `CHOICES`: 'derived', the likeliest choices of a search; 'perturbation' and
-        'proxy' (best of `study.candidates` random ones), what the search's supernet is best with;
-        'matched', random among those that cost as much as what the search derived; 'random'; and
-        four that anybody could have written down.
-      search: which search of `study.searches`, where the choice needs one.
-      cells: how many cells; cell i has seed i modulo `study.seeds`.
+        'proxy' (best of `study.candidates` random ones), those with which the search's supernet
+        scores best; 'matched', random among those of the same cost as the derived one; 'random';
+        and four that need no search, see `fixed`.
+      search: which search of `study.searches`, if the choice is from one.
+      cells: number of cells; cell i has seed i modulo `study.seeds`.
       tier: cells of lower tiers run first.
-      changes: what its training has otherwise than the study, in the shape of a configuration.
+      changes: keys of the configuration in which its training differs from the study.
       rank: whether the search's supernet also ranks the genotypes of the source 'random'.
     """
 
@@ -92,7 +92,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Also the file's name."""
+        """Name of the cell and, with '.json', of its file."""
         return f"{self.source.name}-{self.index:02d}"
 
 
@@ -100,7 +100,7 @@ def grid(config: ConfigDict) -> list[Cell]:
     """All cells in the order in which they run: by tier, then seed by seed over the sources.
 
     Raises:
-      UserError: a source is not what it can be; names it.
+      UserError: a source is not valid; names it.
     """
     study = config.study
     sources = []
@@ -125,8 +125,8 @@ def grid(config: ConfigDict) -> list[Cell]:
     return sorted(cells, key=lambda c: (c.source.tier, c.index, c.source.name))
 
 
-def share(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
-    """The cells of one of `count` machines; those that need the same search stay together.
+def shard(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
+    """The cells of one of `count` machines; those of one search are on the same machine.
 
     Raises:
       UserError: index or count out of range.
@@ -142,7 +142,7 @@ def share(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
 
 
 def read_cells(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """What the finished cells of a folder left, by name.
+    """The contents of the files of the finished cells in a folder, by name.
 
     Raises:
       UserError: a file is damaged; names it.
@@ -157,16 +157,16 @@ def run(
     count: int = 1,
     summarize_only: bool = False,
 ) -> None:
-    """Runs the cells of this machine that have not been run; see the module.
+    """Runs the unfinished cells of this machine; see the module.
 
     Raises:
-      UserError: what the user can mend; the message says how.
-      Stopped: a signal came; started again, the cell in work goes on.
+      UserError: what the user can correct; the message says how.
+      Stopped: a signal came; run again, the current cell is resumed.
     """
     plain = _plain(config)  # cells may be added to a study that has begun
     validate(plain)
     planned = grid(config)
-    cells = share(planned, index, count)
+    cells = shard(planned, index, count)
     workdir = claim_workdir(plain, workdir)
     with app.run_context(plain, workdir):
         folder = workdir / "cells"
@@ -191,20 +191,20 @@ def run(
 
 
 def _summarize(workdir: pathlib.Path, planned: int) -> pathlib.Path:
-    """Writes what the cells that are there come to."""
+    """Aggregates the finished cells in `summary.json`."""
     file = workdir / "summary.json"
     write_json(file, study_summary.summarize(read_cells(workdir / "cells"), planned))
     return file
 
 
 def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
-    """Finds the cell's genotype, trains it and says what came of it.
+    """Finds the genotype of a cell and trains it.
 
     Returns:
-      What the cell's file holds.
+      The content of the cell's file.
 
     Raises:
-      UserError: as searching and training.
+      UserError: as for search and training.
     """
     source = cell.source
     result: dict[str, Any] = {
@@ -235,54 +235,52 @@ def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str,
 
 
 def fixed(space: SearchSpace, choice: str) -> Genotype:
-    """The genotypes that anybody could have written down.
+    """A genotype that needs no search.
 
-    'all_parallel' and 'all_fusion' have SE on every edge, as has 'hand_made', whose columns
-    alternate; 'all_skip' is the latter without any attention on the edges.
+    'all_parallel', 'all_fusion' and 'hand_made', whose columns alternate, have SE on every edge;
+    'all_skip' is 'hand_made' with skip connections on the edges.
     """
-    names = ("parallel", "fusion")
-    turn = itertools.cycle(names)
-    pick = {"all_parallel": lambda: names[0], "all_fusion": lambda: names[1]}
-    column = pick.get(choice, lambda: next(turn))
+    uniform = {"all_parallel": ("parallel",), "all_fusion": ("fusion",)}
+    columns = itertools.cycle(uniform.get(choice, COLUMNS))
     edge = "skip_connect" if choice == "all_skip" else "SE"
     return Genotype(
         space,
-        tuple(tuple(column() for _ in range(n)) for n in space.columns),
+        tuple(tuple(next(columns) for _ in range(n)) for n in space.columns),
         tuple(tuple((edge,) * space.edges for _ in range(n)) for n in space.branches),
     )
 
 
-def random_ones(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:
-    """The first `count` random genotypes of the study; another salt gives others."""
+def random_genotypes(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:
+    """The first `count` random genotypes of the study; another salt gives other ones."""
     space = SearchSpace(**config.space)
     return [random_genotype(space, 1_000_000 * salt + i) for i in range(count)]
 
 
 def matched(config: ConfigDict, genotype: Genotype, salt: int) -> Genotype:
-    """A random genotype, another one, whose MACs differ by `study.tolerance` at most.
+    """Another, random genotype whose MACs differ by at most the fraction `study.tolerance`.
 
     Raises:
-      UserError: no draw of many comes as near.
+      UserError: none of many draws is that close.
     """
     size, tolerance = config.objectives.complexity_size, config.study.tolerance
     wanted = cost.derived(genotype, *size).macs
-    for i in range(_MOST_DRAWS):
+    for i in range(_MAX_DRAWS):
         drawn = random_genotype(genotype.space, 1_000_000 * (salt + 1) + i)
         if abs(cost.derived(drawn, *size).macs / wanted - 1) <= tolerance and drawn != genotype:
             return drawn
     raise UserError(
-        f"study.tolerance = {tolerance}: none of {_MOST_DRAWS} random genotypes costs as much as "
-        "what the search found; give a larger one"
+        f"study.tolerance = {tolerance}: none of {_MAX_DRAWS} random genotypes costs as much as "
+        "the one that the search found; give a larger tolerance"
     )
 
 
 def _genotype(
     config: ConfigDict, cell: Cell, workdir: pathlib.Path
 ) -> tuple[Genotype, dict[str, Any]]:
-    """The cell's genotype, and what finding it has shown."""
+    """The genotype of a cell, and what was measured while finding it."""
     source, space = cell.source, SearchSpace(**config.space)
     if source.choice == "random":
-        return random_ones(config, cell.index + 1)[-1], {}
+        return random_genotypes(config, cell.index + 1)[-1], {}
     if source.choice not in NEED_A_SEARCH:
         return fixed(space, source.choice), {}
 
@@ -297,36 +295,43 @@ def _genotype(
     if source.choice == "perturbation":
         genotype = selection.perturbation(space, judge.state.architecture, judge, cell.seed)
     if source.choice == "proxy":
-        drawn = random_ones(config, config.study.candidates, salt=1000 + cell.seed)
+        drawn = random_genotypes(config, config.study.candidates, salt=1000 + cell.seed)
         genotype, facts["proxy"] = selection.best(drawn, judge)
     return genotype, facts | _in_supernet(config, changed, folder, judge, genotype, source.rank)
 
 
-def _in_supernet(config, changed, folder, judge, genotype, rank) -> dict[str, Any]:
-    """What the search took, how far it decided, and what the genotype does with its weights."""
+def _in_supernet(
+    config: ConfigDict,
+    changed: ConfigDict,
+    folder: pathlib.Path,
+    judge: selection.Judge,
+    genotype: Genotype,
+    rank: bool,
+) -> dict[str, Any]:
+    """Duration and probabilities of the search, and scores of the genotype with its weights."""
     summary = json.loads((folder / "search" / "summary.json").read_text())
     splits = load_splits(changed.data, changed.search.crop)
     network = build.network(changed)
     crop = changed.search.validation_crop
-    validate_ = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))
-    alone, state = genotype_logits(genotype), judge.state
-    own = {"params": state.weights, "batch_stats": judge.statistics(alone)}
-    inherited = validate_(state.variables, alone), validate_(own, alone)
+    score = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))
+    logits, state = genotype_logits(genotype), judge.state
+    recalibrated = {"params": state.weights, "batch_stats": judge.statistics(logits)}
+    inherited, own = score(state.variables, logits), score(recalibrated, logits)
     facts = {
         "relaxed": summary["validation"],
-        "inherited": {"psnr": inherited[0].y_psnr, "ssim": inherited[0].y_ssim},
-        "inherited_own_statistics": {"psnr": inherited[1].y_psnr, "ssim": inherited[1].y_ssim},
+        "inherited": {"psnr": inherited.y_psnr, "ssim": inherited.y_ssim},
+        "inherited_own_statistics": {"psnr": own.y_psnr, "ssim": own.y_ssim},
         "seconds_of_search": summary["seconds"] + summary["compile_seconds"],
         "probabilities": selection.probabilities(state.architecture),
     }
     if rank:
         count = config.study.sources.random.cells
-        facts["ranking"] = selection.best(random_ones(config, count), judge)[1]
+        facts["ranking"] = selection.best(random_genotypes(config, count), judge)[1]
     return facts
 
 
 def _changed(config: ConfigDict, seed: int, changes: dict[str, Any]) -> ConfigDict:
-    """The configuration of one search or training."""
+    """The configuration of one search or training of the study."""
     changed = _plain(config)
     changed.seed = seed
     changed.update(changes)
@@ -335,8 +340,8 @@ def _changed(config: ConfigDict, seed: int, changes: dict[str, Any]) -> ConfigDi
 
 
 def _plain(config: ConfigDict) -> ConfigDict:
-    """A copy without the study."""
-    plain = config.copy_and_resolve_references()  # not its top alone
+    """A copy without `study`."""
+    plain = config.copy_and_resolve_references()  # a deep copy
     with plain.unlocked():
         del plain.study
     return plain
@@ -354,7 +359,7 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
         )
     )
     if before != now:
-        raise UserError(f"{file} is of another source ({before}): remove it or rename the source")
+        raise UserError(f"{file} is from another source ({before}): remove it or rename the source")
     return True
 
 

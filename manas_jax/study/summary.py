@@ -1,8 +1,8 @@
-"""What the cells of a study say: means, spread, paired differences, rankings. No arrays of JAX.
+"""Statistics of the cells of a study: means, spread, paired differences, rankings; without JAX.
 
-Intervals are those of Student's t at 95%, over seeds: cells of one seed share first weights' seed
-and batches, so sources are compared seed by seed, each by the mean of its cells of that seed. No
-correction for the number of comparisons.
+Intervals are those of Student's t at 95%, over seeds: cells of one seed share the seed of the
+initial weights and the batches, so sources are compared per seed, each by the mean of its cells of
+that seed. There is no correction for multiple comparisons.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from manas_jax.search import collapse
 
 CONFIDENCE = 0.95
 
-# (what, against what)
+# (source, baseline)
 COMPARISONS = (
     ("first_order", "random"),
     ("first_order", "matched"),
@@ -43,7 +43,7 @@ COMPARISONS = (
 )
 
 ONE_GENOTYPE = ("all_parallel", "all_fusion", "all_skip", "hand_made")
-ENOUGH_TO_RANK = 16  # genotypes, below which tau of the longer training says nothing
+MIN_RANKED = 16  # genotypes, below which tau of the longer training is meaningless
 LONGER = {"first_order": "first_order_long", "matched": "matched_long", "random": "random_long"}
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -53,8 +53,8 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
     """Everything that the tables show, JSON-ready.
 
     Args:
-      cells: what `study.read_cells` gives.
-      planned: how many cells the study is to have.
+      cells: the result of `manas_jax.study.run.read_cells`.
+      planned: number of cells of the finished study.
     """
     by_source = _by_source(cells)
     line = equal_cost_line(by_source.get("random", []))
@@ -64,7 +64,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         sources[name] = _source(members)
         if "gap" in sources[name] and "first_order" in by_source:
             sources[name]["gap_difference"] = paired(members, by_source["first_order"], _gap)
-        # Against random ones that were trained alike.
+        # Compared with random genotypes of the same training.
         if line and not members[0]["source"]["changes"]:
             sources[name]["at_equal_macs"] = _above(line, members)
         elif long_line and name in LONGER.values():
@@ -90,7 +90,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
         "equal_cost_line_long": long_line,
         "ranking": ranking(by_source.get("first_order", []), by_source.get("random", [])),
         "ranking_long": ranking(by_source.get("first_order", []), long)
-        if len(long) >= ENOUGH_TO_RANK
+        if len(long) >= MIN_RANKED
         else None,
         "repeatability": repeatability({n: by_source[n] for n in ONE_GENOTYPE if n in by_source}),
         "longer": longer(by_source),
@@ -99,7 +99,7 @@ def summarize(cells: Cells, planned: int | None = None) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Count, mean, standard deviation and the mean's interval; None where one value has none."""
+    """Count, mean, standard deviation and the interval of the mean; for one value no spread."""
     values = [float(v) for v in values]
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -120,7 +120,7 @@ def paired(
     theirs: Sequence[Mapping],
     value: Callable[[Mapping], float] = lambda cell: cell["trained"]["psnr"],
 ) -> dict[str, Any]:
-    """PSNR (or another value) of one source minus that of another, over the seeds of both."""
+    """PSNR (or another value) of one source minus that of another, over their common seeds."""
     a, b = (_by_seed(cells, value) for cells in (ours, theirs))
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     if not differences:
@@ -131,11 +131,11 @@ def paired(
 
 
 def equal_cost_line(random: Sequence[Mapping]) -> dict[str, Any] | None:
-    """PSNR of random genotypes as a line in log2 of their MACs, each seed with a level of its own.
+    """PSNR of random genotypes as a line in log2 of their MACs, with one level per seed.
 
     Returns:
-      'slope' (dB a doubling), 'center' (mean log2 MACs) and 'levels' (dB at the centre, by seed);
-      None with too few genotypes to tell a slope.
+      'slope' (dB per doubling), 'center' (mean log2 MACs) and 'levels' (dB at the centre, by seed);
+      None with too few genotypes for a slope.
     """
     seeds = collections.defaultdict(list)
     for cell in random:
@@ -156,10 +156,10 @@ def equal_cost_line(random: Sequence[Mapping]) -> dict[str, Any] | None:
 
 
 def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str, Any] | None:
-    """How well supernets, and MACs, rank the random genotypes that were trained alone as well.
+    """How well supernets, and MACs, rank the random genotypes compared with training each of them.
 
-    The PSNR that a genotype reached alone is taken relative to the mean of its seed, so that the
-    seeds' own differences do not count.
+    The PSNR of a trained genotype is relative to the mean of its seed, so that differences between
+    seeds do not count.
     """
     random = sorted(random, key=lambda cell: cell["index"])
     if len(random) < 3:
@@ -185,15 +185,14 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
 
 
 def repeatability(sources: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
-    """How much of PSNR is the genotype's own, and how much changes from seed to seed.
+    """How much of the variance of PSNR is due to the genotype, and how much is residual.
 
-    Two-way analysis of variance without interaction over sources that hold one genotype each and
-    the seeds that all of them have. The seeds' own levels are taken out first.
+    Two-way analysis of variance without interaction, over sources of one genotype each and the
+    seeds that all of them have. The means of the seeds are removed first.
 
     Returns:
-      'genotype' and 'rest', standard deviations in dB of what is the genotype's and of what is left
-      when seed and genotype are known; 'f' and 'p' of the genotypes' differences. None with too
-      few cells.
+      'genotype' and 'rest', standard deviations in dB between genotypes and of the residual given
+      seed and genotype; 'f' and 'p' of the differences between genotypes. None with too few cells.
     """
     by_seed = [_by_seed(cells, lambda c: c["trained"]["psnr"]) for cells in sources.values()]
     seeds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
@@ -217,9 +216,9 @@ def repeatability(sources: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | 
 
 
 def longer(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
-    """Whether genotypes rank alike when they are trained for longer with the same seed.
+    """Whether genotypes have the same ranking after longer training with the same seed.
 
-    Both scores are taken relative to the mean of their seed.
+    Both scores are relative to the mean of their seed.
     """
     pairs = collections.defaultdict(list)
     for short, long in LONGER.items():
@@ -241,7 +240,7 @@ def longer(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:
 
 
 def agreement(cells: Sequence[Mapping]) -> dict[str, Any] | None:
-    """Share of decisions that two seeds share, mean over all pairs; and what chance would give."""
+    """Fraction of equal decisions of two seeds, mean over all pairs; and the one by chance."""
     if len(cells) < 2:
         return None
     choices = {"columns": [], "attention": []}
@@ -263,10 +262,10 @@ def agreement(cells: Sequence[Mapping]) -> dict[str, Any] | None:
 
 
 def _agreements(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any]:
-    """Of every source with searches of its own; and of the first order's with the same seeds."""
+    """Of each source with searches of its own, and of the first order with the same seeds."""
     found = {}
     for name, members in by_source.items():
-        # A source with changes has the same searches a second time.
+        # A source with changes repeats the searches of another one.
         if "relaxed" not in members[0] or members[0]["source"]["changes"]:
             continue
         if agreed := agreement(members):
@@ -301,7 +300,7 @@ def _source(members: Sequence[Mapping]) -> dict[str, Any]:
 
 
 def _above(line: Mapping[str, Any], members: Sequence[Mapping]) -> dict[str, Any]:
-    """PSNR above the line of random genotypes at the same seed and MACs."""
+    """PSNR above the line of random genotypes, at the same seed and MACs."""
 
     def residual(cell):
         at = math.log2(cell["macs"]) - line["center"]
@@ -312,13 +311,13 @@ def _above(line: Mapping[str, Any], members: Sequence[Mapping]) -> dict[str, Any
 
 
 def _gap(cell: Mapping[str, Any]) -> float:
-    """What discretisation costs, in dB."""
+    """Loss of PSNR by discretisation, in dB."""
     return cell["relaxed"]["psnr"] - cell["inherited"]["psnr"]
 
 
 def _tau(a: Sequence[float], b: Sequence[float]) -> dict[str, float | None]:
     result = stats.kendalltau(a, b)
-    if math.isnan(result.statistic):  # one of the two ranks nothing
+    if math.isnan(result.statistic):  # one of the two is constant
         return {"tau": 0.0, "p": None}
     return {"tau": float(result.statistic), "p": float(result.pvalue)}
 
@@ -328,7 +327,7 @@ def _entropy(rows: Any) -> float:
 
 
 def _hours(cells: Cells) -> float:
-    """Of searching (each search once), judging and training."""
+    """Duration of searches (each counted once), their evaluation, and trainings."""
     searches = {}
     total = 0.0
     for cell in cells.values():

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: checkpoints, weights, provenance."""
+"""What a run writes to disk: its configuration, checkpoints, weights and provenance."""

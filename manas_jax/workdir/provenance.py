@@ -1,4 +1,4 @@
-"""Where a result comes from: command, commit, machine, versions, date."""
+"""Origin of a result: command, commit, machine, versions, date."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from manas_jax.files import write_json
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "tensorflow")
 
 
-def note(file: pathlib.Path, stage: str) -> None:
-    """Adds this start to the file's list of starts, the newest last."""
+def append(file: pathlib.Path, stage: str) -> None:
+    """Appends a description of this start to a JSON file that lists all of them."""
     starts = json.loads(file.read_text()) if file.exists() else []
     write_json(file, [*starts, {"stage": stage, **describe()}])
 
 
 def describe() -> dict[str, Any]:
-    """A JSON-ready description of this process and the machine that it runs on."""
+    """A JSON-ready description of this process and its machine."""
     return {
         "command": _command(),
         "commit": commit(),
@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that the package lies in, with '+changes' if files differ; '' outside of git."""
+    """Commit of the package's checkout, with '+changes' if files differ; '' outside of git."""
     folder = pathlib.Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -61,14 +61,14 @@ def commit() -> str:
 
 
 def _command() -> str:
-    """The command line, with folders outside of the working directory reduced to their names."""
+    """The command line, with absolute paths reduced to their last names."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     start = ["python", "-m", module.name] if module else ["python", os.path.relpath(sys.argv[0])]
     return " ".join([*start, *map(_private, sys.argv[1:])])
 
 
 def _private(argument: str) -> str:
-    """Absolute paths say more about a machine than about a result."""
+    """Shortens an absolute path, which describes a machine rather than a result."""
     flag, equals, value = argument.rpartition("=")
     return f"{flag}{equals}.../{os.path.basename(value)}" if os.path.isabs(value) else argument
 

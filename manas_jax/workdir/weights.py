@@ -1,10 +1,10 @@
-"""Weights files: one `.safetensors` file that holds a network and says which network it is.
+"""Weights files: one `.safetensors` file with the variables and the description of a network.
 
 Tensors are float32 under their path in the variables, such as
-`params/cell0_column0/parallel/branch0/layer0/conv/kernel`; a supernet's logits may lie beside them
-under `architecture/`. The metadata holds `format`, `version`, `provenance` (JSON of free text by
-name) and either `genotype` (of a derived network) or `space` (of a supernet), in the JSON of
-`manas_jax.space`. Reading such a file runs none of its content, unlike reading a pickle.
+`params/cell0_column0/parallel/branch0/layer0/conv/kernel`; those of a supernet may include its
+logits, under `architecture/`. The metadata holds `format`, `version`, `provenance` (JSON of free
+text by name) and either `genotype` (of a derived network) or `space` (of a supernet), in the JSON
+of `manas_jax.space`. Unlike a pickle, such a file is read without executing its content.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from manas_jax.space import Genotype, SearchSpace
 WEIGHTS_FORMAT, WEIGHTS_VERSION = "manas_jax.weights", "1"
 
 Variables = Mapping[str, Any]
-"""'params' and 'batch_stats' of `manas_jax.models.network.Network`; for a supernet there may be
+"""'params' and 'batch_stats' of `manas_jax.models.network.Network`; of a supernet perhaps
 'architecture' as well, its logits."""
 
 
@@ -39,13 +39,13 @@ def save_weights(
     network: Genotype | SearchSpace,
     provenance: Mapping[str, str],
 ) -> None:
-    """Writes a weights file, whole or not at all.
+    """Writes a weights file atomically.
 
     Args:
-      path: the file to write; one of that name is replaced.
+      path: the file to write or replace.
       variables: the network's arrays, stored as float32.
       network: the genotype of a derived network, or the space of a supernet.
-      provenance: where the weights come from, free text by name.
+      provenance: origin of the weights, free text by name.
 
     Raises:
       ValueError: the variables are not those of this network.
@@ -75,8 +75,8 @@ def load_weights(
       The variables as NumPy arrays, the genotype or the supernet's space, the provenance.
 
     Raises:
-      UserError: the file cannot be read, is no weights file or one of another version, or its
-        tensors are not those of the network that it names.
+      UserError: the file cannot be read, is not a weights file or has another version, or its
+        tensors are not those of the network that it describes.
     """
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != WEIGHTS_FORMAT:
@@ -105,16 +105,14 @@ def load_weights(
 def load_derived(
     path: str | os.PathLike,
 ) -> tuple[dict[str, Any], Genotype, dict[str, str]]:
-    """Like `load_weights`, for those who can use a derived network only.
+    """Like `load_weights`, but accepts derived networks only.
 
     Raises:
       UserError: as `load_weights`, or the file holds a supernet.
     """
     variables, network, provenance = load_weights(path)
     if not isinstance(network, Genotype):
-        raise UserError(
-            f"{path}: weights of a supernet; derive and train a network, a supernet's do not serve"
-        )
+        raise UserError(f"{path}: weights of a supernet; derive and train a network first")
     return variables, network, provenance
 
 

@@ -102,14 +102,14 @@ def test_the_study_of_the_repository_is_one(experiments):
 
 def test_machines_share_all_cells_once():
     cells = study_run.grid(study_config())
-    parts = [study_run.share(cells, i, 3) for i in range(3)]
+    parts = [study_run.shard(cells, i, 3) for i in range(3)]
     assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in cells)
     assert all(parts)
     for part in parts:  # nobody searches what another one searches
         names = {c.name for c in part}
         assert ("first_order-00" in names) == ("matched-02" in names) == ("one_to_one-00" in names)
     with pytest.raises(UserError, match="0 <= index < count"):
-        study_run.share(cells, 3, 3)
+        study_run.shard(cells, 3, 3)
 
 
 # Running cells, without the work
@@ -148,7 +148,7 @@ def test_a_study_may_grow_but_not_change(tmp_path, without_work):
     study_run.run(study_config({"random": {"choice": "random", "cells": 2, "tier": 1}}), tmp_path)
     assert without_work == ["random-00", "random-01"]
     changed = {"random": {"choice": "random", "cells": 1, "changes": {"train": {"steps": 9}}}}
-    with pytest.raises(UserError, match=r"random-00\.json is of another source"):
+    with pytest.raises(UserError, match=r"random-00\.json is from another source"):
         study_run.run(study_config(changed), tmp_path)
     with pytest.raises(UserError, match=r"train\.steps"):
         study_run.run(study_config(train__steps=9), tmp_path)
@@ -232,7 +232,7 @@ def test_matched_genotypes_cost_the_same_and_differ(experiments, monkeypatch):
     assert len({g.to_json() for g in drawn}) == 4
     assert study_run.matched(config, wanted, 0) == drawn[0]
     config.study.tolerance = -1.0
-    monkeypatch.setattr(study_run, "_MOST_DRAWS", 20)
+    monkeypatch.setattr(study_run, "_MAX_DRAWS", 20)
     with pytest.raises(UserError, match=r"study\.tolerance"):
         study_run.matched(config, wanted, 0)
 
