@@ -493,8 +493,8 @@ def test_the_supernet_with_hard_logits_is_the_derived_network(small):
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """A study of made-up cells, gathered and drawn in a folder of the test's own."""
-    from benchmarks import study as keeper
-    from benchmarks import study_tables
+    from benchmarks import tables
+    from tools import keep_study
 
     workdir = tmp_path / "run"
     (workdir / "cells").mkdir(parents=True)
@@ -515,11 +515,11 @@ def kept(tmp_path, monkeypatch):
         )  # fmt: skip
         cell["source"] |= {"choice": "derived", "search": "plain"}
         (workdir / "cells" / f"first_order-{i:02d}.json").write_text(json.dumps(cell))
-    for module in (keeper, study_tables):
-        monkeypatch.setattr(module, "FOLDER", tmp_path / "kept")
-    keeper.gather(workdir)
-    keeper.draw()
-    return tmp_path / "kept"
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(keep_study, "FOLDER", tmp_path / "study")
+    keep_study.gather(workdir)
+    keep_study.draw()
+    return tmp_path / "study"
 
 
 def test_what_is_kept_of_a_study(kept):
@@ -539,7 +539,7 @@ def test_the_pretrained_genotypes_are_those_of_the_weights(kept):
 
 
 def test_tables_of_a_study(kept):
-    from benchmarks import study_tables
+    from benchmarks.tables import study as study_tables
 
     overview = study_tables.overview()
     assert (
