@@ -1,26 +1,26 @@
-"""Import of checkpoints of the authors' PyTorch code.
+"""Imports checkpoints of the authors' PyTorch code.
 
     python -m manas_jax.inference.import_torch CHECKPOINT [--genotype FILE] --out DIR
 
-leaves `DIR/weights.safetensors` (see `manas_jax.workdir.weights`) and `DIR/genotype.json`.
-CHECKPOINT holds the state dictionary of a supernet or of a derived network, as
+writes `DIR/weights.safetensors` (see `manas_jax.workdir.weights`) and `DIR/genotype.json`.
+CHECKPOINT holds the state dictionary of a supernet or a derived network, as
 
-- a PyTorch file: a bare state dictionary, or a dictionary with one under `state_dict`; PyTorch has
-  to be installed, and reads it with `weights_only=True`, so that no code in it can run;
-- an `.npz` or `.safetensors` file with the same tensors by the same names, without PyTorch.
+- a PyTorch file: a state dictionary, or a dictionary with one under `state_dict`. It needs PyTorch,
+  which loads it with `weights_only=True`, so that no code in it can run;
+- an `.npz` or `.safetensors` file with the same tensors under the same names, without PyTorch.
 
-Beside the state dictionary there may be `arch_param` (a row of two logits a column), `auto_param`
-(a row of nine logits an attention edge) and `attention` (the chosen candidate's index, an edge an
-entry), each a tensor or a list of that one tensor. Channels and numbers of blocks, columns and
-branches follow from the shapes. Weights of candidates and columns that the network does not run
-are dropped; anything else that is missing, left over or of another shape is an error.
+Beside the state dictionary there may be `arch_param` (a row of two logits per column), `auto_param`
+(a row of nine logits per attention edge) and `attention` (the index of the chosen candidate per
+edge), each a tensor or a list of one tensor. Channels and numbers of blocks, columns and branches
+follow from the shapes. Weights of candidates and columns that the network does not run are dropped;
+any other missing, additional or misshapen tensor is an error.
 
-Which candidate a derived network runs is not in its state dictionary. It is read from
-`--genotype` (a genotype.json, or the search's checkpoint), else from `attention`, else from
+The state dictionary of a derived network does not say which candidates it runs. They are read from
+`--genotype` (a genotype.json, or the checkpoint of the search), else from `attention`, else from
 `auto_param` as the authors' code does: see `released_derivation`.
 
-A supernet's weights run here as the paper has it, by softmax of all logits and with both paths of
-a column fed its input. The authors' search ran otherwise, so its outputs are not reproduced.
+Supernet weights run here as the paper describes: a softmax over all logits, and both choices of a
+column applied to its input. The authors' search ran differently, so its outputs are not reproduced.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ State = Mapping[str, np.ndarray]
 """A PyTorch state dictionary as NumPy arrays: dotted names, channels first."""
 
 RESAVE = (
-    "a pickled module runs code when it is opened, which this importer never does. If you trust "
-    "the file, re-save its tensors where the authors' code runs: m = torch.load(FILE, "
+    "a pickled module runs code when it is loaded, which this importer never does. If you trust "
+    "the file, save its tensors where the authors' code runs: m = torch.load(FILE, "
     "map_location='cpu'); torch.save({'state_dict': m.state_dict(), 'attention': [int(x.weights) "
     "for x in m.modules() if type(x).__name__ == 'FixedMixOp']}, NEW_FILE)"
 )
@@ -66,7 +66,7 @@ class Checkpoint:
       state: the state dictionary.
       columns: logits, (columns, 2); None if the file has none.
       attention: logits, (edges of all modules, 9); None if the file has none.
-      chosen: index into `CANDIDATES` of every attention edge; None if the file has none.
+      chosen: (edges of all modules,), index into `CANDIDATES`; None if the file has none.
     """
 
     state: State
@@ -77,13 +77,13 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A checkpoint in the terms of this project.
+    """A checkpoint as variables of this project.
 
     Attributes:
-      variables: 'params' and 'batch_stats'; 'architecture', the logits, of a supernet that has any.
+      variables: 'params' and 'batch_stats'; for a supernet with logits also 'architecture'.
       space: the search space.
       supernet: whether the variables are those of the supernet.
-      genotype: of a derived network; of a supernet the most probable one, None without logits.
+      genotype: of the derived network, or the most probable one of a supernet, None without logits.
       dropped: names of the tensors that the network does not use.
     """
 
@@ -95,12 +95,12 @@ class Imported:
 
     @property
     def network(self) -> Genotype | SearchSpace:
-        """What `weights.save_weights` calls the network."""
+        """The argument `network` of `weights.save_weights`."""
         return self.space if self.supernet or self.genotype is None else self.genotype
 
 
-# Each rule renames the head of one of our paths, what is left is renamed by the rules again. A
-# pattern's groups reach the renaming as integers. Rules also fit the paths of single modules.
+# A rule renames the head of one of our paths, then the rules are applied to the rest. The groups of
+# the pattern are passed as integers. Rules also apply to paths within single modules.
 _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"stem_block(\d+)", lambda i: f"stage1.{i}"),
     (r"cell(\d+)_transition", lambda s: f"transition{s + 1}"),
@@ -148,15 +148,15 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
 
 
 def torch_name(path: str, derived: bool = False) -> str:
-    """PyTorch's name of one of our parameters or statistics.
+    """The PyTorch name of one of our parameters or statistics.
 
     Args:
       path: its path without the collection, such as
-        'cell0_column0/fusion/from0_to1_step0/conv/kernel', or the end of it from a module on.
-      derived: whether it is of a derived network, where a column's choice is not in the names.
+        'cell0_column0/fusion/from0_to1_step0/conv/kernel', or its end within a module.
+      derived: whether of a derived network, where names do not contain the choice of a column.
 
     Raises:
-      ValueError: the path is none of ours.
+      ValueError: no rule matches the path.
     """
     rest, parts = path, []
     while rest:
@@ -173,15 +173,15 @@ def torch_name(path: str, derived: bool = False) -> str:
 def convert(
     state: State, shapes: Mapping[str, Any], derived: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Picks a network's or a single module's variables out of a state dictionary.
+    """Converts the variables of a network or a single module from a state dictionary.
 
     Args:
       state: the state dictionary.
-      shapes: what is wanted, leaves with a shape by flat name, such as 'params/conv/kernel'.
+      shapes: flat name, such as 'params/conv/kernel' -> leaf with a shape.
       derived: see `torch_name`.
 
     Returns:
-      The nested variables, float32, and the names in `state` that were not asked for.
+      The nested variables, float32, and the names in `state` that are not among them.
 
     Raises:
       UserError: a tensor is missing, has another shape or is not finite.
@@ -214,35 +214,35 @@ def _check_shape(name: str, tensor: np.ndarray, expected: tuple[int, ...]) -> No
 
 
 def import_checkpoint(checkpoint: Checkpoint, genotype: Genotype | None = None) -> Imported:
-    """Turns a checkpoint into variables and a genotype.
+    """Converts a checkpoint to variables and a genotype.
 
     Args:
-      checkpoint: what `read_checkpoint` read.
-      genotype: of a derived network, if known; it goes before what the checkpoint says.
+      checkpoint: the checkpoint.
+      genotype: of a derived network; replaces what the checkpoint says.
 
     Raises:
-      UserError: tensors missing, left over, of a wrong shape, not finite; logits that do not fit;
-        a derived network whose genotype nothing tells, or that is not of the genotype given.
+      UserError: a tensor is missing, additional, misshapen or not finite; logits do not match the
+        network; the genotype of a derived network is unknown or contradicts its tensors.
     """
     state = checkpoint.state
     space = infer_space(state)
     if any(re.match(r"stage\d+\.\d+\.(horizontal|fuse)\.", name) for name in state):
         if genotype is not None:
-            raise UserError("holds a supernet, which has no genotype: leave --genotype out")
+            raise UserError("holds a supernet, which has no genotype: omit --genotype")
         return _import_supernet(checkpoint, space)
     if genotype is None:
-        genotype = _stated_genotype(checkpoint, space)
+        genotype = _own_genotype(checkpoint, space)
     if genotype.space != space:
         fields = [k for k, v in vars(space).items() if getattr(genotype.space, k) != v]
         raise UserError(f"the genotype is of another network: its {', '.join(fields)} differ")
-    for cell, columns in enumerate(_named_columns(state, space)):
+    for cell, columns in enumerate(_columns_of_names(state, space)):
         if columns != genotype.columns[cell]:
             raise UserError(
                 f"the columns of cell {cell} are {', '.join(genotype.columns[cell])} in the "
                 f"genotype, but the tensors are those of {', '.join(columns)}"
             )
     variables, left = convert(state, weights.network_shapes(genotype), derived=True)
-    # Released derived networks carry every candidate of every edge.
+    # Released derived networks hold all candidates of every edge.
     candidates = {
         torch_name(flat.partition("/")[2]): _torch_shape(leaf.shape)
         for flat, leaf in weights.network_shapes(space).items()
@@ -253,16 +253,16 @@ def import_checkpoint(checkpoint: Checkpoint, genotype: Genotype | None = None) 
 
 
 def _import_supernet(checkpoint: Checkpoint, space: SearchSpace) -> Imported:
-    state, (space, spare) = checkpoint.state, _used_columns(space, checkpoint.columns)
+    state, (space, unused) = checkpoint.state, _used_columns(space, checkpoint.columns)
     variables, left = convert(state, weights.network_shapes(space))
-    # Their columns are alike, so an unused one has the tensors of the first.
-    unused = {
+    # All columns are alike, so an unused one has tensors like those of the first.
+    droppable = {
         name.replace("stage3.0.", f"stage3.{i}.", 1): tensor.shape
         for name, tensor in state.items()
         if name.startswith("stage3.0.")
-        for i in spare
+        for i in unused
     }
-    _check_dropped(state, left, unused)
+    _check_dropped(state, left, droppable)
     genotype = None
     if checkpoint.columns is not None and checkpoint.attention is not None:
         logits = {
@@ -275,10 +275,10 @@ def _import_supernet(checkpoint: Checkpoint, space: SearchSpace) -> Imported:
 
 
 def released_derivation(space: SearchSpace, columns: np.ndarray, attention: np.ndarray) -> Genotype:
-    """The genotype that the authors' code derives, which its derived networks were trained with.
+    """The genotype that the authors' code derives, and trains its derived networks with.
 
-    It differs from `manas_jax.space.derive` in two ways: the attention rows are shared, see
-    `released_attention`, and `none` may win.
+    It differs from `manas_jax.space.derive` in two ways: modules share attention rows, see
+    `released_attention`, and `none` may be derived.
 
     Args:
       space: the search space.
@@ -300,12 +300,14 @@ def released_derivation(space: SearchSpace, columns: np.ndarray, attention: np.n
 def released_attention(
     space: SearchSpace, attention: np.ndarray
 ) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """The attention candidates that the authors' code derives; arguments as above.
+    """The attention candidates that the authors' code derives.
 
     The search has rows of logits for each module, in the order of `SearchSpace.modules`. The
-    derivation gives all modules of cell s the rows of module s of that order: of the paper's nine
-    modules it reads three, and only the first module gets its own rows. A network derived so has
-    to be run so: its weights were trained with these candidates.
+    derivation uses the rows of module s in that order for all modules of cell s: it reads three of
+    the paper's nine modules, and only the first module gets its own rows. The weights of a derived
+    network were trained with these candidates, so it must run with them.
+
+    Args and errors: see `released_derivation`.
     """
     best = _attention_logits(space, attention).argmax(axis=-1)
     return tuple(
@@ -314,10 +316,10 @@ def released_attention(
 
 
 def infer_space(state: State) -> SearchSpace:
-    """Channels and numbers of branches, columns, stem blocks and groups, from names and shapes.
+    """Infers channels and numbers of branches, columns, stem blocks and groups.
 
     Raises:
-      UserError: these are not the tensors of a MANAS network.
+      UserError: the tensors are not those of a MANAS network.
     """
 
     def count(pattern: str) -> int:
@@ -348,18 +350,18 @@ def infer_space(state: State) -> SearchSpace:
 
 
 def _used_columns(space: SearchSpace, logits: np.ndarray | None) -> tuple[SearchSpace, range]:
-    """Frees a supernet of columns that it holds but never runs, and says which those are.
+    """The space without columns that a supernet holds but never runs, and their indices.
 
-    The authors' supernet makes as many columns in its second cell as its third branch has
-    channels, and runs as many as it has rows of logits for.
+    The authors' supernet has as many columns in its second cell as its third branch has channels,
+    and runs as many as it has rows of logits for.
     """
     if space.columns[1:2] != space.channels[2:3] or len(space.columns) < 2:
         return space, range(0)
     found = space.columns[1]
     if logits is None:
         raise UserError(
-            f"stage3 has {found} columns, of which the authors' code runs a few; arch_param is "
-            "needed to tell how many"
+            f"stage3 has {found} columns, of which the authors' code runs only some; arch_param "
+            "is needed to tell how many"
         )
     rows = logits.shape[0] if logits.ndim else 0
     used = rows - (sum(space.columns) - found)
@@ -369,8 +371,8 @@ def _used_columns(space: SearchSpace, logits: np.ndarray | None) -> tuple[Search
     return dataclasses.replace(space, columns=columns), range(used, found)
 
 
-def _named_columns(state: State, space: SearchSpace) -> tuple[tuple[str, ...], ...]:
-    """Each column's choice, which a derived network's names tell."""
+def _columns_of_names(state: State, space: SearchSpace) -> tuple[tuple[str, ...], ...]:
+    """The choice of each column of a derived network, by the names of its tensors."""
 
     def choice(prefix: str) -> str:
         return COLUMNS[any(name.startswith(f"{prefix}.fuse_layers.") for name in state)]
@@ -380,30 +382,33 @@ def _named_columns(state: State, space: SearchSpace) -> tuple[tuple[str, ...], .
     )
 
 
-def _stated_genotype(checkpoint: Checkpoint, space: SearchSpace) -> Genotype:
-    """What the checkpoint of a derived network says itself of its genotype."""
-    columns = _named_columns(checkpoint.state, space)
+def _own_genotype(checkpoint: Checkpoint, space: SearchSpace) -> Genotype:
+    """The genotype of a derived network by its own checkpoint."""
+    columns = _columns_of_names(checkpoint.state, space)
     if checkpoint.chosen is not None:
-        entries = len(space.modules) * space.edges
-        indices = checkpoint.chosen
-        if indices.shape != (entries,) or not np.isin(indices, range(len(CANDIDATES))).all():
-            raise UserError(
-                f"attention: expected {entries} whole numbers from 0 to {len(CANDIDATES) - 1}"
-            )
-        names = iter([CANDIDATES[int(i)] for i in indices])
-        attention = tuple(
-            tuple(tuple(next(names) for _ in range(space.edges)) for _ in range(count))
-            for count in space.branches
-        )
-        return Genotype(space, columns, attention)
+        return Genotype(space, columns, _attention_of_indices(space, checkpoint.chosen))
     if checkpoint.attention is None:
         raise UserError(
-            "a derived network, and nothing says which attention candidates were chosen; give "
-            "--genotype with a genotype.json or with the checkpoint of the search"
+            "a derived network without its chosen attention candidates; give --genotype with a "
+            "genotype.json or the checkpoint of the search"
         )
     if checkpoint.columns is None:
         return Genotype(space, columns, released_attention(space, checkpoint.attention))
     return released_derivation(space, checkpoint.columns, checkpoint.attention)
+
+
+def _attention_of_indices(
+    space: SearchSpace, indices: np.ndarray
+) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """(edges of all modules,) -> names of candidates by cell, module and edge."""
+    edges = len(space.modules) * space.edges
+    if indices.shape != (edges,) or not np.isin(indices, range(len(CANDIDATES))).all():
+        raise UserError(f"attention: expected {edges} integers from 0 to {len(CANDIDATES) - 1}")
+    names = iter([CANDIDATES[int(i)] for i in indices])
+    return tuple(
+        tuple(tuple(next(names) for _ in range(space.edges)) for _ in range(count))
+        for count in space.branches
+    )
 
 
 def _logits(what: str, value: np.ndarray, *shape: int) -> np.ndarray:
@@ -424,7 +429,7 @@ def _attention_logits(space: SearchSpace, value: np.ndarray) -> np.ndarray:
 def _check_dropped(
     state: State, left: Iterable[str], droppable: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuses tensors that nothing accounts for."""
+    """Refuses unused tensors but those of `droppable`, name -> shape."""
     left = [name for name in left if not name.endswith(".num_batches_tracked")]
     if extra := set(left) - droppable.keys():
         raise UserError(f"tensors that the network does not have: {first_few(sorted(extra))}")
@@ -433,11 +438,11 @@ def _check_dropped(
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Reads a file; see this module's docstring for what it may be.
+    """Reads a file of one of the kinds in the module's docstring.
 
     Raises:
-      UserError: no such file, truncated, not a checkpoint, a pickle with code in it, an entry that
-        is no tensor, or a PyTorch file where PyTorch is not installed.
+      UserError: missing, truncated, not a checkpoint, a pickle with code in it, an entry that is no
+        tensor, or a PyTorch file without PyTorch.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -478,7 +483,7 @@ def _read_npz(path: pathlib.Path) -> Any:
             return {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: truncated, damaged or no .npz of plain arrays ({error})"
+            f"{path}: truncated, damaged or not an .npz of plain arrays ({error})"
         ) from None
 
 
@@ -487,18 +492,18 @@ def _read_torch(path: pathlib.Path) -> Any:
         import torch
     except ImportError:
         raise UserError(
-            f"{path}: reading a PyTorch file needs PyTorch (pip install torch); an .npz or "
-            ".safetensors file of the same tensors does not"
+            f"{path}: a PyTorch file needs PyTorch (pip install torch); an .npz or .safetensors "
+            "file of the same tensors does not"
         ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of, it refuses in the next step
+            warnings.simplefilter("ignore")  # about files that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged files torch.load raises whatever its parts do
+    except Exception as error:  # torch.load raises errors of any kind for damaged files
         if isinstance(error, pickle.UnpicklingError) and (
             code := re.search(r"GLOBAL ([\w.]+)", str(error))
         ):
-            raise UserError(f"{path}: holds {code[1]}, not tensors alone: {RESAVE}") from None
+            raise UserError(f"{path}: holds {code[1]}, not only tensors: {RESAVE}") from None
         raise UserError(
             f"{path}: truncated, damaged or not a PyTorch file of tensors ({type(error).__name__})"
         ) from None
@@ -511,8 +516,8 @@ def import_file(
 
     Args:
       path: the checkpoint.
-      genotype_path: of a derived network: a genotype.json, or the search's checkpoint, from which
-        the genotype is derived as the authors' code does.
+      genotype_path: of a derived network: a genotype.json, or the checkpoint of the search, from
+        which the genotype is derived as in the authors' code.
 
     Raises:
       UserError: one of the files cannot be used; the message names it.
@@ -524,7 +529,7 @@ def import_file(
         search = read_checkpoint(genotype_path)
         if search.columns is None or search.attention is None:
             raise UserError(
-                f"{genotype_path}: lacks arch_param or auto_param, so it derives nothing"
+                f"{genotype_path}: without arch_param or auto_param, so no genotype can be derived"
             )
         checkpoint = Checkpoint(checkpoint.state, search.columns, search.attention)
     try:
@@ -534,13 +539,13 @@ def import_file(
 
 
 def write(imported: Imported, out: str | os.PathLike, provenance: Mapping[str, str]) -> None:
-    """Makes a folder with weights.safetensors and, where there is a genotype, genotype.json.
+    """Writes a folder with weights.safetensors and, if there is a genotype, genotype.json.
 
     Raises:
-      UserError: the folder is there already, or cannot be made.
+      UserError: the folder exists and is not empty, or cannot be written.
     """
     out = pathlib.Path(out)
-    _demand_new(out)
+    _check_new(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
@@ -556,13 +561,13 @@ def write(imported: Imported, out: str | os.PathLike, provenance: Mapping[str, s
         raise UserError(f"--out {out}: cannot write there ({error.strerror or error})") from None
 
 
-def _demand_new(out: pathlib.Path) -> None:
+def _check_new(out: pathlib.Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already; name a new folder")
+        raise UserError(f"--out {out}: exists; choose a new folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit status."""
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m manas_jax.inference.import_torch",
         description="Imports a checkpoint of the authors' PyTorch code.",
@@ -571,11 +576,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--genotype", help="of a derived network: genotype.json, or the checkpoint of the search"
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to make")
-    parser.add_argument("--verbose", action="store_true", help="list the tensors dropped")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
+    parser.add_argument("--verbose", action="store_true", help="list dropped tensors")
     args = parser.parse_args(arguments)
     try:
-        _demand_new(args.out)
+        _check_new(args.out)
         imported = import_file(args.checkpoint, args.genotype)
         write(imported, args.out, _provenance(args.checkpoint))
     except UserError as error:
@@ -603,11 +608,11 @@ def _summary(imported: Imported, out: pathlib.Path) -> str:
     lines = [
         f"{'supernet' if imported.supernet else 'derived network'} with channels "
         f"{space.channels}, columns {space.columns}, {parameters:,} parameters",
-        f"dropped {len(imported.dropped)} tensors that it does not use (--verbose lists them)",
+        f"dropped {len(imported.dropped)} unused tensors (--verbose lists them)",
         f"written to {out}",
     ]
     if imported.supernet:
-        lines.append("note: it runs with softmax of all logits, which the authors' search did not")
+        lines.append("note: runs with a softmax over all logits, unlike the authors' search")
     return "\n".join(lines)
 
 

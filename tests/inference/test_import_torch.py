@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code, made here, through the importer; malformed ones refused."""
+"""Import of checkpoints in the authors' layout; malformed ones are refused."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def _supernet_state(space=SPACE, seed=0):
 
 
 def _derived_state(genotype=GENOTYPE, seed=0):
-    """All candidates as the released code has them, and our arrays of the chosen ones."""
+    """The state with all candidates, as released, and our arrays of the chosen ones."""
     full, arrays = _supernet_state(genotype.space, seed)
     drop = {"parallel": "fuse", "fusion": "horizontal"}
     state = {}
@@ -70,7 +70,7 @@ def _run(capsys, *arguments):
 
 
 def _assert_refused(capsys, tmp_path, checkpoint, *words, arguments=()):
-    """One line that has the words, and nothing written."""
+    """Checks for an error of one line with these words, and that nothing was written."""
     before = sorted(p.name for p in tmp_path.iterdir())
     status, _, err = _run(capsys, checkpoint, "--out", tmp_path / "out", *arguments)
     assert status == 1
@@ -101,7 +101,7 @@ def test_command_imports_a_derived_network_without_torch(suffix, tmp_path, capsy
         np.testing.assert_array_equal(found[name], x, err_msg=name)
 
 
-def test_supernet_brings_its_logits(tmp_path, capsys):
+def test_supernet_is_imported_with_its_logits(tmp_path, capsys):
     state, arrays = _supernet_state()
     draw = np.random.default_rng(1)
     columns = draw.normal(0, 1, (2, 2)).astype(np.float32)
@@ -122,7 +122,7 @@ def test_supernet_brings_its_logits(tmp_path, capsys):
     }
 
 
-def test_columns_that_the_authors_supernet_never_runs_are_dropped():
+def test_columns_that_never_run_are_dropped():
     space = SearchSpace(channels=(4, 4, 4), branches=(2, 3), columns=(1, 2), stem_blocks=1)
     state, arrays = _supernet_state(space)
     unused = {
@@ -142,7 +142,7 @@ def test_columns_that_the_authors_supernet_never_runs_are_dropped():
         import_torch.import_checkpoint(import_torch.Checkpoint(state | unused, np.zeros((9, 2))))
 
 
-def test_released_derivation_shares_rows_and_may_derive_none():
+def test_released_derivation_shares_rows_and_can_derive_none():
     space = SearchSpace(channels=(4, 4, 4, 4), columns=(1, 0, 1))
     attention = np.zeros((27, 9))
     best = [1, 2, 3, 0, 5, 6, 7, 8, 4, *[2] * 18]  # only the first nine rows are read
@@ -155,7 +155,7 @@ def test_released_derivation_shares_rows_and_may_derive_none():
     assert genotype.attention == ((first,) * 2, (second,) * 3, (third,) * 4)
 
 
-def test_derived_network_takes_its_genotype_from_the_search(tmp_path):
+def test_genotype_is_derived_from_the_search(tmp_path):
     shared = ("CBAM", "SE", "sep_conv_3x3_spatial")
     genotype = Genotype(SPACE, GENOTYPE.columns, ((shared, shared),))
     attention = np.zeros((6, 9))
@@ -201,7 +201,7 @@ MALFORMED = {
         "final_conv.0.weight has values that are not finite",
     ),
     "no genotype": (_without("attention"), "give --genotype"),
-    "bad indices": (lambda s: s | {"attention": np.arange(6) + 5}, "expected 6 whole numbers"),
+    "bad indices": (lambda s: s | {"attention": np.arange(6) + 5}, "expected 6 integers"),
     "another network": (lambda s: {"conv1.weight": np.zeros((3, 3))}, "none of its tensors"),
     "words": (lambda s: s | {"name": np.array("net")}, "'name'"),
 }
@@ -226,7 +226,7 @@ def test_damaged_files_are_refused(suffix, tmp_path, capsys):
 
 
 class _Code:
-    """Leaves a trace if it is ever unpickled."""
+    """Creates a folder if it is unpickled."""
 
     def __init__(self, trace):
         self.trace = str(trace)
@@ -235,14 +235,14 @@ class _Code:
         return os.mkdir, (self.trace,)
 
 
-def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys):
+def test_pickled_code_is_refused_and_not_run(tmp_path, capsys):
     trace = tmp_path / "trace"
     np.savez(tmp_path / "net.npz", x=np.array([_Code(trace)], dtype=object))
     _assert_refused(capsys, tmp_path, tmp_path / "net.npz", "net.npz", "pickle")
     assert not trace.exists()
 
 
-def test_genotype_that_does_not_fit_is_refused(tmp_path, capsys):
+def test_mismatched_genotype_is_refused(tmp_path, capsys):
     path = _save(tmp_path / "net.npz", _derived_state()[0])
     file = tmp_path / "genotype.json"
     arguments = ("--genotype", file)
@@ -255,26 +255,26 @@ def test_genotype_that_does_not_fit_is_refused(tmp_path, capsys):
     _assert_refused(capsys, tmp_path, path, "genotype.json", "not valid", arguments=arguments)
     supernet = _save(tmp_path / "supernet.npz", _supernet_state()[0])
     GENOTYPE.save(file)
-    _assert_refused(capsys, tmp_path, supernet, "leave --genotype out", arguments=arguments)
+    _assert_refused(capsys, tmp_path, supernet, "omit --genotype", arguments=arguments)
     arguments = ("--genotype", supernet)
     _assert_refused(capsys, tmp_path, path, "supernet.npz", "arch_param", arguments=arguments)
 
 
-def test_nothing_is_overwritten(tmp_path, capsys):
+def test_existing_folder_is_refused(tmp_path, capsys):
     path = _save(tmp_path / "net.npz", _derived_state()[0] | {"attention": np.array(CHOSEN)})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
-    _assert_refused(capsys, tmp_path, path, "name a new folder")
+    _assert_refused(capsys, tmp_path, path, "choose a new folder")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_missing_pytorch_is_named(tmp_path, capsys, monkeypatch):
+def test_missing_pytorch_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "net.pt").write_bytes(b"PK")
     _assert_refused(capsys, tmp_path, tmp_path / "net.pt", "net.pt", "pip install torch")
 
 
-def test_weights_files_are_checked(tmp_path):
+def test_weights_file_is_validated(tmp_path):
     _, arrays = _derived_state()
     path = tmp_path / "w.safetensors"
     weights.save_weights(path, weights.unflatten(arrays), GENOTYPE, {"by": "a test"})
@@ -306,7 +306,7 @@ def test_weights_files_are_checked(tmp_path):
         weights.load_weights(tmp_path / "absent.safetensors")
 
 
-# With PyTorch: a network of its layers, by the names of the authors' checkpoints.
+# With PyTorch: a network of its layers, named as in the authors' checkpoints.
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def _torch_network(torch):
     nn = torch.nn
 
     class Part(nn.Module):
-        """Named children and how they are run."""
+        """A module of named children and a function that runs them."""
 
         def __init__(self, run, **children):
             super().__init__()
@@ -475,7 +475,7 @@ def _torch_network(torch):
         final_fuse=fusion(SPACE.channels, 1),
         final_conv=nn.Sequential(conv(c0, 3, 1, bias=False)),
     )
-    with torch.no_grad():  # statistics and scales that are not 0 and 1
+    with torch.no_grad():  # statistics and scales other than 0 and 1
         for name, x in (*network.named_parameters(), *network.named_buffers()):
             if name.endswith("running_var") or (x.ndim == 1 and name.endswith("weight")):
                 x.uniform_(0.5, 1.5)
@@ -489,10 +489,10 @@ def _import_in_a_process(path, out, *arguments):
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_pytorch_network_gives_the_same_pictures(torch, tmp_path):
+def test_pytorch_network_has_the_same_outputs(torch, tmp_path):
     torch.manual_seed(0)
     network = _torch_network(torch).eval()
-    auto = torch.zeros(6, 9).requires_grad_()  # every derived edge of the search: `none`
+    auto = torch.zeros(6, 9).requires_grad_()  # alone it would derive `none`: all logits equal
     content = {"state_dict": network.state_dict(), "auto_param": [auto], "attention": CHOSEN}
     torch.save(content | {"epoch": 3}, tmp_path / "net.pt")
     done = _import_in_a_process(tmp_path / "net.pt", tmp_path / "out")
@@ -515,7 +515,7 @@ def test_pytorch_network_gives_the_same_pictures(torch, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["bare", "legacy", "parallel", "listed"])
-def test_forms_of_pytorch_files(form, torch, tmp_path):
+def test_layouts_of_pytorch_files(form, torch, tmp_path):
     state = {k: torch.from_numpy(v) for k, v in _derived_state()[0].items()}
     auto = torch.zeros(6, 9)
     auto[:, 1] = 1.0
@@ -537,12 +537,17 @@ def test_forms_of_pytorch_files(form, torch, tmp_path):
         assert import_torch.import_file(path).genotype == skips
 
 
-def test_pickled_module_is_refused_with_the_way_out(torch, tmp_path, capsys):
+def test_pickled_module_is_refused_with_instructions(torch, tmp_path, capsys):
     path = tmp_path / "net.pt"
     for legacy in (False, True):
         torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=not legacy)
         _assert_refused(
-            capsys, tmp_path, path, "torch.nn.modules.linear.Linear", "re-save", "state_dict"
+            capsys,
+            tmp_path,
+            path,
+            "torch.nn.modules.linear.Linear",
+            "save its tensors",
+            "state_dict",
         )
     done = _import_in_a_process(path, tmp_path / "out")
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -553,7 +558,7 @@ def test_malicious_and_damaged_pytorch_files_are_refused(torch, tmp_path, capsys
     path.write_bytes(pickle.dumps(_Code(trace)))
     _assert_refused(capsys, tmp_path, path, "net.pt")
     torch.save({"state_dict": {"a": _Code(trace)}}, path)
-    _assert_refused(capsys, tmp_path, path, "mkdir", "not tensors alone")
+    _assert_refused(capsys, tmp_path, path, "mkdir", "not only tensors")
     assert not trace.exists()
     torch.save({k: torch.from_numpy(v) for k, v in _derived_state()[0].items()}, path)
     whole = path.read_bytes()
