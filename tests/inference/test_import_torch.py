@@ -87,7 +87,7 @@ def test_command_imports_a_derived_network_without_torch(suffix, tmp_path, capsy
     path = _save(tmp_path / f"net{suffix}", state | {"attention": np.array(CHOSEN)})
     status, out, err = _run(capsys, path, "--out", tmp_path / "a" / "out", "--verbose")
     assert (status, err) == (0, "")
-    assert f"dropped {len(state) - len(arrays)} tensors" in out
+    assert f"dropped {len(state) - len(arrays)} unused tensors" in out
     assert "dropped auto1.0.ops.0.ops.8.ChannelGate.mlp.1.weight\n" in out
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["out"]
     written = tmp_path / "a" / "out"
