@@ -1,4 +1,4 @@
-"""What local.py and gke.py share: how commands are shown, and what is checked before they run."""
+"""What local.py and gke.py share: checks of arguments, and printing of commands."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-PREEMPTED = (
-    75  # as manas_jax.runtime.signals has it: saved, and the same command goes on from there
-)
+PREEMPTED = 75  # as in manas_jax.runtime.signals: saved, the same command resumes
 CANCELLED = 130  # Ctrl-C
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -21,26 +19,26 @@ _SET_HERE = ("--coordinator", "--processes", "--process", "--distributed")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that says in one line what is wrong."""
+    """argparse whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends with status 2."""
+        """Exits with status 2."""
         self.exit(2, f"error: {message} ({self.prog} --help)\n")
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The launcher's own arguments, and what follows the first `--`, which is the worker's."""
+    """The launcher's own arguments, and those after the first `--`, which are the worker's."""
     argv = list(argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     return argv[:cut], argv[cut + 1 :]
 
 
 def check_run_flags(flags: Sequence[str], folder: pathlib.Path) -> None:
-    """Ends with status 2 if `python -m manas_jax.main` could not run with these flags.
+    """Exits with status 2 if `python -m manas_jax.main` could not run with these flags.
 
     Args:
-      flags: what follows `--` on the launcher's command line.
-      folder: what a relative --config is relative to.
+      flags: the arguments after `--` on the launcher's command line.
+      folder: where a relative --config starts.
     """
     names = {flag.split("=", 1)[0] for flag in flags}
     for name in ("--config", "--workdir"):
@@ -53,43 +51,43 @@ def check_run_flags(flags: Sequence[str], folder: pathlib.Path) -> None:
         fail(f"{taken[0]} is set by the launcher: leave it out")
 
 
-def hidden(flags: Sequence[str]) -> list[str]:
-    """The flags as they may be printed: *** for values whose names speak of secrets."""
-    shown_as = []
+def redacted(flags: Sequence[str]) -> list[str]:
+    """The flags for printing, with *** for the values of flags that are named like secrets."""
+    printed = []
     for before, flag in zip(["", *flags], flags, strict=False):
         name, equals, _ = flag.partition("=")
         if _SECRET.fullmatch(before):
-            shown_as.append("***")
+            printed.append("***")
         elif equals and _SECRET.fullmatch(name):
-            shown_as.append(f"{name}=***")
+            printed.append(f"{name}=***")
         else:
-            shown_as.append(flag)
-    return shown_as
+            printed.append(flag)
+    return printed
 
 
-def shown(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """One line that a shell would read as these words."""
+def shell_line(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """The command, quoted for a shell, after assignments of its environment."""
     before = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
     return " ".join([*before, shlex.join(command)])
 
 
-def count(least: int) -> Callable[[str], int]:
-    """For argparse: a whole number of at least so much."""
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
 
-    def whole(text: str) -> int:
+    def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"'{text}' is no whole number of {least} or more")
         return int(text)
 
-    return whole
+    return parse
 
 
 def restartable(status: int) -> bool:
-    """Whether the same command, started again, goes on: after a save, or death by a signal."""
+    """Whether the same command would resume: after a save, or death by a signal."""
     return status == PREEMPTED or (128 < status < 192 and status != CANCELLED)
 
 
 def fail(message: str) -> NoReturn:
-    """Ends with one line and status 2, before anything was started."""
+    """Exits with one line and status 2, before anything is started."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

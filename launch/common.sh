@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What tpu.sh and slurm.sh share; common.py is the same for Python. Sourced, not run.
+# What tpu.sh and slurm.sh share; common.py is its counterpart in Python. Sourced, not run.
 
 if ((BASH_VERSINFO[0] < 5)); then
   echo "error: bash $BASH_VERSION is too old: 5.0 or later is needed" >&2
   exit 2
 fi
 
-PREEMPTED=75 # as manas_jax.runtime.signals has it: saved, and the same command goes on from there
+PREEMPTED=75 # as in manas_jax.runtime.signals: saved, the same command resumes
 CANCELLED=130 # Ctrl-C
 dry_run=false
 
@@ -19,18 +19,18 @@ say() {
   echo "launch: $*" >&2
 }
 
-# need TOOL: it is only needed where something is really run.
+# need TOOL: exits if it is missing, except in a dry run.
 need() {
   $dry_run || command -v "$1" >/dev/null || die "$1 is not installed; --dry-run works without it"
 }
 
-# run COMMAND...: prints it in a dry run, runs it otherwise.
+# run COMMAND...: runs it, or prints it in a dry run.
 run() {
-  if $dry_run; then shown "$@"; else "$@"; fi
+  if $dry_run; then shell_line "$@"; else "$@"; fi
 }
 
-# shown WORD...: one line that a shell would read as these words.
-shown() {
+# shell_line WORD...: prints the words in one line, quoted for a shell.
+shell_line() {
   local word line=""
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word=${word@Q}
@@ -39,24 +39,24 @@ shown() {
   echo "${line# }"
 }
 
-# hide FLAG...: sets `hidden`, the flags with *** for values whose names speak of secrets.
-hide() {
+# redact FLAG...: sets `redacted`, the flags with *** for the values of flags named like secrets.
+redact() {
   local flag before=""
   local secret='^-[^=]*(token|secret|passw|credential|api[-_]?key)[^=]*'
-  hidden=()
+  redacted=()
   for flag in "$@"; do
     if [[ ${before,,} =~ $secret$ ]]; then
-      hidden+=("***")
+      redacted+=("***")
     elif [[ ${flag,,} =~ $secret= ]]; then
-      hidden+=("${flag%%=*}=***")
+      redacted+=("${flag%%=*}=***")
     else
-      hidden+=("$flag")
+      redacted+=("$flag")
     fi
     before=$flag
   done
 }
 
-# check_run_flags FLAG...: whether `python -m manas_jax.main` could run with them, from here.
+# check_run_flags FLAG...: exits if `python -m manas_jax.main` could not run with them from here.
 check_run_flags() {
   local flag config="" workdir=""
   for flag in "$@"; do
@@ -74,7 +74,7 @@ check_run_flags() {
   [[ $workdir ]] || die "--workdir=... is missing after --"
 }
 
-# restartable STATUS: whether the same command, started again, goes on.
+# restartable STATUS: whether the same command would resume.
 restartable() {
   (($1 == PREEMPTED || ($1 > 128 && $1 != CANCELLED)))
 }

@@ -4,8 +4,8 @@
         -- --config=FILE --workdir=/runs/DIR
 
 `create` starts a run and `resume` starts it again after it has ended; in between, JobSet restarts
-it by itself. `status` and `logs` show it. `delete` lets it save, and ends it; what it left on the
-volume stays. gke/jobset.yaml is what is created; kubectl has to know the cluster.
+it automatically. `status` and `logs` show it. `delete` lets it save, and ends it; its files on the
+volume stay. gke/jobset.yaml is the template; kubectl has to be configured for the cluster.
 """
 
 from __future__ import annotations
@@ -20,24 +20,34 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from common import PREEMPTED, ROOT, Parser, check_run_flags, count, fail, hidden, shown, split_flags
+from common import (
+    PREEMPTED,
+    ROOT,
+    Parser,
+    at_least,
+    check_run_flags,
+    fail,
+    redacted,
+    shell_line,
+    split_flags,
+)
 
 MOUNT = "/runs"  # where gke/jobset.yaml mounts the volume
 PORT = 8476
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Arguments in, kubectl's exit status out."""
+    """Parses the arguments; returns the exit status of kubectl."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(own)
     _check(options, flags)
     if options.dry_run:
-        flags = hidden(flags)
+        flags = redacted(flags)
     elif shutil.which("kubectl") is None:
         fail("kubectl is not installed; --dry-run works without it")
     for command, stdin in _commands(options, flags):
         if options.dry_run:
-            print(shown(command) + (f" <<'END'\n{stdin}END" if stdin else ""))
+            print(shell_line(command) + (f" <<'END'\n{stdin}END" if stdin else ""))
         elif code := subprocess.run(command, input=stdin, text=True).returncode:
             return code
     return 0
@@ -52,26 +62,28 @@ def _parser() -> Parser:
     parser.add_argument("command", choices=["create", "resume", "status", "logs", "delete"])
     parser.add_argument("--name", required=True, help="of the JobSet")
     parser.add_argument("--namespace", default="default")
-    parser.add_argument("--image", help="made with launch/Dockerfile, in a registry")
+    parser.add_argument("--image", help="built with launch/Dockerfile, in a registry")
     parser.add_argument("--claim", default="runs", help="volume for the workdir; default: runs")
     parser.add_argument("--tpu", metavar="TYPE", help="such as tpu-v5-lite-podslice")
     parser.add_argument("--topology", help="of the slice, such as 4x4")
-    parser.add_argument("--chips-per-host", type=count(1), default=4, help="default: 4")
+    parser.add_argument("--chips-per-host", type=at_least(1), default=4, help="default: 4")
     parser.add_argument("--gpu", metavar="TYPE", help="such as nvidia-h100-80gb")
-    parser.add_argument("--nodes", type=count(1), default=1, help="with --gpu; default: 1")
-    parser.add_argument("--gpus-per-node", type=count(1), default=8, help="default: 8")
-    parser.add_argument("--spot", action="store_true", help="cheaper, may be taken away any time")
-    parser.add_argument("--restarts", type=count(0), default=100, help="default: 100")
+    parser.add_argument("--nodes", type=at_least(1), default=1, help="with --gpu; default: 1")
+    parser.add_argument("--gpus-per-node", type=at_least(1), default=8, help="default: 8")
+    parser.add_argument("--spot", action="store_true", help="cheaper, may be preempted at any time")
+    parser.add_argument("--restarts", type=at_least(0), default=100, help="default: 100")
     parser.add_argument(
-        "--grace", type=count(0), default=120, metavar="SECONDS", help="to save; default: 120"
+        "--grace", type=at_least(0), default=120, metavar="SECONDS", help="to save; default: 120"
     )
-    parser.add_argument("--secret", help="a Kubernetes Secret to take as environment variables")
+    parser.add_argument(
+        "--secret", help="a Kubernetes Secret whose entries become environment variables"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     return parser
 
 
 def _check(options: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Everything that can be wrong on the command line, before anything is created."""
+    """Finds all mistakes on the command line before anything is created."""
     for name in ("name", "namespace", "claim", "secret"):
         value = getattr(options, name)
         if value is not None and not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value):
@@ -105,10 +117,10 @@ def _chips(options: argparse.Namespace) -> int:
 def _commands(
     options: argparse.Namespace, flags: Sequence[str]
 ) -> list[tuple[list[str], str | None]]:
-    """Each with what it reads from standard input."""
+    """The commands, each with its standard input."""
     kubectl = ["kubectl", f"--namespace={options.namespace}"]
     pods = f"--selector=jobset.sigs.k8s.io/jobset-name={options.name}"
-    delete = [  # returns when the pods have saved and are gone
+    delete = [  # returns after the pods have saved and are gone
         *(*kubectl, "delete", "jobset", options.name),
         *("--ignore-not-found", "--cascade=foreground"),
     ]
@@ -127,7 +139,7 @@ def _commands(
 
 
 def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
-    """gke/jobset.yaml with everything filled in."""
+    """gke/jobset.yaml with all values filled in."""
     if options.tpu:
         processes = _chips(options) // options.chips_per_host
         selector = {
@@ -144,8 +156,8 @@ def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
         processes = options.nodes
         selector = {"cloud.google.com/gke-accelerator": options.gpu}
         limits = {"nvidia.com/gpu": options.gpus_per_node}
-        # JAX finds the other processes by itself on TPUs; here the pods' names tell. Kubernetes
-        # puts in the number of the pod.
+        # JAX finds the other processes on TPUs; here the coordinator has the name of the first pod.
+        # Kubernetes inserts the index of the pod.
         group = [
             f"--coordinator={options.name}-worker-0-0.{options.name}:{PORT}",
             f"--processes={processes}",
@@ -172,7 +184,7 @@ def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
         "limits": limits,
     }
     template = string.Template((ROOT / "launch" / "gke" / "jobset.yaml").read_text())
-    # What is valid JSON is valid YAML.
+    # JSON is valid YAML.
     return template.substitute({name: json.dumps(value) for name, value in values.items()})
 
 

@@ -1,11 +1,11 @@
-"""Runs manas_jax in several processes on this machine, and starts them again when interrupted.
+"""Runs manas_jax in several processes on this machine, and restarts them after interruptions.
 
     python launch/local.py --processes 2 --restarts 10 -- --config=FILE --workdir=DIR
 
-Needs nothing but Python. Every line that a process prints comes out behind its number. When one
-process fails, the others are told to save and end; if the failure is one that a new start mends
-(see README.md), all of them are started again, with the same arguments. SIGTERM and Ctrl-C make
-the processes save and end, and nothing is started after them; a second one ends them at once.
+Needs nothing but Python. Each line of output is prefixed with the index of its process. When one
+process fails, the others are told to save and exit; after a failure that a restart can mend (see
+README.md) all of them are restarted with the same arguments. After SIGTERM and Ctrl-C the processes
+save and exit, and nothing is restarted; a second signal kills them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from collections.abc import Mapping, Sequence
 from common import (
     ROOT,
     Parser,
+    at_least,
     check_run_flags,
-    count,
-    hidden,
+    redacted,
     restartable,
-    shown,
+    shell_line,
     split_flags,
 )
 
-# Seconds. Python runs a signal's handler when a wait is interrupted; a signal that comes just
-# before the wait begins interrupts nothing, and is seen when it ends.
+# Seconds of the longest wait. A signal's handler runs when a wait is interrupted; a signal that
+# comes just before the wait begins interrupts nothing, and is handled when it ends.
 TICK = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Arguments in, exit status of the last group of processes out."""
+    """Parses the arguments; returns the exit status of the last group of processes."""
     own, flags = split_flags(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(own)
     if options.worker is None:
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = additions(os.environ, options.devices_per_process)
     if options.dry_run:
         address = f"127.0.0.1:{options.port or free_port()}"
-        for command in commands([*base, *hidden(flags)], options.processes, address):
-            print(shown(command, environment))
+        for command in commands([*base, *redacted(flags)], options.processes, address):
+            print(shell_line(command, environment))
         return 0
 
     events: queue.SimpleQueue = queue.SimpleQueue()  # its put() may be called by a signal handler
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, stopped = run_group(group, {**os.environ, **environment}, options.grace, events)
         if stopped or not restartable(status) or not left:
             return status
-        _say(f"status {status}: starting again, {left - 1} restarts left after this one")
+        _say(f"status {status}: restarting, {left - 1} restarts left after this one")
     raise AssertionError("the last round returns")
 
 
@@ -73,30 +73,33 @@ def _parser() -> Parser:
         usage="%(prog)s [OPTIONS] -- --config=FILE --workdir=DIR [--config.KEY=VALUE ...]",
         description=(__doc__ or "").splitlines()[0],
     )
-    parser.add_argument("--processes", type=count(1), default=1, help="default: 1")
+    parser.add_argument("--processes", type=at_least(1), default=1, help="default: 1")
     parser.add_argument(
-        "--devices-per-process", type=count(1), metavar="D", help="simulate so many CPU devices"
+        "--devices-per-process",
+        type=at_least(1),
+        metavar="D",
+        help="simulate this many CPU devices",
     )
     parser.add_argument(
-        "--restarts", type=count(0), default=0, help="how often to start again; default: 0"
+        "--restarts", type=at_least(0), default=0, help="maximum number of restarts; default: 0"
     )
     parser.add_argument(
         "--grace",
-        type=count(0),
+        type=at_least(0),
         default=120,
         metavar="SECONDS",
-        help="time to save and end, before SIGKILL; default: 120",
+        help="time to save and exit, before SIGKILL; default: 120",
     )
-    parser.add_argument("--port", type=count(1), help="of process 0; default: a free one")
+    parser.add_argument("--port", type=at_least(1), help="of process 0; default: a free one")
     parser.add_argument(
-        "--worker", metavar="COMMAND", help="what to run in place of python -m manas_jax.main"
+        "--worker", metavar="COMMAND", help="runs instead of python -m manas_jax.main"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     return parser
 
 
 def commands(base: Sequence[str], processes: int, address: str) -> list[list[str]]:
-    """The command line of each process; one alone needs no coordinator."""
+    """The command line of each process; a single one needs no coordinator."""
     if processes == 1:
         return [list(base)]
     group = [f"--coordinator={address}", f"--processes={processes}"]
@@ -104,7 +107,7 @@ def commands(base: Sequence[str], processes: int, address: str) -> list[list[str
 
 
 def additions(environment: Mapping[str, str], devices: int | None) -> dict[str, str]:
-    """What the processes find in their environment beyond the launcher's own."""
+    """Variables of the processes' environment beyond the launcher's own."""
     path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     added = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
     if devices:
@@ -115,7 +118,7 @@ def additions(environment: Mapping[str, str], devices: int | None) -> dict[str, 
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+    """A TCP port of this machine that nothing listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -127,25 +130,25 @@ def run_group(
     grace: float,
     events: queue.SimpleQueue,
 ) -> tuple[int, bool]:
-    """Runs the processes until all have ended.
+    """Runs the processes until all have exited.
 
-    The first one to fail decides the status: the others fail because of it.
+    The first one to fail determines the status: the others fail because of it.
 
     Args:
       group: a command line for each process.
-      environment: theirs.
-      grace: seconds between telling a process to end and SIGKILL.
-      events: where ("signal", NUMBER) comes in; ("ended", PROCESS, CODE) is put there too.
+      environment: of all of them.
+      grace: seconds between SIGTERM and SIGKILL.
+      events: receives ("signal", NUMBER) from the handlers and ("ended", PROCESS, CODE).
 
     Returns:
-      The status as a shell has it (0, or that of the first failure, 128 + N for signal N), and
-      whether a signal came in.
+      The status as in a shell (0, or that of the first failure, 128 + N for signal N), and whether
+      a signal was received.
     """
     workers = [_start(n, command, environment, events) for n, command in enumerate(group)]
     running = dict(enumerate(workers))
     status, stopped, deadline = 0, False, None
 
-    def end() -> float:
+    def terminate() -> float:
         for worker in running.values():
             worker.terminate()
         return time.monotonic() + grace
@@ -157,24 +160,24 @@ def run_group(
         except queue.Empty:
             if deadline is None or time.monotonic() < deadline:
                 continue
-            _say(f"killing the {len(running)} that are still there")
+            _say(f"killing the {len(running)} that are still running")
             deadline = None
             for worker in running.values():
                 _kill(worker)
             continue
         if kind == "signal":
-            # All get SIGTERM, whichever it was: it makes them stop at the same step.
-            _say(f"{signal.Signals(what[0]).name}: telling the processes to save and end")
-            deadline = time.monotonic() if stopped else end()
+            # All get SIGTERM, whichever signal it was: then they stop at the same step.
+            _say(f"{signal.Signals(what[0]).name}: telling the processes to save and exit")
+            deadline = time.monotonic() if stopped else terminate()
             stopped = True
             continue
         number, code = what
         del running[number]
         if code and not status:
             status = 128 - code if code < 0 else code
-            _say(f"process {number} ended with status {status}")
+            _say(f"process {number} exited with status {status}")
             if running and not stopped:
-                deadline = end()
+                deadline = terminate()
     return status, stopped
 
 
@@ -200,7 +203,7 @@ def _start(
 
     def follow() -> None:
         code = worker.wait()
-        copying.join(timeout=1)  # not for ever: what a worker started may keep the pipe open
+        copying.join(timeout=1)  # not for ever: a child of the worker may keep the pipe open
         events.put(("ended", number, code))
 
     copying = threading.Thread(target=copy, daemon=True)
@@ -211,7 +214,7 @@ def _start(
 
 def _kill(worker: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)  # with all that it started
+        os.killpg(worker.pid, signal.SIGKILL)  # with its children
 
 
 def _say(text: str) -> None:

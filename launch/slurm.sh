@@ -10,11 +10,11 @@ usage: launch/slurm.sh --nodes=N --gpus-per-node=N --time=TIME [OPTIONS] -- FLAG
 
   --nodes=N           how many machines
   --gpus-per-node=N   one process each; 0: one process a machine, on its CPU
-  --time=TIME         limit, [DAYS-]HOURS:MINUTES:SECONDS; the run saves and queues again before it
+  --time=TIME         limit, [DAYS-]HOURS:MINUTES:SECONDS; the run saves before it, and requeues
   --partition=NAME, --account=NAME, --cpus-per-task=N
-                      as the cluster wants them
-  --restarts=N        how often it queues again; default: 10
-  --dry-run           print what would run, and run nothing
+                      as the cluster requires them
+  --restarts=N        maximum number of times it requeues; default: 10
+  --dry-run           print what would run, run nothing
 
 FLAGS are those of manas_jax.main: --config=FILE --workdir=DIR [--config.KEY=VALUE ...]
 END
@@ -53,8 +53,8 @@ need sbatch
 $dry_run || [[ -x .venv/bin/python ]] || die ".venv/bin/python is missing: install as README.md says"
 
 if $dry_run; then
-  hide "${flags[@]}"
-  flags=("${hidden[@]}")
+  redact "${flags[@]}"
+  flags=("${redacted[@]}")
 fi
 if ((gpus)); then
   more=(--ntasks-per-node="$gpus" --gpus-per-node="$gpus" "${more[@]}")

@@ -8,23 +8,23 @@ usage() {
   cat <<'END'
 usage: launch/tpu.sh COMMAND --name=NAME --project=PROJECT --zone=ZONE [OPTIONS] [-- FLAGS]
 
-  create   ask for the TPU and wait until it is there; from then on it is billed
-  push     bring the last commit to all workers
-  install  install what it needs on all workers
+  create   request the TPU and wait until it is ready; from then on it is billed
+  push     copy the last commit to all workers
+  install  install its requirements on all workers
   run      run `python -m manas_jax.main --distributed FLAGS` on all workers
-  resume   run, and again after interruptions; where the TPU was taken away, make it anew
-  stop     tell all workers to save and end
-  status   what the TPU and its workers are doing
-  delete   delete the TPU with all that is on it; ends the billing
+  resume   run, and restart after interruptions; create the TPU again after a preemption
+  stop     tell all workers to save and exit
+  status   the state of the TPU and its workers
+  delete   delete the TPU and its disks; ends the billing
 
   --accelerator=TYPE   such as v5litepod-8, v5p-128, v6e-16 (create, resume)
   --runtime=VERSION    of the TPU software; default: the one for TYPE (create, resume)
-  --spot               cheaper, may be taken away at any time (create, resume)
+  --spot               cheaper, may be preempted at any time (create, resume)
   --nfs=HOST:/SHARE    a file share to mount as /mnt/runs on all workers (install, resume)
-  --restarts=N         how often resume starts again; default: 10
-  --dry-run            print what would run, and run nothing
+  --restarts=N         maximum number of restarts of resume; default: 10
+  --dry-run            print what would run, run nothing
 
-What a command does not need is ignored, so that one list of options serves all.
+Options that a command does not need are ignored, so that one list of options serves all.
 FLAGS are those of manas_jax.main: --config=FILE --workdir=DIR [--config.KEY=VALUE ...]
 END
 }
@@ -55,7 +55,7 @@ parse() {
   done
 }
 
-# Everything that can be wrong on the command line is found here, before anything is created.
+# Finds all mistakes on the command line before anything is created.
 check() {
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     die "--name=$name: give small letters, digits and dashes, a letter first"
@@ -92,7 +92,7 @@ runtime_of() {
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v[234]-*) echo tpu-ubuntu2204-base ;;
-    *) die "--accelerator=$1: its software is not known here, give --runtime=..." ;;
+    *) die "--accelerator=$1: its software version is unknown here, give --runtime=..." ;;
   esac
 }
 
@@ -108,7 +108,7 @@ on_workers() {
     --project="$project" --zone="$zone" --worker=all --command="$1"
 }
 
-# Empty where there is no such TPU.
+# Empty if there is no such TPU.
 state() {
   queue describe --format="value(state.state)" 2>/dev/null || true
 }
@@ -117,16 +117,16 @@ create() {
   local before
   if ! $dry_run; then
     before=$(state)
-    [[ ! $before ]] || die "$name is there already ($before): resume, or delete it"
+    [[ ! $before ]] || die "$name exists already ($before): resume, or delete it"
   fi
   queue create --node-id="$name" --accelerator-type="$accelerator" \
     --runtime-version="$runtime" "${spot[@]}" ||
     die "$name was not created; if \`launch/tpu.sh status\` finds it, delete it"
-  arrive
+  await
 }
 
-# Waits until the TPU is there, which can take days. Ctrl-C leaves the request in the queue.
-arrive() {
+# Waits until the TPU is ready, which can take days. Ctrl-C leaves the request in the queue.
+await() {
   local now last=""
   if $dry_run; then
     queue describe --format="value(state.state)"
@@ -140,12 +140,12 @@ arrive() {
     last=$now
     sleep "${POLL_SECONDS:-30}"
   done
-  say "$name is there and billed until you delete it"
+  say "$name is ready and billed until you delete it"
 }
 
-# A bundle rather than an archive: so runs can record the commit that they are of.
+# A bundle rather than an archive, so that runs can record their commit.
 push() {
-  [[ ! $(git status --porcelain) ]] || say "changes that are not committed are not pushed"
+  [[ ! $(git status --porcelain) ]] || say "uncommitted changes are not pushed"
   run mkdir -p build
   run git bundle create --quiet build/manas_jax.bundle HEAD
   run gcloud compute tpus tpu-vm scp build/manas_jax.bundle "$name:manas_jax.bundle" \
@@ -154,7 +154,7 @@ push() {
 && git checkout -qf FETCH_HEAD"
 }
 
-# The image's own Python is older than 3.11; uv brings one.
+# The image's own Python is older than 3.11; uv installs one.
 install() {
   local mount=""
   if [[ $nfs ]]; then
@@ -170,7 +170,7 @@ install() {
 # The lock: gcloud repeats a command whose connection broke, though it may still be running.
 work() {
   on_workers "cd manas_jax && exec 9>../manas_jax.lock && flock 9 \
-&& exec .venv/bin/python -m manas_jax.main --distributed $(shown "${flags[@]}")"
+&& exec .venv/bin/python -m manas_jax.main --distributed $(shell_line "${flags[@]}")"
 }
 
 stop() {
@@ -194,16 +194,16 @@ delete() {
   $dry_run || say "$name is deleted"
 }
 
-# Makes the TPU ready for a run, whatever became of it.
+# Prepares the TPU for a run, whatever its state.
 ready() {
   local now
   if $dry_run; then
-    echo "# where the TPU is gone or was taken away:"
+    echo "# if the TPU is missing or was preempted:"
     delete
     create
     push
     install
-    echo "# then, and again up to $restarts times after interruptions:"
+    echo "# then, and up to $restarts more times after interruptions:"
     return
   fi
   now=$(state)
@@ -215,7 +215,7 @@ ready() {
       delete
       create
       ;;
-    *) arrive ;;
+    *) await ;;
   esac
   push
   install
@@ -228,9 +228,9 @@ resume() {
     code=0
     work || code=$?
     if $dry_run || ((code == 0)); then return 0; fi
-    # A TPU that is taken away ends gcloud with a status of gcloud's own.
+    # A preempted TPU ends gcloud with a status of gcloud's own.
     if [[ $(state) == ACTIVE ]] && ! restartable "$code"; then break; fi
-    ((left == 0)) || say "status $code: starting again, $((left - 1)) restarts left after this one"
+    ((left == 0)) || say "status $code: restarting, $((left - 1)) restarts left after this one"
   done
   return "$code"
 }
@@ -249,7 +249,7 @@ shift
 parse "$@"
 check
 if $dry_run; then
-  hide "${flags[@]}"
-  flags=("${hidden[@]}")
+  redact "${flags[@]}"
+  flags=("${redacted[@]}")
 fi
 $action
