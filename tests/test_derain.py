@@ -263,16 +263,16 @@ def test_folder_of_good_and_hostile_files(hostile, tmp_path, weights, network, c
         f"{len(good)} of {len(good) + len(bad)} de-rained; {len(bad)} failed, see above; "
         f"{len(others)} of other kinds ignored"
     )
-    said = collections.Counter()
+    found_lines = collections.Counter()
     for path, reason in bad.items():
         name = str(path).replace("\n", "\\n")
         found = [line for line in lines if line.startswith(f"{name}: ") and reason in line]
         assert len(found) == 1, f"{path}: {found}"
-        said.update(found)
-    assert said == collections.Counter(lines)
+        found_lines.update(found)
+    assert found_lines == collections.Counter(lines)
     assert state(root) == before
-    made = state(out)
-    assert {path for path in made if path.is_file()} == {out / p.relative_to(root) for p in good}
+    outputs = state(out)
+    assert {path for path in outputs if path.is_file()} == {out / p.relative_to(root) for p in good}
     for source in good:
         assert_derained(source, out / source.relative_to(root), network)
 
@@ -280,7 +280,7 @@ def test_folder_of_good_and_hostile_files(hostile, tmp_path, weights, network, c
     assert (status, again[:-1]) == (1, lines)
     assert again[-1].startswith(f"0 of {len(good) + len(bad)} de-rained; {len(bad)} failed")
     assert f"{len(good)} existing skipped (--overwrite replaces them)" in again[-1]
-    assert state(out) == made
+    assert state(out) == outputs
 
 
 @pytest.fixture
@@ -343,10 +343,10 @@ def test_several_inputs_keep_their_folders(street, tmp_path, command, monkeypatc
 def test_outputs_below_an_input_are_not_inputs(street, command):
     out = street / "below" / "out"
     assert command(street, "-o", out) == (0, ["3 of 3 de-rained"])
-    made = names(street)
+    outputs = names(street)
     status, (summary,) = command(street, "-o", out)
     assert status == 0 and summary.startswith("0 of 3 de-rained; 3 existing")
-    assert names(street) == made
+    assert names(street) == outputs
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 67), (3, 2), (65, 64)])
@@ -477,8 +477,8 @@ def test_standard_input_and_output(street, capfdbinary, weights, monkeypatch, ne
     assert target.read_bytes() == expected.getvalue()
     feed(b"")
     assert derain.main(["-", "-o", "-", "--weights", str(weights)]) == 1
-    out, said = capfdbinary.readouterr()
-    assert out == b"" and said.startswith(b"standard input: the file is empty")
+    out, stderr = capfdbinary.readouterr()
+    assert out == b"" and stderr.startswith(b"standard input: the file is empty")
 
 
 def test_closed_standard_output_is_reported_in_one_line(street, weights):
@@ -510,19 +510,21 @@ def test_interrupted_command_leaves_whole_files_and_resumes(tmp_path, weights, c
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines() == ["interrupted; all files written are complete, rerun to resume"]
-    made = state(out)
+    assert stderr.splitlines() == ["interrupted; all files written are complete, rerun to resume"]
+    outputs = state(out)
     assert 2 <= len(names(out)) < 300  # one of the three may have been a temporary file
     for name in names(out):
         assert_derained(source / name, out / name, network)
     status, (summary,) = command(source, "-o", out)
     assert status == 0
-    assert summary.startswith(f"{300 - len(made) + 1} of 300 de-rained; {len(made) - 1} existing")
+    assert summary.startswith(
+        f"{300 - len(outputs) + 1} of 300 de-rained; {len(outputs) - 1} existing"
+    )
     assert names(out) == names(source)
-    assert {path: kept for path, kept in state(out).items() if path in made and path != out} == {
-        path: kept for path, kept in made.items() if path != out
+    assert {k: v for k, v in state(out).items() if k in outputs and k != out} == {
+        k: v for k, v in outputs.items() if k != out
     }
 
 
@@ -567,8 +569,10 @@ def test_ten_seconds_of_video(tmp_path, command, network, monkeypatch):
         # Chroma is subsampled in the file, so luma is compared.
         frames = before["frames"][index], after["frames"][index], network(before["frames"][index])
         rainy, written, expected = (Image.fromarray(frame).convert("L") for frame in frames)
-        made, wanted = (np.asarray(image, int) - np.asarray(rainy) for image in (written, expected))
-        likeness.append(np.corrcoef(made.ravel(), wanted.ravel())[0, 1])
+        change, expected_change = (
+            np.asarray(image, int) - np.asarray(rainy) for image in (written, expected)
+        )
+        likeness.append(np.corrcoef(change.ravel(), expected_change.ravel())[0, 1])
     assert np.mean(likeness) > 0.8  # the quality of single frames varies
     assert names(tmp_path) == ["12:30.mp4", "out.mp4"]
 

@@ -1,1 +1,1 @@
-"""What trained networks are used through: weights files, and the import of released checkpoints."""
+"""Use of trained networks: images and videos, pretrained weights, import and export."""
