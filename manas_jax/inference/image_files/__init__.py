@@ -51,7 +51,7 @@ MAX_PIXELS_PER_BYTE = 8 * 1032
 JPEG, GIF and lossy WebP stay below. Frames of one colour can exceed it in lossless WebP and in fax
 TIFF, so it is applied to frames beyond `TRUSTED_PIXELS` only."""
 TRUSTED_PIXELS = 89_478_485
-"""Frames of up to as many pixels are decoded however short the file is; Pillow's own limit."""
+"""Smaller frames are decoded however short the file is. The value is Pillow's own limit."""
 
 _FORMATS: dict[str, ModuleType] = {
     "PNG": png,

@@ -27,10 +27,10 @@ def read_page(
       count: frames of the file.
       content: the file.
       name: what messages call it.
-      storage: of the page.
+      storage: see `Page`.
 
     Raises:
-      UserError: the samples have no mode here.
+      UserError: the samples cannot be written back, or it is an animation of 16 bits.
     """
     is_tiff, is_animation = image.format == "TIFF", count > 1 and image.format != "TIFF"
     rawmode = _rawmode(image)
@@ -65,7 +65,7 @@ def read_page(
 
 
 def _rawmode(image: Image.Image) -> str:
-    """Pillow's name of the samples' layout in the file; '' where the decoder takes none."""
+    """Pillow's name of the layout of samples in the file; '' if its decoder has none."""
     args = image.tile[0].args if image.tile else ""
     rawmode = args if isinstance(args, str) else args[0] if isinstance(args, tuple) else args
     return rawmode if isinstance(rawmode, str) else ""
@@ -79,7 +79,7 @@ def _set_rawmode(image: Image.Image, rawmode: str) -> None:
 
 
 def _unsupported(image: Image.Image, rawmode: str) -> str | None:
-    """Why the samples cannot be written back as they are, if so, and what to do."""
+    """Why the samples cannot be written back, and what to do; None if they can."""
     if image.mode == "F":
         return "floating-point samples have no agreed range; convert it to 8 or 16 bits"
     if image.mode == "I" and image.format != "PPM":

@@ -19,7 +19,7 @@ _PIXEL_FORMATS = {"LA": "ya16be", "RGB": "rgb48be", "RGBA": "rgba64be"}  # FFmpe
 
 
 def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
-    """Bit depth, and what an animation says of its playback."""
+    """Bit depth, and options of an animation."""
     _, header = next(_chunks(content))
     playback = {key: image.info[key] for key in ("loop", "default_image") if key in image.info}
     return {"bits": header[_BIT_DEPTH], **playback}
