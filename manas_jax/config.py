@@ -96,7 +96,7 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "objectives.complexity_macs_share": (LossWeights.complexity_macs_share, _SHARE),
     "objectives.complexity_size": ((320, 480), _TWO_SIZES),  # pixels at which MACs are counted
 
-    "data.source": ("folder", _one_of("folder", "photographs", "tfds", *catalog.BENCHMARKS)),
+    "data.source": ("folder", _one_of("folder", "photographs", "tfds", *catalog.DATASETS)),
     "data.root": ("", _ANY),  # the folder; for tfds its data_dir
     "data.tfds_name": ("", _ANY),
     "data.versions": (3, _at_least(1)),  # K, rainy versions of a scene in a batch

@@ -187,7 +187,7 @@ def _images(folder: str | os.PathLike) -> list[pathlib.Path]:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give the folder that holds the images")
-    if not (paths := [path for path in folder.iterdir() if images.is_picture(path)]):
+    if not (paths := [path for path in folder.iterdir() if images.is_image(path)]):
         raise UserError(f"{folder} holds no images; give the folder that holds them")
     return paths
 

@@ -1,1 +1,1 @@
-"""Multi-to-one input: pictures, scenes, synthetic rain and the tf.data pipeline."""
+"""Multi-to-one input: images, scenes, synthetic rain and the tf.data pipeline."""

@@ -1,23 +1,23 @@
-"""What is known of de-raining data: how their folders are named, where to get them, whom to cite.
+"""Facts about de-raining datasets: names of folders and files, where to get them, what to cite.
 
-Data only; `scenes` and `finder` read it. Figures and names were checked against what `sources`
-lists; what could not be checked is left out.
+Data only. Numbers and names were checked against `Dataset.sources`; what could not be checked is
+left out.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
-# Folders whose names (in lower case) say what they hold. A pair folder has one of each.
+# Names (in lower case) of folders of clean and of rainy images; pairs have one of each.
 CLEAN_FOLDERS = frozenset(
     {"norain", "clean", "target", "ground_truth", "groundtruth", "gt", "label", "nonrain"}
 )
 RAINY_FOLDERS = frozenset({"rain", "rainy", "input", "rainy_image", "rainy_images", "data", "lq"})
 
-# Folders whose names (in lower case) say which split they hold.
+# Names (in lower case) of folders of training and of test images.
 TRAIN_FOLDERS = frozenset({"train", "training"})
 TEST_FOLDERS = frozenset({"test", "testing"})
 
-# Words that name the role inside a file's name: `norain-1.png`, `7_rain.png`, `7_rain_2.png`.
+# Words that tell the role in a file name: `norain-1.png`, `7_rain.png`, `7_rain_2.png`.
 CLEAN_WORDS = ("norain", "no_rain", "nonrain", "clean", "target", "ground_truth", "gt")
 RAINY_WORDS = ("rainy", "rain", "input")
 RESTORED_WORDS = ("restored", "derained", "output")
@@ -25,18 +25,18 @@ RESTORED_WORDS = ("restored", "derained", "output")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way in which the files of a split are named below the root, as path templates.
+    """File names of a split, as templates of paths relative to the root.
 
     In a template `{a|b}` is either word (also none: `{a|}`), `{clean}` and `{rainy}` are the
-    folder names above, `{ext}` is any picture suffix and `{version}` a number that tells the rainy
-    versions of a scene apart. Any other name in braces is a part of the scene's name, and rainy
-    files belong to the clean one whose parts are the same; `{photograph}` also says from which
-    photograph the scene is, and `{path}` may span folders. Case does not matter.
+    folder names above, `{ext}` is any image suffix and `{version}` a number that distinguishes
+    the rainy versions of a scene. Any other name in braces is a field of the scene's name, and
+    rainy files belong to the clean one with the same fields; `{photograph}` also tells the
+    photograph that the scene is cropped from, and `{path}` may span folders. Case does not matter.
 
     Attributes:
-      clean: template of the clean pictures; empty if there are none.
-      rainy: template of the rainy pictures; empty if `clean_half` is set.
-      clean_half: 'left' or 'right' if each file holds both pictures side by side.
+      clean: template of the clean images; empty if there are none.
+      rainy: template of the rainy images; empty if `clean_half` is set.
+      clean_half: 'left' or 'right' if each file holds both images side by side.
       numbers: if not empty, only scenes with these numbers belong to the split.
     """
 
@@ -48,11 +48,11 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a benchmark.
+    """One split of a dataset.
 
     Attributes:
-      layouts: the ways in which it is handed around.
-      pairs: how many pairs (rainy pictures) it may have, the first as published; empty: any.
+      layouts: the layouts in circulation.
+      pairs: accepted numbers of pairs (rainy images), the published one first; empty: any number.
     """
 
     layouts: tuple[Layout, ...]
@@ -60,19 +60,19 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """One published data set.
+class Dataset:
+    """One published dataset.
 
     Attributes:
       title: its name as papers write it.
-      splits: by name; `train` is for training, every other one for testing.
-      backgrounds: which files show one background.
+      splits: by name; `train` is for training, all others are for testing.
+      backgrounds: which files show the same background.
       citation: the paper that introduced it.
-      url: where its authors (or the work that made it common) offer it.
-      sources: where the facts stated here were checked.
-      traps: what has misled people.
-      near_identical: whether scenes of one `{photograph}` may show one background up to JPEG
-        noise, which comparing pixels decides.
+      url: where its authors, or the work that made it common, offer it.
+      sources: what these facts were checked against.
+      traps: known causes of mistakes.
+      near_identical: whether scenes of one `{photograph}` may show the same background up to JPEG
+        noise, so that pixels have to be compared.
     """
 
     title: str
@@ -86,12 +86,12 @@ class Benchmark:
 
 
 def _folders(parent: str) -> Layout:
-    """Equal names in a clean and a rainy folder."""
+    """The same names in a clean and a rainy folder."""
     return Layout(parent + "{clean}/{scene}.{ext}", parent + "{rainy}/{scene}.{ext}")
 
 
 def _pairs(parent: str) -> tuple[Layout, ...]:
-    """The layouts in which the sets of Yang et al. are handed around."""
+    """The layouts in circulation of the datasets of Yang et al."""
     return (
         _folders(parent),
         # As published: norain/norain-1.png and rain/X2/norain-1x2.png; also without the X2.
@@ -113,18 +113,18 @@ _PRENET = "README, DerainDataset.py and statistic/ of github.com/csdwren/PReNet"
 _RECDERAIN = "README of github.com/csdwren/RecDerain"
 _RCDNET = "README of github.com/hongwang01/RCDNet"
 _EDITIONS = (
-    "The authors replaced the sets on their page: the first edition tests on 100 pictures, the "
-    "second (here rain200l, rain200h; elsewhere RainLight, RainHeavy) on 200. Results of the two "
-    "do not compare."
+    "The authors replaced the datasets on their page: the first edition tests on 100 images, the "
+    "second (here rain200l, rain200h; elsewhere RainLight, RainHeavy) on 200. Results on the two "
+    "are not comparable."
 )
 _EXTRAS = (
     "The training folder also holds rainstreak-*.png and rainregion-*.png: neither clean nor rainy "
-    "pictures, left aside here."
+    "images, ignored here."
 )
-_EACH_ALONE = "every pair its own; byte-identical clean pictures become one scene"
+_EACH_ALONE = "one per pair; pairs with byte-identical clean images are one scene"
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "rain100l": Benchmark(
+DATASETS: dict[str, Dataset] = {
+    "rain100l": Dataset(
         title="Rain100L, first edition",
         splits={
             "train": Split(
@@ -139,11 +139,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         traps=(
             _EDITIONS,
             _EXTRAS,
-            "Nine pairs of test pictures share their background (byte-identical clean files): 100 "
+            "Nine pairs of test images share their background (byte-identical clean files): 100 "
             "pairs, 91 scenes.",
         ),
     ),
-    "rain100h": Benchmark(
+    "rain100h": Dataset(
         title="Rain100H, first edition",
         splits={
             "train": Split(
@@ -158,24 +158,24 @@ BENCHMARKS: dict[str, Benchmark] = {
         sources=(_PRENET, _RCDNET),
         traps=(
             "546 of the 1800 training pairs show backgrounds of the test set; PReNet leaves them "
-            "out and trains on 1254. Say which you used.",
+            "out and trains on 1254. State which you use.",
             _EDITIONS,
             _EXTRAS,
         ),
     ),
-    "rain100lh": Benchmark(
+    "rain100lh": Dataset(
         title="Rain100L and Rain100H together, first edition",
         splits={
             "train": Split(_pairs("{set}/{train/|training/}"), (2000, 1454)),
             "test": Split(_pairs("{set}/{test/|testing/}"), (200,)),
         },
-        backgrounds="identical clean pictures of the two sets become one scene with both rains",
+        backgrounds="identical clean images of the two datasets are one scene with both rains",
         citation=_YANG,
         url=_YANG_URL,
         sources=(_PRENET, _RCDNET),
-        traps=("Put the two sets beside each other in the root: Rain100L/train, Rain100H/train.",),
+        traps=("Put both datasets into the root: Rain100L/train, Rain100H/train.",),
     ),
-    "rain12": Benchmark(
+    "rain12": Dataset(
         title="Rain12",
         splits={
             "test": Split(
@@ -190,9 +190,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         citation=("Li, Tan, Guo, Lu, Brown: Rain Streak Removal Using Layer Priors. CVPR 2016"),
         url="http://yu-li.github.io/paper/li_cvpr16_rain.zip",
         sources=(_RCDNET, "statistic/statistic_rain12.m of github.com/csdwren/PReNet"),
-        traps=("For testing alone; papers use networks trained on Rain100L.",),
+        traps=("Only for testing; papers use networks trained on Rain100L.",),
     ),
-    "rain200l": Benchmark(
+    "rain200l": Dataset(
         title="Rain200L (RainLight; Rain100L, second edition)",
         splits={
             "train": Split(_pairs("{train/|training/|rain_data_train_Light/}"), (1800,)),
@@ -208,7 +208,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         traps=(_EDITIONS,),
     ),
-    "rain200h": Benchmark(
+    "rain200h": Dataset(
         title="Rain200H (RainHeavy; Rain100H, second edition)",
         splits={
             "train": Split(_pairs("{train/|training/|rain_data_train_Heavy/}"), (1800,)),
@@ -224,7 +224,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         traps=(_EDITIONS,),
     ),
-    "rain800": Benchmark(
+    "rain800": Dataset(
         title="Rain800",
         splits={
             "train": Split(
@@ -253,11 +253,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             "github.com/kuijiang94/MSPFN issue 2",
         ),
         traps=(
-            "Side by side with the clean picture on the left; Rain1200 has it on the right.",
-            "The download also has real rainy pictures without ground truth (test_nature).",
+            "Side by side with the clean image on the left; Rain1200 has it on the right.",
+            "The download also has real rainy images without ground truth (test_nature).",
         ),
     ),
-    "rain1200": Benchmark(
+    "rain1200": Dataset(
         title="Rain1200 (DID-MDN)",
         splits={
             "train": Split(
@@ -279,8 +279,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
         },
         backgrounds=(
-            "training files of one number in Rain_Light, Rain_Medium and Rain_Heavy where their "
-            "clean halves agree (compared, since nothing vouches for it); other files alone"
+            "training files of one number in Rain_Light, Rain_Medium and Rain_Heavy if their clean "
+            "halves are similar (compared, as no document states it); other files on their own"
         ),
         citation=(
             "Zhang, Patel: Density-aware Single Image De-raining using a Multi-stream Dense "
@@ -291,10 +291,10 @@ BENCHMARKS: dict[str, Benchmark] = {
             "README and datasets/ of github.com/hezhangsprinter/DID-MDN (three folders of 4000)",
             "github.com/YC-Liang/DRT issue 5 (512x1024, rainy on the left)",
         ),
-        traps=("Side by side with the clean picture on the right; Rain800 has it on the left.",),
+        traps=("Side by side with the clean image on the right; Rain800 has it on the left.",),
         near_identical=True,
     ),
-    "rain14000": Benchmark(
+    "rain14000": Dataset(
         title="Rain14000 (DDN; tested as Rain1400)",
         splits={
             "train": Split(
@@ -336,11 +336,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         sources=(_PRENET, _RCDNET, "github.com/rajeevyasarla/Syn2Real issue 5"),
         traps=(
             "First published with 9100 training and 4900 test pairs, now 12600 and 1400.",
-            "Rain13K trains on some of these backgrounds and tests on others by another split: a "
-            "network trained on one may have seen the other's test pictures.",
+            "Rain13K splits some of these backgrounds differently into training and test: a "
+            "network trained on one dataset may have seen test images of the other.",
         ),
     ),
-    "spa": Benchmark(
+    "spa": Dataset(
         title="SPA-Data",
         splits={
             "train": Split(
@@ -379,12 +379,12 @@ BENCHMARKS: dict[str, Benchmark] = {
             "Train_Dataset_README.md of github.com/stevewongv/SPANet and its issues 23 and 24",
         ),
         traps=(
-            "The paper speaks of 29.5 thousand pairs; what is offered are 638,492 patches of them "
+            "The paper states 29.5 thousand pairs; the download has 638,492 patches of them "
             "(638,493 lines in real_world.txt, 638,500 files, as counted in SPANet's issue 23).",
-            "Patches of one video are near each other: they stay together when scenes are split.",
+            "Patches of one video resemble each other: splits keep them together.",
         ),
     ),
-    "rain13k": Benchmark(
+    "rain13k": Dataset(
         title="Rain13K",
         splits={
             "train": Split(
@@ -402,8 +402,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             },
         },
         backgrounds=(
-            "names tell nothing (every pair has a clean file of its own); identical clean pictures "
-            "become one scene, as the rains that stem from one background of Rain14000"
+            "not told by names (each pair has its own clean file); pairs with identical clean "
+            "images are one scene, such as several rains on one background of Rain14000"
         ),
         citation=(
             "Collected by Jiang, Wang, Yi, Chen, Huang, Luo, Ma, Jiang: Multi-Scale Progressive "
@@ -420,13 +420,13 @@ BENCHMARKS: dict[str, Benchmark] = {
             "Test100 has 98 pairs; papers call it 100.",
             "One training pair of unequal sizes was withdrawn: 13711 of 13712.",
             "Test2800 was once offered with a duplicate, 926_10(1).jpg.",
-            "Test2800 is not the test split of Rain14000 (1400 pictures).",
+            "Test2800 is not the test split of Rain14000 (1400 images).",
         ),
     ),
-    "real": Benchmark(
+    "real": Dataset(
         title="Real photographs of rain, without ground truth",
         splits={"test": Split((Layout("", "{path}.{ext}"),), ())},
-        backgrounds="every picture its own",
+        backgrounds="one per image",
         citation=(
             "Internet-Data: Wei, Meng, Zhao, Xu, Wu: Semi-supervised Transfer Learning for Image "
             "Rain Removal. CVPR 2019"
@@ -438,7 +438,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         sources=(_RCDNET,),
         traps=(
             "Any folder of photographs will do; Internet-Data has 147.",
-            "No clean pictures: nothing to train on or to measure PSNR with.",
+            "No clean images: neither for training nor for measuring PSNR.",
         ),
     ),
 }

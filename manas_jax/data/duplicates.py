@@ -1,11 +1,12 @@
-"""Which clean pictures show one background: exactly, or to the eye.
+"""Which clean images show the same background: by bytes, by pixels, or by perceptual hash.
 
-The perceptual hash is a difference hash of 16 x 16 bits: does the picture, reduced to 17 x 16 gray
-pixels, get brighter from each pixel to its right neighbour. Two lines of Pillow and NumPy, where
-the ImageHash package would bring PyWavelets along for hashes that are not used here. It survives
-re-encoding, scaling and a change of brightness, not mirroring or cropping.
+The perceptual hash is a difference hash of 16 x 16 bits: whether an image, reduced to 17 x 16 gray
+pixels, gets brighter from each pixel to the next on its right. It survives re-encoding, scaling
+and changes of brightness, not mirroring or cropping. It takes two lines of Pillow and NumPy; the
+ImageHash package would bring PyWavelets for hashes that are not used here.
 
-On the 300 clean pictures of Rain100L, copies are 0 bits apart and any others at least 56 of 256.
+Among the 300 clean images of Rain100L, duplicates have a distance of 0 bits and any others of at
+least 56, of 256.
 """
 
 import collections
@@ -18,22 +19,22 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from manas_jax.data.scene import Half, Picture, Scene, identity
+from manas_jax.data.scene import Half, ImageLike, Scene, identity
 
 _HEIGHT, _WIDTH = 16, 17  # of the thumbnail
-_BITS_APART = 20  # of 256: a little less than half the least distance of strangers, see above
-# Pictures without structure (sky, black) have arbitrary hashes; their grays must agree, too.
-_GRAYS_APART = 16.0  # root mean square, of 255
+_MAX_DISTANCE = 20  # bits of 256: less than half the least distance of other images, see above
+# Hashes of images without structure (sky, black) are arbitrary; their grays must agree as well.
+_MAX_GRAY_DIFFERENCE = 16.0  # root mean square, of 255
 _CHUNK = 64  # rows of the distance table at a time: bounds the memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is kept of a picture to recognise it.
+    """What identifies an image.
 
     Attributes:
       digest: SHA-256 of shape and pixels, hexadecimal.
-      thumbnail: uint8 (16, 17), gray.
+      thumbnail: uint8 (16, 17), gray; its difference hash is the perceptual one.
     """
 
     digest: str
@@ -41,125 +42,128 @@ class Fingerprint:
 
 
 def fingerprint(pixels: np.ndarray) -> Fingerprint:
-    """The fingerprint of a picture, uint8 (height, width, 3)."""
+    """Computes the fingerprint of an image, uint8 (height, width, 3)."""
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels))
     small = Image.fromarray(pixels).convert("L").resize((_WIDTH, _HEIGHT), Image.Resampling.BOX)
     return Fingerprint(digest.hexdigest(), np.asarray(small))
 
 
-def alike(
+def find_similar(
     first: Sequence[Fingerprint], second: Sequence[Fingerprint] | None = None
 ) -> list[tuple[int, int, int]]:
-    """All (i, j, bits apart) with `first[i]` and `second[j]` alike, or i < j within `first`.
+    """Finds similar images between two sets, or within the first.
 
-    Compares every pair: 10,000 against 10,000 take about a second; memory grows with the longer
-    of the two, not with their product.
+    Compares all pairs: 10,000 by 10,000 take about a second. Memory grows with the number of
+    images, not with that of pairs.
+
+    Returns:
+      (i, j, distance in bits) for all similar `first[i]` and `second[j]`; without `second`, for
+      all similar `first[i]` and `first[j]` with i < j.
     """
     others = first if second is None else second
     if not first or not others:
         return []
-    rows, columns = _words(first), _words(others)
+    rows, columns = _hashes(first), _hashes(others)
     found = []
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
-        apart = np.zeros((len(chunk), len(columns)), np.uint16)
+        distance = np.zeros((len(chunk), len(columns)), np.uint16)
         for word in range(rows.shape[1]):
-            apart += np.bitwise_count(chunk[:, None, word] ^ columns[None, :, word])
-        for i, j in zip(*np.nonzero(apart <= _BITS_APART), strict=True):
-            left, right = start + int(i), int(j)
-            if (second is not None or left < right) and _grays_agree(first[left], others[right]):
-                found.append((left, right, int(apart[i, j])))
+            distance += np.bitwise_count(chunk[:, None, word] ^ columns[None, :, word])
+        for row, j in zip(*np.nonzero(distance <= _MAX_DISTANCE), strict=True):
+            i = start + int(row)
+            if (second is not None or i < j) and _grays_agree(first[i], others[j]):
+                found.append((i, int(j), int(distance[row, j])))
     return found
 
 
 def merge(
-    scenes: Iterable[Scene], prints: Iterable[Fingerprint], *, near_identical: bool = False
+    scenes: Iterable[Scene], fingerprints: Iterable[Fingerprint], *, near_identical: bool = False
 ) -> tuple[tuple[Scene, ...], tuple[Fingerprint, ...]]:
-    """Makes one scene, with all their rainy versions, of scenes that show one background.
+    """Merges scenes of the same background into one with all their rainy versions.
 
-    These are scenes whose clean pictures are equal in every pixel and, if `near_identical`, scenes
-    of one `Scene.photograph` whose clean pictures look alike. Scenes without a clean picture stay.
+    These are scenes whose clean images are equal in every pixel and, if `near_identical`, scenes
+    of one `Scene.photograph` whose clean images are similar. Scenes without a clean image are not
+    merged.
 
     Returns:
-      The scenes, in the order of first appearance, and the fingerprints of their clean pictures.
+      The scenes, in the order of first appearance, and the fingerprints of their clean images.
     """
     merged: list[Scene] = []
-    kept: list[Fingerprint] = []
-    known: dict[str, int] = {}
-    photographs: dict[str, list[int]] = {}
-    for scene, mark in zip(scenes, prints, strict=True):
-        place = None if scene.clean is None else known.get(mark.digest)
-        if place is None and near_identical and scene.photograph:
-            candidates = photographs.get(scene.photograph, [])
-            place = next((i for i in candidates if alike([kept[i]], [mark])), None)
-        if place is None:
-            place = len(merged)
+    of_merged: list[Fingerprint] = []
+    by_digest: dict[str, int] = {}
+    by_photograph: dict[str, list[int]] = {}
+    for scene, own in zip(scenes, fingerprints, strict=True):
+        index = None if scene.clean is None else by_digest.get(own.digest)
+        if index is None and near_identical and scene.photograph:
+            candidates = by_photograph.get(scene.photograph, [])
+            index = next((i for i in candidates if find_similar([of_merged[i]], [own])), None)
+        if index is None:
+            index = len(merged)
             merged.append(scene)
-            kept.append(mark)
-            photographs.setdefault(scene.photograph, []).append(place)
+            of_merged.append(own)
+            by_photograph.setdefault(scene.photograph, []).append(index)
         else:
-            first = merged[place]
-            merged[place] = dataclasses.replace(first, rainy=first.rainy + scene.rainy)
-        known.setdefault(mark.digest, place)
-    return tuple(merged), tuple(kept)
+            merged[index] = _join(merged[index], scene)
+        by_digest.setdefault(own.digest, index)
+    return tuple(merged), tuple(of_merged)
 
 
-def _words(prints: Sequence[Fingerprint]) -> np.ndarray:
-    """The hashes as uint64 (number, 4)."""
-    thumbnails = np.stack([mark.thumbnail for mark in prints])
+def merge_identical(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
+    """Merges scenes with byte-identical clean images; see `merge`.
+
+    Decodes nothing, and reads only files of equal length.
+    """
+    merged: dict[Hashable, Scene] = {}
+    for scene, key in zip(scenes, _identities([s.clean for s in scenes]), strict=True):
+        merged[key] = _join(merged[key], scene) if key in merged else scene
+    return tuple(merged.values())
+
+
+def exclude(training: Sequence[Scene], test: Sequence[Scene]) -> tuple[Scene, ...]:
+    """Removes training scenes whose clean image is byte-identical to that of a test scene."""
+    identities = _identities([scene.clean for scene in (*training, *test)])
+    tested = set(identities[len(training) :])
+    others = tuple(s for s, key in zip(training, identities, strict=False) if key not in tested)
+    if len(others) < len(training):
+        logging.warning(
+            "%d training scenes left out: their clean images are also test images",
+            len(training) - len(others),
+        )
+    return others
+
+
+def _join(scene: Scene, other: Scene) -> Scene:
+    return dataclasses.replace(scene, rainy=scene.rainy + other.rainy)
+
+
+def _hashes(fingerprints: Sequence[Fingerprint]) -> np.ndarray:
+    """uint64 (number, 4)."""
+    thumbnails = np.stack([each.thumbnail for each in fingerprints])
     bits = thumbnails[:, :, 1:] > thumbnails[:, :, :-1]
-    return np.packbits(bits.reshape(len(prints), -1), axis=1).view(np.uint64)
+    return np.packbits(bits.reshape(len(fingerprints), -1), axis=1).view(np.uint64)
 
 
 def _grays_agree(first: Fingerprint, second: Fingerprint) -> bool:
     difference = first.thumbnail.astype(float) - second.thumbnail
-    return float(np.sqrt(np.mean(difference**2))) <= _GRAYS_APART
+    return float(np.sqrt(np.mean(difference**2))) <= _MAX_GRAY_DIFFERENCE
 
 
-def merge_identical(scenes: Iterable[Scene]) -> tuple[Scene, ...]:
-    """Makes scenes with byte-identical clean pictures one scene with all their rainy versions."""
-    scenes = tuple(scenes)
-    merged: dict[object, Scene] = {}
-    for scene, key in zip(scenes, _identities([s.clean for s in scenes]), strict=True):
-        known = merged.get(key)
-        if known is not None:
-            scene = dataclasses.replace(known, rainy=known.rainy + scene.rainy)
-        merged[key] = scene
-    return tuple(merged.values())
-
-
-def exclude(training: tuple[Scene, ...], test: tuple[Scene, ...]) -> tuple[Scene, ...]:
-    """Training scenes less those whose clean picture is byte for byte a test scene's."""
-    identities = _identities([scene.clean for scene in (*training, *test)])
-    tested = set(identities[len(training) :])
-    kept = tuple(
-        scene
-        for scene, i in zip(training, identities[: len(training)], strict=True)
-        if i not in tested
-    )
-    if len(kept) < len(training):
-        logging.warning(
-            "%d training scenes left out: their clean pictures are also test pictures",
-            len(training) - len(kept),
-        )
-    return kept
-
-
-def _identities(pictures: Sequence[Picture]) -> list:
-    """Equal for byte-identical pictures only. Files are read only where two are equally long."""
-    lengths = [_length(picture) for picture in pictures]
-    shared = collections.Counter(lengths)
+def _identities(images: Sequence[ImageLike]) -> list[Hashable]:
+    """Keys that are equal for identical images only; reads only files of equal length."""
+    lengths = [_length(image) for image in images]
+    count = collections.Counter(lengths)
     return [
-        identity(picture) if shared[length] > 1 else length
-        for picture, length in zip(pictures, lengths, strict=True)
+        identity(image) if count[length] > 1 else length
+        for image, length in zip(images, lengths, strict=True)
     ]
 
 
-def _length(picture: Picture) -> Hashable:
-    """Unequal only for pictures that are not identical; cheaper than `identity`."""
-    if isinstance(picture, np.ndarray):
-        return picture.nbytes
-    if isinstance(picture, str):
-        return os.path.getsize(picture)
-    return os.path.getsize(picture.path) if isinstance(picture, Half) else picture.identity
+def _length(image: ImageLike) -> Hashable:
+    """A cheaper key than `identity`: different ones mean different images."""
+    if isinstance(image, np.ndarray):
+        return image.nbytes
+    if isinstance(image, str):
+        return os.path.getsize(image)
+    return os.path.getsize(image.path) if isinstance(image, Half) else image.identity

@@ -1,9 +1,9 @@
-"""Pairs of whole pictures to score on."""
+"""Pairs of whole images to score on."""
 
 from __future__ import annotations
 
 import itertools
-import os
+import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -18,18 +18,25 @@ from manas_jax.errors import UserError
 def evaluation_pairs(
     scenes: Sequence[Scene], config, *, first: int = 0, every: int = 1
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Whole pictures: (name, rainy, clean), both uint8 (height, width, 3), every real version once.
+    """Yields every rainy version of every scene with the scene's clean image.
 
-    Only each `every`-th picture is made and read, from number `first` on.
+    A scene without rainy versions gets one synthetic rain, seeded by its name.
 
-    A scene without rainy versions gets one synthetic rain of `config.evaluation_level` and
-    `config.veil`, fixed by the scene's name.
+    Args:
+      scenes: the scenes to score on.
+      config: the `data` part of a run's configuration, of which `evaluation_level` and `veil`
+        determine the synthetic rain.
+      first: the number of the first pair to read.
+      every: read only each `every`-th pair from there on.
+
+    Yields:
+      Name, rainy image, clean image; the images are uint8 (height, width, 3).
 
     Raises:
-      UserError: a picture cannot be decoded, or the pictures of a pair differ in size.
+      UserError: an image cannot be decoded, or the images of a pair differ in size.
     """
-    pictures = ((scene, i) for scene in scenes for i in range(max(1, len(scene.rainy))))
-    for scene, version in itertools.islice(pictures, first, None, every):
+    pairs = ((scene, i) for scene in scenes for i in range(max(1, len(scene.rainy))))
+    for scene, version in itertools.islice(pairs, first, None, every):
         clean = read(scene.clean)
         if scene.rainy:
             name, rainy = _version_name(scene, version), read(scene.rainy[version])
@@ -49,10 +56,8 @@ def evaluation_pairs(
 
 
 def _version_name(scene: Scene, version: int) -> str:
-    """The rainy file's own name (below the scene's folder), else the scene's and a number."""
-    picture = scene.rainy[version]
-    if isinstance(picture, str):
-        return os.path.join(
-            os.path.dirname(scene.name), os.path.splitext(os.path.basename(picture))[0]
-        )
+    """The stem of the rainy file below the scene's folder; without a file, SCENE-VERSION."""
+    image = scene.rainy[version]
+    if isinstance(image, str):
+        return str(pathlib.PurePath(scene.name).with_name(pathlib.PurePath(image).stem))
     return scene.name if len(scene.rainy) == 1 else f"{scene.name}-{version}"

@@ -1,4 +1,4 @@
-"""Finding the files of a published benchmark, in whichever layout it was unpacked."""
+"""Finds the files of a published dataset, in whichever layout it was unpacked."""
 
 import concurrent.futures
 import dataclasses
@@ -16,57 +16,62 @@ from manas_jax.files import natural_order
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What was found of a split: its scenes (one per clean file) and the layout they are in."""
+class FoundSplit:
+    """A split as it was found.
+
+    Attributes:
+      scenes: one per clean file.
+      layout: the layout that the files are in.
+    """
 
     scenes: tuple[Scene, ...]
     layout: catalog.Layout
 
     @property
     def pairs(self) -> int:
-        """How many rainy pictures there are."""
+        """The number of rainy images."""
         return sum(len(scene.rainy) for scene in self.scenes)
 
 
-def get(name: str) -> catalog.Benchmark:
-    """The entry of that name.
+def get(name: str) -> catalog.Dataset:
+    """Returns the catalog's entry.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none of this name.
     """
-    if name not in catalog.BENCHMARKS:
-        raise UserError(f"no benchmark {name!r}; known are {', '.join(catalog.BENCHMARKS)}")
-    return catalog.BENCHMARKS[name]
+    if name not in catalog.DATASETS:
+        raise UserError(f"unknown dataset {name!r}; known are {', '.join(catalog.DATASETS)}")
+    return catalog.DATASETS[name]
 
 
-def find(name: str, root) -> tuple[dict[str, Found], tuple[str, ...]]:
-    """The splits of benchmark `name` below the folder `root`, each in the layout that fits best.
+def find(name: str, root) -> tuple[dict[str, FoundSplit], tuple[str, ...]]:
+    """Finds the splits of a dataset below the folder `root`, each in the layout that fits best.
 
-    No picture is opened. Counts are not checked (`prepare` does that).
+    Opens no image and checks no counts (`prepare` does that).
 
     Returns:
-      What was found, by the name of the split (splits without files are left out), and the
-      pictures below `root`, as paths relative to it, that belong to none.
+      The splits by name, without those that have no files; and the images that belong to no
+      split, as paths relative to `root`.
 
     Raises:
-      UserError: no such benchmark or folder, nothing found, two files of one name, or pictures
+      UserError: no such dataset or folder, nothing found, two files of one name, or images
         without their counterpart.
     """
-    benchmark = get(name)
+    dataset = get(name)
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; name the one that holds {benchmark.title}")
-    files = _pictures_below(root)
+        raise UserError(f"{root} is not a folder; name the one that holds {dataset.title}")
+    files = _images_below(root)
     splits, used = {}, set()
-    for split, entry in benchmark.splits.items():
+    for split, entry in dataset.splits.items():
         match = max((_match(files, layout) for layout in entry.layouts), key=lambda m: m.fit)
         if match.fit[0]:
-            splits[split] = Found(_scenes(match, root), match.layout)
+            splits[split] = FoundSplit(_scenes(match, root), match.layout)
             used.update(path for path, _ in (*match.clean, *match.rainy))
     if not splits:
-        first = next(iter(benchmark.splits.values())).layouts[0]
+        first = next(iter(dataset.splits.values())).layouts[0]
         raise UserError(
-            f"{root}: no files of {benchmark.title} among {len(files)} pictures, such as "
+            f"{root}: no files of {dataset.title} among {len(files)} images, such as "
             f"{first.clean or first.rainy}; `python -m manas_jax.data.prepare {name}` lists the "
             "layouts"
         )
@@ -74,55 +79,58 @@ def find(name: str, root) -> tuple[dict[str, Found], tuple[str, ...]]:
 
 
 def load(name: str, root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """Training and test scenes of a benchmark, read straight from its folder.
+    """Loads training and test scenes of a dataset from its folder.
 
-    Where the benchmark has several test splits, scenes are named after theirs. Clean pictures are
-    decoded only if the entry says that their pixels decide what is one background
-    (`near_identical`): `prepare` once, then reading what it wrote, spares that.
+    With several test splits, a scene's name starts with that of its split. Clean images are
+    decoded only if their pixels decide which scenes share a background (`near_identical`); a
+    dataset that `prepare` wrote does not need this.
+
+    Returns:
+      Training scenes, test scenes.
 
     Raises:
-      UserError: as `find`; or a picture cannot be decoded.
+      UserError: as `find`, or an image cannot be decoded.
     """
     near_identical = get(name).near_identical
     splits = {
-        split: _merged(found.scenes) if near_identical and split == "train" else found.scenes
+        split: _merge(found.scenes) if near_identical and split == "train" else found.scenes
         for split, found in find(name, root)[0].items()
     }
     return train_and_test(splits)
 
 
-def _merged(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
+def _merge(scenes: Sequence[Scene]) -> tuple[Scene, ...]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        prints = pool.map(lambda scene: duplicates.fingerprint(read(scene.clean)), scenes)
-        return duplicates.merge(scenes, prints, near_identical=True)[0]
+        fingerprints = pool.map(lambda scene: duplicates.fingerprint(read(scene.clean)), scenes)
+        return duplicates.merge(scenes, fingerprints, near_identical=True)[0]
 
 
 # --- matching ----------------------------------------------------------------------------------
 
-_Keyed = list[tuple[str, re.Match]]  # (path, how the template matched it)
+_Matches = list[tuple[str, re.Match]]  # (path, match of the template)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Match:
     layout: catalog.Layout
-    clean: _Keyed
-    rainy: _Keyed
+    clean: _Matches
+    rainy: _Matches
 
     @functools.cached_property
     def fit(self) -> tuple[int, int]:
-        """(rainy files that have what they need, all files matched); more is better."""
+        """(rainy files with all they need, all files matched); the greatest fits best."""
         if self.layout.clean and not self.layout.clean_half:
-            keys = {_key(found) for _, found in self.clean}
-            whole = sum(_key(found) in keys for _, found in self.rainy)
+            keys = {_key(match) for _, match in self.clean}
+            complete = sum(_key(match) in keys for _, match in self.rainy)
         else:
-            whole = len(self.clean) or len(self.rainy)
+            complete = len(self.clean) or len(self.rainy)
         matched = len(self.clean) + len(self.rainy)
-        # One role alone is a split that lost the other: an error to tell of, not an absent split.
-        return (whole or min(matched, 1)), matched
+        # With one role alone, the split is present and lacks the other role: an error to report.
+        return (complete or min(matched, 1)), matched
 
 
 def _match(files: Iterable[str], layout: catalog.Layout) -> _Match:
-    def matching(template: str) -> _Keyed:
+    def matching(template: str) -> _Matches:
         if not template:
             return []
         found = ((path, _pattern(template).fullmatch(path)) for path in files)
@@ -136,7 +144,7 @@ def _match(files: Iterable[str], layout: catalog.Layout) -> _Match:
 
 
 def _scenes(match: _Match, root: pathlib.Path) -> tuple[Scene, ...]:
-    """The scenes of a split; each clean file is one."""
+    """The scenes of a split, one per clean file."""
 
     def full(path: str) -> str:
         return str(root / path)
@@ -159,11 +167,11 @@ def _scenes(match: _Match, root: pathlib.Path) -> tuple[Scene, ...]:
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern:
-    """The regular expression of a `catalog.Layout` template, for a path below the root."""
+    """Compiles a template of `catalog.Layout` to a regular expression for paths below the root."""
     folders = {"clean": catalog.CLEAN_FOLDERS, "rainy": catalog.RAINY_FOLDERS}
     suffixes = {suffix[1:] for suffix in images.SUFFIXES}
     pattern, seen = "", set()
-    for i, part in enumerate(re.split(r"[{}]", template)):
+    for i, part in enumerate(re.split(r"[{}]", template)):  # odd ones were in braces
         if i % 2 == 0:
             pattern += re.escape(part)
         elif "|" in part or part in folders or part == "ext":
@@ -188,12 +196,12 @@ def _number(match: re.Match) -> int:
     return int(name) if name.isdecimal() else -1
 
 
-def _pictures_below(root: pathlib.Path) -> list[str]:
-    """Paths relative to `root`, with forward slashes, 2.png before 10.png."""
+def _images_below(root: pathlib.Path) -> list[str]:
+    """Paths relative to `root`, with forward slashes, in natural order."""
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]
         above = os.path.relpath(folder, root).replace(os.sep, "/")
         prefix = "" if above == "." else above + "/"
-        found += [prefix + name for name in names if images.is_picture(name)]
+        found += [prefix + name for name in names if images.is_image(name)]
     return sorted(found, key=natural_order)

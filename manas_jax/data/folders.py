@@ -1,4 +1,4 @@
-"""Scenes in a folder whose layout is detected."""
+"""Scenes of a folder whose layout is detected."""
 
 import collections
 import dataclasses
@@ -12,13 +12,13 @@ from manas_jax.files import first_few, natural_order
 
 
 def load(root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """Finds the training and the test scenes below the folder `root`.
+    """Loads training and test scenes below the folder `root`.
 
     `root` has a train folder, a test folder or both; if it has neither, all of it is for training.
     Each of them, by the folder names in `catalog`, is one of
 
-    - a folder of clean pictures and one of rainy pictures, paired by name (see `pairing`);
-    - pictures whose names tell the role (`norain-1.png` and `rain-1.png`, `7_clean.png` and
+    - a folder of clean images and one of rainy images, paired by name (see `pairing`);
+    - images whose names tell the role (`norain-1.png` and `rain-1.png`, `7_clean.png` and
       `7_rain.png`);
     - clean photographs;
     - several such folders.
@@ -27,7 +27,7 @@ def load(root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
       Training scenes, test scenes.
 
     Raises:
-      UserError: the folder is missing or empty, or pictures lack their counterpart.
+      UserError: the folder is missing or empty, or images lack their counterpart.
     """
     root = pathlib.Path(root)
     if not root.is_dir():
@@ -45,14 +45,14 @@ def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
     clean = _named(folders, catalog.CLEAN_FOLDERS, folder)
     rainy = _named(folders, catalog.RAINY_FOLDERS, folder)
     if clean and rainy:
-        return _pairs(_pictures(clean), _pictures(rainy))
+        return _pairs(_images(clean), _images(rainy))
     if clean or rainy:
         present, absent = (clean, "rainy") if clean else (rainy, "clean")
         raise UserError(
-            f"{present}: there is no folder of {absent} pictures beside it; name it one of "
+            f"{present}: there is no folder of {absent} images beside it; name it one of "
             f"{sorted(catalog.RAINY_FOLDERS if clean else catalog.CLEAN_FOLDERS)}"
         )
-    files = _pictures(folder, may_be_empty=bool(folders))
+    files = _images(folder, may_be_empty=bool(folders))
     if files:
         return _scenes_of_files(files)
     return tuple(
@@ -95,10 +95,10 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(inner, key=natural_order)
 
 
-def _pictures(folder: pathlib.Path, *, may_be_empty: bool = False) -> list[pathlib.Path]:
-    found = sorted(filter(images.is_picture, folder.iterdir()), key=natural_order)
+def _images(folder: pathlib.Path, *, may_be_empty: bool = False) -> list[pathlib.Path]:
+    found = sorted(filter(images.is_image, folder.iterdir()), key=natural_order)
     if not found and not may_be_empty:
-        raise UserError(f"{folder}: no pictures in this folder")
+        raise UserError(f"{folder}: no images in this folder")
     return found
 
 

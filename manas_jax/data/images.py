@@ -1,14 +1,15 @@
-"""Reading and writing pictures: the one place where files become pixels and pixels files.
+"""Reads and writes images for training and scoring.
 
-Everything is 8-bit RGB in height, width, channel order. What a file holds beyond that is reduced in
-one stated way:
+Pixels are 8-bit RGB of shape (height, width, 3). Other files are converted as follows:
 
 - grayscale is repeated over the three channels, palettes are looked up, CMYK is converted;
-- 16-bit samples keep their upper 8 bits (65535 becomes 255; nothing is clipped);
-- alpha is dropped, not composited: it says how a picture is laid over a page, whereas the colours
-  under it are what was recorded, and a rainy picture and its clean one must be treated alike;
-- EXIF orientation is applied, so a picture is seen as its camera meant it;
-- of an animation or a multi-page file the first frame is taken.
+- 16-bit samples are reduced to their upper 8 bits (65535 becomes 255; nothing is clipped);
+- alpha is dropped, not composited: the colours under it are what was recorded, and a rainy image
+  and its clean one must be treated alike;
+- EXIF orientation is applied;
+- of an animation or a multi-page file only the first frame is read.
+
+`inference.image_files` reads and writes images without such losses.
 """
 
 import os
@@ -24,24 +25,22 @@ from manas_jax.files import has_suffix, output_file
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 _EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = frozenset({5, 6, 7, 8})  # the EXIF orientations that swap height and width
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
-"""What Pillow raises for damaged files, depending on format and on where the damage is."""
+_SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
+"""What Pillow raises for damaged files, which depends on the format and on the damage."""
 
 
-def is_picture(path) -> bool:
-    """Whether the name of `path` ends like that of a picture (hidden files never do)."""
+def is_image(path) -> bool:
+    """Whether a file name has the suffix of an image and is not hidden."""
     return has_suffix(path, SUFFIXES)
 
 
 def read(path) -> np.ndarray:
-    """Decodes the picture at `path` into uint8 of shape (height, width, 3), RGB.
-
-    See the module's docstring for what becomes of alpha, 16-bit samples, palettes and orientation.
+    """Decodes an image file to RGB, uint8 (height, width, 3), as the module's docstring states.
 
     Raises:
-      UserError: the file is missing, empty, truncated, no picture, or holds samples that have no
-        agreed range (floating point, or integers beyond 16 bits).
+      UserError: the file is missing, empty, truncated, not an image, or holds samples without a
+        standard range (floating point, or integers beyond 16 bits).
     """
     with _open(path) as image:
         try:
@@ -50,39 +49,39 @@ def read(path) -> np.ndarray:
                 return _from_16_bit(np.asarray(image), path)
             if image.mode == "F":
                 raise UserError(
-                    f"{path}: floating-point samples have no agreed range; convert it to 8 or "
+                    f"{path}: floating-point samples have no standard range; convert it to 8 or "
                     "16 bits"
                 )
             return np.array(image.convert("RGB"))
-        except (*DAMAGE, Image.DecompressionBombError) as error:
-            raise UserError(damaged(path, error)) from error
+        except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+            raise UserError(damage_message(path, error)) from error
 
 
 def size(path) -> tuple[int, int]:
-    """The (height, width) that `read` would give, from the file's header alone.
+    """Returns the (height, width) of what `read` returns, from the file's header alone.
 
     Raises:
-      UserError: the file is missing, empty or no picture.
+      UserError: the file is missing, empty or not an image.
     """
     with _open(path) as image:
         try:
             width, height = image.size
-            # Looking for EXIF in a file that has none may decode it: ask only where it is at hand.
+            # `getexif` may decode the file if it has no EXIF.
             has_exif = "exif" in image.info or image.format == "TIFF"
-            sideways = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-        except DAMAGE as error:
-            raise UserError(damaged(path, error)) from error
-    return (width, height) if sideways else (height, width)
+            swapped = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _SWAPPED
+        except DECODE_ERRORS as error:
+            raise UserError(damage_message(path, error)) from error
+    return (width, height) if swapped else (height, width)
 
 
 def write_png(path, pixels: np.ndarray) -> None:
-    """Writes uint8 `pixels` of shape (height, width, 3) to `path` as PNG, wholly or not at all.
+    """Writes uint8 `pixels` of shape (height, width, 3) as PNG, completely or not at all.
 
-    Missing folders are made.
+    Missing folders are created.
 
     Raises:
       ValueError: `pixels` is not uint8 of shape (height, width, 3).
-      UserError: the place cannot be written to.
+      UserError: `path` cannot be written.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"expected uint8 of shape (H, W, 3), got {pixels.dtype} of {pixels.shape}")
@@ -94,21 +93,21 @@ def _open(path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such picture") from error
-    except (*DAMAGE, Image.DecompressionBombError) as error:
-        raise UserError(damaged(path, error)) from error
+        raise UserError(f"{path}: no such image") from error
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError(damage_message(path, error)) from error
 
 
-def damaged(path, error: Exception) -> str:
-    """The message for a picture that Pillow gave up on with this error."""
+def damage_message(path, error: Exception) -> str:
+    """The error message for an image that Pillow cannot decode."""
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return f"{path}: the file is empty (0 bytes); copy it again or remove it"
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path}: cannot be read as a picture ({reason}); copy it again or remove it"
+    return f"{path}: cannot be read as an image ({reason}); copy it again or remove it"
 
 
 def _from_16_bit(samples: np.ndarray, path) -> np.ndarray:
-    """Upper bytes of (height, width) samples, as Pillow does it for 16-bit RGB, in 3 channels."""
+    """Upper bytes of (height, width) samples, as Pillow reduces 16-bit RGB, in 3 channels."""
     if samples.min() < 0 or samples.max() > 65535:
         raise UserError(f"{path}: integer samples beyond 16 bits; convert it to 8 or 16 bits")
     gray = (samples.astype(np.uint16) >> 8).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""TensorFlow and TensorFlow Datasets, on the host alone and imported at first use."""
+"""TensorFlow and TensorFlow Datasets, on the CPU only and imported at first use."""
 
 import importlib
 import threading
@@ -6,22 +6,22 @@ import threading
 from etils import epy
 
 
-def _leave_accelerators(_: str) -> None:
-    """Left alone, TensorFlow would claim the accelerator's memory that JAX needs."""
+def _hide_accelerators(_: str) -> None:
+    """Keeps TensorFlow from allocating the accelerator memory that JAX needs."""
     config = importlib.import_module("tensorflow").config
     for kind in ("GPU", "TPU"):
         config.set_visible_devices([], kind)
 
 
-with epy.lazy_imports(success_callback=_leave_accelerators):
+with epy.lazy_imports(success_callback=_hide_accelerators):
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
 
 def import_in_background() -> None:
-    """Starts to import TensorFlow in a thread; whoever uses it first waits for what is left.
+    """Imports TensorFlow in a thread; its first use waits for the rest of the import.
 
-    It takes seconds, which a command has while its programs are compiled or loaded.
+    The import takes seconds, during which a command can compile or load its programs.
     """
     threading.Thread(target=importlib.import_module, args=("tensorflow",)).start()
 

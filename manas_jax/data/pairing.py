@@ -86,7 +86,7 @@ def group_versions(
     childless = [clean[key] for key, files in versions.items() if not files]
     for files, lack in (orphans, "rainy without its clean"), (childless, "clean without a rainy"):
         if files:
-            raise UserError(f"{first_few(files)}: {lack} picture; add it or remove these")
+            raise UserError(f"{first_few(files)}: {lack} image; add it or remove these")
     return versions
 
 

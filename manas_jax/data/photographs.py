@@ -1,4 +1,4 @@
-"""Scenes from photographs that come inside installed packages."""
+"""Scenes of photographs that ship inside installed packages."""
 
 import importlib.util
 import pathlib
@@ -9,7 +9,7 @@ from manas_jax.data import images
 from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
 
-# Photographs that come inside packages this project requires: (package, path below it).
+# (required package, path below it).
 TRAINING_PHOTOGRAPHS = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/rocket.jpg"),
@@ -25,46 +25,49 @@ TEST_PHOTOGRAPHS = (
     ("skimage", "data/coffee.png"),
     ("skimage", "data/camera.png"),
 )
-_TILE = 192  # pixels; the least side of a scene cut from a training photograph
+_MIN_TILE = 192  # pixels; the least side of a scene of a training photograph
 
 
 def load(crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """Training and test scenes from photographs that ship inside installed packages.
+    """Loads training and test scenes; nothing is downloaded.
 
-    Nothing is downloaded. Training photographs are cut into tiles that do not overlap (at least
-    192 pixels and at least `crop` a side), one scene each; test photographs stay whole. No scene
-    has rainy versions.
+    A training photograph is split into tiles that do not overlap, with sides of at least 192
+    pixels and at least `crop`, one scene each; test photographs stay whole. No scene has rainy
+    versions.
+
+    Returns:
+      Training scenes, test scenes.
 
     Raises:
-      UserError: a package comes without its photographs.
+      UserError: a photograph is missing from its package.
     """
     tiles = [
         scene
         for package, file in TRAINING_PHOTOGRAPHS
-        for scene in _tiles(path_in_package(package, file), max(_TILE, crop))
+        for scene in _tiles(path_in_package(package, file), max(_MIN_TILE, crop))
     ]
     whole = [path_in_package(package, file) for package, file in TEST_PHOTOGRAPHS]
     return tuple(tiles), tuple(Scene(pathlib.Path(p).stem, p) for p in whole)
 
 
 def path_in_package(package: str, file: str) -> str:
-    """The path of a file inside an installed package, which is not imported.
+    """Finds a photograph inside an installed package, without importing the package.
 
     Raises:
-      UserError: it is not there.
+      UserError: it is missing.
     """
     spec = importlib.util.find_spec(package)
     path = pathlib.Path(spec.origin).parent / file if spec else None
     if path is None or not path.is_file():
         raise UserError(
             f"data.source: the photograph {file} is missing from the package {package}; "
-            f"reinstall it with pip"
+            "reinstall it with pip"
         )
     return str(path)
 
 
 def _tiles(path: str, side: int) -> list[Scene]:
-    """Non-overlapping scenes of at least `side` pixels, as equal as can be, covering a picture."""
+    """Splits a photograph into scenes with sides of at least `side`, as equal as possible."""
     pixels = images.read(path)
     name = pathlib.Path(path).stem
     rows = np.array_split(pixels, max(1, pixels.shape[0] // side), axis=0)

@@ -1,4 +1,7 @@
-"""A scene: one clean picture and its rainy versions. The pictures may be files, pixels or lazy."""
+"""A scene: one background, as a clean image and its rainy versions.
+
+Its images may be files, arrays or anything that decodes on demand.
+"""
 
 import dataclasses
 import functools
@@ -12,8 +15,8 @@ from manas_jax.data import images
 from manas_jax.errors import UserError
 
 
-class Lazy(Protocol):
-    """A picture that is decoded when asked for; `str()` of it says what it is."""
+class LazyImage(Protocol):
+    """An image that is decoded on demand; `str()` of it describes it in messages."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -21,19 +24,19 @@ class Lazy(Protocol):
 
     @property
     def identity(self) -> Hashable:
-        """Equal for equal pictures, without decoding."""
+        """Equal for equal images, without decoding."""
 
     def read(self) -> np.ndarray:
-        """The pixels, uint8 (height, width, 3)."""
+        """Decodes the pixels, uint8 (height, width, 3)."""
 
 
-# The path of a file, pixels (uint8, height, width, 3), or something that knows how to get them.
-Picture = str | np.ndarray | Lazy
+# The path of a file, pixels (uint8, height, width, 3), or an image that decodes on demand.
+ImageLike = str | np.ndarray | LazyImage
 
 
 @dataclasses.dataclass(frozen=True)
 class Half:
-    """One half of a file that holds two pictures side by side.
+    """One half of a file that holds two images side by side.
 
     Attributes:
       path: the file.
@@ -52,16 +55,16 @@ class Half:
         """
         height, width = images.size(self.path)
         if width % 2:
-            raise UserError(f"{self.path}: {width} pixels wide, which two halves cannot share")
+            raise UserError(f"{self.path}: {width} pixels wide, an odd width has no two halves")
         return height, width // 2
 
     @property
     def identity(self) -> Hashable:
-        """The halves on one side of byte-identical files are identical."""
+        """Equal for halves on the same side of byte-identical files."""
         return (self.side, _file_digest(self.path))
 
     def read(self) -> np.ndarray:
-        """The pixels, uint8 (height, width, 3).
+        """Decodes the pixels, uint8 (height, width, 3).
 
         Raises:
           UserError: the file has an odd width or cannot be decoded.
@@ -76,46 +79,54 @@ class Half:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """One background, seen clean and through rain.
+    """One background, without and with rain.
 
     Attributes:
       name: unique among the scenes of a split.
-      clean: the picture without rain; None for a photograph of rain, which has no such.
-      rainy: its rainy versions, all of the clean picture's size; may be empty (synthetic rain).
-      photograph: the photograph it was cut from, for splitting; a scene that is a whole photograph
-        of its own leaves it empty.
+      clean: the image without rain; None for a photograph of real rain, which has no such image.
+      rainy: the rainy versions, all of the clean image's size; empty if rain is to be synthesised.
+      photograph: the photograph that the scene was cropped from, so that splits keep its scenes
+        together; empty if the scene is a whole photograph.
     """
 
     name: str
-    clean: Picture | None
-    rainy: tuple[Picture, ...] = ()
+    clean: ImageLike | None
+    rainy: tuple[ImageLike, ...] = ()
     photograph: str = ""
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width), from the header of the clean picture (of a rainy one if none)."""
+        """(height, width), from the header of the clean image, or of a rainy one without it."""
         return size(self.rainy[0] if self.clean is None else self.clean)
 
 
-def read(picture: Picture) -> np.ndarray:
-    """The pixels of a picture, uint8 (height, width, 3)."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    return images.read(picture) if isinstance(picture, str) else picture.read()
+def read(image: ImageLike) -> np.ndarray:
+    """Decodes the pixels of an image, uint8 (height, width, 3).
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    return images.read(image) if isinstance(image, str) else image.read()
 
 
-def size(picture: Picture) -> tuple[int, int]:
-    """(height, width) of a picture, without decoding."""
-    if isinstance(picture, np.ndarray):
-        return picture.shape[:2]
-    return images.size(picture) if isinstance(picture, str) else picture.size
+def size(image: ImageLike) -> tuple[int, int]:
+    """Returns (height, width) without decoding.
+
+    Raises:
+      UserError: the file is missing or its header damaged.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[:2]
+    return images.size(image) if isinstance(image, str) else image.size
 
 
-def identity(picture: Picture) -> Hashable:
-    """Equal for equal pictures: pixels of equal values, files of equal bytes."""
-    if isinstance(picture, np.ndarray):
-        return picture.shape, hashlib.sha256(np.ascontiguousarray(picture)).digest()
-    return _file_digest(picture) if isinstance(picture, str) else picture.identity
+def identity(image: ImageLike) -> Hashable:
+    """Returns a key that is equal for equal arrays, byte-identical files, equal lazy images."""
+    if isinstance(image, np.ndarray):
+        return image.shape, hashlib.sha256(np.ascontiguousarray(image)).digest()
+    return _file_digest(image) if isinstance(image, str) else image.identity
 
 
 def _file_digest(path: str) -> Hashable:

@@ -1,11 +1,11 @@
-"""Splitting scenes: by scene, and by photograph where one photograph yields several scenes.
+"""Splits of scenes by background.
 
-So no background is ever on two sides of a split.
+Scenes of one photograph stay together, so no background is in more than one split.
 """
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,14 @@ from manas_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """Disjoint scenes: for the weights, for the architecture, for choosing, for reporting."""
+    """Disjoint sets of scenes.
+
+    Attributes:
+      weights: to train the weights on.
+      architecture: to train the architecture on.
+      validation: to select checkpoints by.
+      test: to report scores on.
+    """
 
     weights: tuple[Scene, ...]
     architecture: tuple[Scene, ...]
@@ -32,18 +39,18 @@ def split(
     seed: int,
     limit: int = 0,
 ) -> Splits:
-    """Splits training scenes into those for validation, for the architecture and for the weights.
+    """Splits training scenes into validation, architecture and weights.
 
-    A pure function of its arguments. Scenes cut from one photograph stay together, so where there
-    are such, validation and architecture may get a few scenes more than asked for.
+    A pure function of its arguments. As scenes of one photograph stay together, validation and
+    architecture may get a few scenes more than requested.
 
     Args:
       training: the scenes to split.
-      test: handed through; none of it enters the other three.
+      test: test scenes, returned unchanged.
       validation_scenes: how many to hold out, 0 for none.
-      architecture_share: share of the others that the architecture sees, 0 to 1.
-      seed: which shuffle.
-      limit: if positive, keep at most that many for weights and architecture together.
+      architecture_share: share of the remaining scenes that train the architecture, 0 to 1.
+      seed: of the shuffle.
+      limit: if positive, at most so many scenes for weights and architecture together.
 
     Raises:
       UserError: a value is out of range or there are too few scenes.
@@ -63,25 +70,31 @@ def split(
     validation, groups = _take(groups, validation_scenes)
     if limit:
         groups, _ = _take(groups, limit)
-        groups = _cut(groups, limit)
+        groups = _truncate(groups, limit)
     remaining = sum(map(len, groups))
     architecture, groups = _take(groups, round(architecture_share * remaining))
-    starved = (architecture_share > 0 and not architecture) or (
+    one_is_empty = (architecture_share > 0 and not architecture) or (
         architecture_share < 1 and not groups
     )
-    if len(_flat(validation)) < validation_scenes or not remaining or starved:
+    if len(_flat(validation)) < validation_scenes or not remaining or one_is_empty:
         raise UserError(
             f"{len(training)} training scenes of {len(photographs)} photographs are too few to "
             f"hold out {validation_scenes} for validation and share the rest between weights and "
-            f"architecture (limit {limit or 'none'}); reduce data.validation_scenes or add pictures"
+            f"architecture (limit {limit or 'none'}); reduce data.validation_scenes or add images"
         )
     return Splits(_flat(groups), _flat(architecture), _flat(validation), tuple(test))
 
 
 def train_and_test(
-    splits: dict[str, tuple[Scene, ...]],
+    splits: Mapping[str, tuple[Scene, ...]],
 ) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """(training scenes, those of all other splits), the latter named after their split if many."""
+    """Joins published splits: 'train', and all others as the test split.
+
+    Where there are several others, their scenes are named SPLIT/NAME.
+
+    Returns:
+      Training scenes, test scenes.
+    """
     tests = {split: scenes for split, scenes in splits.items() if split != "train"}
     named = (
         dataclasses.replace(scene, name=f"{split}/{scene.name}") if len(tests) > 1 else scene
@@ -91,15 +104,15 @@ def train_and_test(
     return splits.get("train", ()), tuple(named)
 
 
-def _take(groups: list[list[Scene]], wanted: int) -> tuple[list, list]:
-    """Splits off the shortest head of `groups` that holds `wanted` scenes."""
-    held = np.concatenate([[0], np.cumsum([len(group) for group in groups], dtype=int)])
-    cut = int(np.searchsorted(held, wanted))
-    return groups[:cut], groups[cut:]
+def _take(groups: list[list[Scene]], count: int) -> tuple[list, list]:
+    """Splits off as many leading groups as hold at least `count` scenes."""
+    total = np.concatenate([[0], np.cumsum([len(group) for group in groups], dtype=int)])
+    end = int(np.searchsorted(total, count))
+    return groups[:end], groups[end:]
 
 
-def _cut(groups: list[list[Scene]], limit: int) -> list[list[Scene]]:
-    """The first `limit` scenes of `groups`, still in groups."""
+def _truncate(groups: list[list[Scene]], limit: int) -> list[list[Scene]]:
+    """Shortens the last group so that all of them hold at most `limit` scenes."""
     excess = max(0, sum(map(len, groups)) - limit)
     return [*groups[:-1], groups[-1][: len(groups[-1]) - excess]] if groups else groups
 

@@ -1,11 +1,11 @@
-"""The benchmarks as TensorFlow Datasets: one builder, a configuration for each of them.
+"""The catalog as TensorFlow Datasets: one builder with a configuration per dataset.
 
-An example is a scene: its name, its clean picture and all its rainy versions. Files are stored as
-they are where every reader decodes them alike, as PNG otherwise. The shards are ArrayRecords, which
-can be read at any place: `scenes` gives pictures that stay on disk until they are read.
+An example is a scene: its name, its clean image and all its rainy versions. Files are stored
+unchanged if all decoders agree on their pixels, else as PNG. The shards are ArrayRecords, which
+have random access, so that `tfds_reader` decodes single images on demand.
 
-`tfds.builder("derain/rain100l", data_dir=...)` finds what was prepared, also where this module is
-not imported; `.as_data_source("train")` then gives examples as NumPy arrays.
+`tfds.builder("derain/rain100l", data_dir=...)` opens a dataset once it is written, even if this
+module is not imported; `.as_data_source("train")` then yields examples as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from manas_jax.data import catalog, duplicates, finder, images
 from manas_jax.data.lazy_tf import tf, tfds
-from manas_jax.data.scene import Picture, Scene, read
+from manas_jax.data.scene import ImageLike, Scene, read
 from manas_jax.data.tfds_reader import INDEX
 from manas_jax.errors import UserError
 
@@ -30,12 +30,12 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class Derain(tfds.core.GeneratorBasedBuilder):
-    """De-raining benchmarks. `manual_dir` is the folder that a benchmark was unpacked in."""
+    """De-raining datasets. `manual_dir` is the folder that a dataset was unpacked in."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS wants a list)
-        tfds.core.BuilderConfig(name=name, description=benchmark.title)
-        for name, benchmark in catalog.BENCHMARKS.items()
+        tfds.core.BuilderConfig(name=name, description=dataset.title)
+        for name, dataset in catalog.DATASETS.items()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Prepare it with `python -m manas_jax.data.prepare NAME --root DIR`, which checks the "
@@ -43,10 +43,10 @@ class Derain(tfds.core.GeneratorBasedBuilder):
     )
 
     def __init__(self, *, splits: Mapping[str, Sequence[Scene]] | None = None, **kwargs):
-        """Makes a builder.
+        """Creates a builder.
 
         Args:
-          splits: the scenes to write, where they have been found already.
+          splits: the scenes to write; None to find them in `manual_dir`.
           **kwargs: of `tfds.core.DatasetBuilder`.
         """
         self._splits = splits
@@ -54,21 +54,21 @@ class Derain(tfds.core.GeneratorBasedBuilder):
         super().__init__(**{"file_format": _FORMAT} | kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        benchmark = catalog.BENCHMARKS[self.builder_config.name]
+        dataset = catalog.DATASETS[self.builder_config.name]
         features = {
             "name": tfds.features.Text(),
             "clean": tfds.features.Image(doc="without rain"),
-            "rainy": tfds.features.Sequence(tfds.features.Image(), doc="the same, rained on"),
+            "rainy": tfds.features.Sequence(tfds.features.Image(), doc="the same with rain"),
         }
-        layouts = [layout for split in benchmark.splits.values() for layout in split.layouts]
+        layouts = [layout for split in dataset.splits.values() for layout in split.layouts]
         if not all(layout.clean for layout in layouts):
             del features["clean"]
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{benchmark.title}. Backgrounds: {benchmark.backgrounds}.",
+            description=f"{dataset.title}. Backgrounds: {dataset.backgrounds}.",
             features=tfds.features.FeaturesDict(features),
-            homepage=benchmark.url,
-            citation=benchmark.citation,
+            homepage=dataset.url,
+            citation=dataset.citation,
             disable_shuffling=True,  # examples stay in the order of the index
             metadata=tfds.core.MetadataDict({INDEX: self._index}),
         )
@@ -77,47 +77,49 @@ class Derain(tfds.core.GeneratorBasedBuilder):
         splits = self._splits
         if splits is None:
             found, _ = finder.find(self.builder_config.name, dl_manager.manual_dir)
-            splits = {split: part.scenes for split, part in found.items()}
+            splits = {name: split.scenes for name, split in found.items()}
         return {split: self._generate_examples(split, scenes) for split, scenes in splits.items()}
 
     def _generate_examples(self, split: str, scenes: Sequence[Scene]) -> Iterator:
         index = self._index[split] = []
-        # TFDS sorts by key in a thousand buckets of equal ranges of 128 bits, one in memory at a
-        # time. Keys spread over the whole range keep the order and fill all buckets.
-        spread = 2**128 // max(1, len(scenes))
+        # TFDS sorts by 128-bit keys in a thousand buckets of equal ranges and holds one bucket in
+        # memory. Keys that span the whole range fill all buckets evenly and preserve the order.
+        step = 2**128 // max(1, len(scenes))
         for i, scene in enumerate(tqdm(scenes, f"writing {split}", unit=" scenes", disable=None)):
             reference = read(scene.rainy[0] if scene.clean is None else scene.clean)
             digest = duplicates.fingerprint(reference).digest
             height, width, _ = reference.shape
             index.append([scene.name, height, width, len(scene.rainy), digest, scene.photograph])
-            example = {"name": scene.name, "rainy": [_storable(picture) for picture in scene.rainy]}
+            example = {"name": scene.name, "rainy": [_encodable(image) for image in scene.rainy]}
             if scene.clean is not None:
-                example["clean"] = _storable(scene.clean)
-            yield i * spread, example
+                example["clean"] = _encodable(scene.clean)
+            yield i * step, example
 
 
 def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None) -> pathlib.Path:
-    """Writes the scenes of benchmark `name` as `derain/NAME` below `data_dir`, wholly or not.
+    """Writes scenes as `derain/NAME` below `data_dir`, completely or not at all.
 
     Args:
-      name: of the benchmark.
-      splits: its scenes, by the name of the split; none may be empty.
-      data_dir: where TFDS keeps data sets; None: where it does by default.
+      name: of the dataset in `catalog`.
+      splits: the scenes by split; no split may be empty.
+      data_dir: the folder for TFDS datasets; None for the default one.
 
     Returns:
-      The folder of the data set.
+      The folder of the dataset.
 
     Raises:
-      UserError: it is there already, the place cannot be written to, or a picture cannot be read.
+      UserError: the folder exists or cannot be written, or an image cannot be read.
     """
     builder = Derain(config=name, data_dir=data_dir, splits=splits)
     target = pathlib.Path(builder.data_path)
     if target.exists():
-        raise UserError(f"{target} is there already; remove it or choose another --data_dir")
-    tfds.disable_progress_bar()  # ours knows how long it will take
+        raise UserError(f"{target} already exists; remove it or choose another --data_dir")
+    tfds.disable_progress_bar()  # `_generate_examples` has one that knows the total
     config = tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # TFDS prints that it downloads, which it does not
             builder.download_and_prepare(download_config=config)
     except (OSError, tf.errors.OpError) as error:
         reason = " ".join(str(error).split())
@@ -125,14 +127,14 @@ def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None
     return target
 
 
-def _storable(picture: Picture) -> str | np.ndarray:
-    """The file itself if all decoders see in it what `images.read` does, else pixels."""
-    if not isinstance(picture, str):
-        return read(picture)
+def _encodable(image: ImageLike) -> str | np.ndarray:
+    """The file itself if all decoders agree with `images.read` on its pixels, else the pixels."""
+    if not isinstance(image, str):
+        return read(image)
     try:
-        with Image.open(picture) as image:
-            plain = image.format in ("PNG", "JPEG") and image.mode in ("RGB", "L")
-            turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-    except (OSError, SyntaxError):  # `images.read` will say what is wrong
-        plain, turned = False, False
-    return picture if plain and not turned else images.read(picture)
+        with Image.open(image) as opened:
+            plain = opened.format in ("PNG", "JPEG") and opened.mode in ("RGB", "L")
+            rotated = "exif" in opened.info and opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    except (OSError, SyntaxError):  # which `images.read` explains
+        plain, rotated = False, False
+    return image if plain and not rotated else images.read(image)

@@ -1,7 +1,8 @@
-"""Scenes in TensorFlow Datasets: those that `prepare` wrote, and any others with image features."""
+"""Scenes of TensorFlow Datasets: those that `prepare` wrote and others with image features."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 from collections.abc import Mapping
@@ -14,20 +15,29 @@ from manas_jax.data.scene import Scene
 from manas_jax.data.splits import train_and_test
 from manas_jax.errors import UserError
 
-NAME = "derain"
-INDEX = "scenes"  # in the data set's metadata: per split, what is known of each example in order
+NAME = "derain"  # of the builder in `tfds_builder`
+INDEX = "scenes"
+"""Key of the metadata of `derain` datasets. The value has a row per example, by split:
+(name, height, width, number of rainy versions, digest of the clean pixels, photograph)."""
 
 
 def load(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
-    """Training and test scenes from a prepared TensorFlow Datasets data set.
+    """Loads training and test scenes of a dataset that TFDS has on disk.
 
-    What `manas_jax.data.prepare` wrote (`derain/...`) stays on disk and is decoded when read. Any
-    other data set is held in memory: image features named like the folders in `catalog` (`rainy`,
-    `clean`, ...) are pairs, a single image feature is one of clean photographs; the splits `train`
-    and `test` are read, or `validation` where there is no `test`.
+    Images that `manas_jax.data.prepare` wrote (`derain/...`) are decoded on demand. Any other
+    dataset is held in memory: its image features are pairs if they are named like the folders in
+    `catalog` (`rainy`, `clean`, ...); a single one holds clean photographs. Of its splits, `train`
+    and `test` are read, or `validation` if there is no `test`.
+
+    Args:
+      name: of the dataset, as `tfds.builder` accepts it.
+      data_dir: the folder that TFDS wrote it to; '' for the default one.
+
+    Returns:
+      Training scenes, test scenes.
 
     Raises:
-      UserError: the data set is not there, or has no such features.
+      UserError: the dataset is missing, or has no such features.
     """
     builder = _builder(name, data_dir)
     if builder.name == NAME:
@@ -51,88 +61,85 @@ def load(name: str, data_dir: str = "") -> tuple[tuple[Scene, ...], tuple[Scene,
 
 
 def prepared_scenes(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[Scene, ...]]:
-    """The scenes of a prepared `derain/...`, by the name of their split, still on disk.
+    """Returns the scenes of a dataset that `prepare` wrote, by split; their images stay on disk.
 
     Raises:
-      UserError: the data set was not written by `Derain`, or not in full.
+      UserError: the dataset has no index, or one that does not match its shards.
     """
     index = (builder.info.metadata or {}).get(INDEX, {})
+    has_clean = "clean" in builder.info.features
     found = {}
     for split, info in builder.info.splits.items():
         rows = index.get(split, [])
         if len(rows) != info.num_examples:
             raise UserError(
-                f"{builder.data_path}: its index tells of {len(rows)} scenes in {split}, the "
-                f"shards of {info.num_examples}; remove the folder and prepare the set again"
+                f"{builder.data_path}: the index lists {len(rows)} scenes in {split} and the "
+                f"shards hold {info.num_examples}; remove the folder and prepare the dataset again"
             )
         shards = _Shards(builder, split)
-        has_clean = "clean" in builder.info.features
-        found[split] = tuple(
-            Scene(
-                name,
-                Record(shards, i, None, (height, width), digest) if has_clean else None,
-                tuple(Record(shards, i, v, (height, width), digest) for v in range(versions)),
-                photograph,
-            )
-            for i, (name, height, width, versions, digest, photograph) in enumerate(rows)
-        )
+        scenes = []
+        for i, (name, height, width, versions, digest, photograph) in enumerate(rows):
+            image = functools.partial(_Stored, shards, i, size=(height, width), digest=digest)
+            rainy = tuple(image(version) for version in range(versions))
+            scenes.append(Scene(name, image(None) if has_clean else None, rainy, photograph))
+        found[split] = tuple(scenes)
     return found
 
 
-class Record:
-    """One picture of one example; a `scene.Lazy`."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Stored:
+    """One image of one example; a `scene.LazyImage`.
 
-    __slots__ = ("_digest", "_number", "_shards", "_version", "size")
+    Attributes:
+      shards: those of its split.
+      number: of the example.
+      version: of the rainy images; None for the clean one.
+      size: (height, width).
+      digest: of the pixels of the clean image.
+    """
 
-    def __init__(
-        self,
-        shards: _Shards,
-        number: int,
-        version: int | None,
-        size: tuple[int, int],
-        digest: str,
-    ):
-        """Picture `version` (None: the clean one) of example `number`, of that (height, width)."""
-        self._shards, self._number, self._version = shards, number, version
-        self._digest, self.size = digest, size
+    shards: _Shards
+    number: int
+    version: int | None
+    size: tuple[int, int]
+    digest: str
 
     @property
     def identity(self) -> tuple:
-        """Equal for clean pictures of equal pixels, and for one and the same rainy picture."""
-        place = () if self._version is None else (self._number, self._version)
-        return (self._digest, *place)
+        """Equal for clean images of equal pixels; a rainy image equals itself alone."""
+        return (self.digest,) if self.version is None else (self.digest, self.number, self.version)
 
     def read(self) -> np.ndarray:
-        """The pixels, uint8 (height, width, 3).
+        """Decodes the pixels, uint8 (height, width, 3).
 
         Raises:
-          UserError: the shards are damaged or gone.
+          UserError: the shards are damaged or missing.
         """
         try:
-            example = self._shards.example(self._number)
+            example = self.shards.example(self.number)
             encoded = (
                 example["clean"].bytes_list.value[0]
-                if self._version is None
-                else example["rainy"].bytes_list.value[self._version]
+                if self.version is None
+                else example["rainy"].bytes_list.value[self.version]
             )
             return images.read(io.BytesIO(encoded))
         except Exception as error:  # array_record raises RuntimeError, ValueError, IndexError, ...
-            raise UserError(f"{self}: cannot be read; prepare the data set again") from error
+            raise UserError(f"{self}: cannot be read; prepare the dataset again") from error
 
     def __str__(self) -> str:
-        which = "clean picture" if self._version is None else f"rainy picture {self._version}"
-        return f"{which} of example {self._number} of {self._shards}"
+        which = "clean image" if self.version is None else f"rainy image {self.version}"
+        return f"{which} of example {self.number} of {self.shards}"
 
 
 class _Shards:
-    """Random access to the examples of a split, undecoded."""
+    """Random access to the encoded examples of a split."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self._name = f"{builder.data_path} ({split})"
         self._source = builder.as_data_source(
             split, deserialize_method=tfds.core.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
         )
-        # The pictures of one scene are read one after another, by a few threads.
+        # A few threads read the images of one scene one after another.
         self.example = functools.lru_cache(maxsize=8)(self._example)
 
     def _example(self, number: int) -> Mapping:
@@ -143,7 +150,7 @@ class _Shards:
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    how = "set data.root to the folder that holds it, or make it with " + (
+    how = "set data.root to the folder that holds it, or create it with " + (
         "`python -m manas_jax.data.prepare`" if name.startswith(f"{NAME}/") else "tfds.load"
     )
     try:
@@ -151,19 +158,19 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         prepared = bool(builder.info.splits)
     except (tfds.core.DatasetNotFoundError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"data.tfds_name: no TFDS data set {name!r} ({reason}); {how}") from error
+        raise UserError(f"data.tfds_name: no TFDS dataset {name!r} ({reason}); {how}") from error
     if not prepared:
         raise UserError(f"data.tfds_name: {name!r} is not prepared in {builder.data_dir}; {how}")
     return builder
 
 
 def _image_features(builder: tfds.core.DatasetBuilder, name: str) -> tuple[str, list[str]]:
-    """The names of the clean and of the rainy image features."""
+    """Names of the clean image feature and of the rainy ones."""
     if not isinstance(builder.info.features, tfds.features.FeaturesDict):
         raise UserError(f"data.tfds_name: {name!r} has no named features; need an image")
     features = [
         key
-        for key, feature in sorted(builder.info.features.items())  # TFDS keeps no order
+        for key, feature in sorted(builder.info.features.items())  # TFDS has no fixed order
         if isinstance(feature, tfds.features.Image)
     ]
     clean = [key for key in features if key.lower() in catalog.CLEAN_FOLDERS]
@@ -172,8 +179,8 @@ def _image_features(builder: tfds.core.DatasetBuilder, name: str) -> tuple[str, 
         clean = features
     if len(clean) != 1 or (len(features) > 1 and not rainy):
         raise UserError(
-            f"data.tfds_name: {name!r} has the image features {features}; need one alone, or a "
-            f"clean one (of {sorted(catalog.CLEAN_FOLDERS)}) and rainy ones (of "
+            f"data.tfds_name: {name!r} has the image features {features}; need a single one, or "
+            f"a clean one (of {sorted(catalog.CLEAN_FOLDERS)}) and rainy ones (of "
             f"{sorted(catalog.RAINY_FOLDERS)})"
         )
     return clean[0], rainy

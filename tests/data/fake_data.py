@@ -1,4 +1,4 @@
-"""Fake data sets: pictures with recognisable content, in files named as real sets name them."""
+"""Fake datasets: images with recognisable content, in files named like those of real datasets."""
 
 import ml_collections
 import numpy as np
@@ -34,7 +34,7 @@ def data_config(**changes):
 
 
 def save_flat(path, value, size=(12, 16)):
-    """Saves a picture of one colour."""
+    """Saves an image of one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
 
@@ -47,13 +47,13 @@ def write_pair_folder(root, clean="norain/{}.png", rainy=("rain/{}.png",), count
             save_flat(root / name.format(i), 110 + i)
 
 
-def value(picture):
-    """The colour of such a picture."""
-    return int(read(picture)[0, 0, 0])
+def value(image):
+    """The colour of such an image."""
+    return int(read(image)[0, 0, 0])
 
 
 def background(number):
-    """A picture with a structure of its own, uint8 (24, 32, 3)."""
+    """An image with random structure, uint8 (24, 32, 3)."""
     blocks = np.random.default_rng(number).integers(0, 200, (6, 8, 3), np.uint8)
     return np.asarray(Image.fromarray(blocks).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
@@ -86,7 +86,7 @@ def write_halves(root, name, numbers, side, *, version=1, shown=lambda number: n
         save(root / name.format(i=i), np.hstack(halves if side == "left" else halves[::-1]))
 
 
-# name of the layout: benchmark, {split: (clean template, rainy template, versions)}
+# name of the layout: dataset, {split: (clean template, rainy template, versions)}
 LAYOUTS = {
     "rain100l, folders": (
         "rain100l",
@@ -222,7 +222,7 @@ def write_rain100l(root):
 
 
 def coded(version, scene, size=CODED_SIZE):
-    """A picture whose pixels tell their (row, column, 16 * version + scene)."""
+    """An image whose pixels encode their (row, column, 16 * version + scene)."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     return np.stack([rows, columns, np.full(size, 16 * version + scene)], -1).astype(np.uint8)
 

@@ -5,9 +5,9 @@ import pytest
 from manas_jax.data import catalog, prepare
 
 
-@pytest.mark.parametrize("name", catalog.BENCHMARKS)
-def test_entries_are_complete(name):
-    entry = catalog.BENCHMARKS[name]
+@pytest.mark.parametrize("name", catalog.DATASETS)
+def test_entries_are_complete_and_described(name):
+    entry = catalog.DATASETS[name]
     assert all((entry.title, entry.backgrounds, entry.citation, entry.sources))
     assert entry.url.startswith("http")
     text = prepare.describe(name)

@@ -1,4 +1,4 @@
-"""Pairs to score on: whole pictures, each version once, the same rain always."""
+"""Pairs to score on: whole images, each version once, reproducible rain."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
 
 
-def test_evaluation_shows_every_version_whole(tmp_path):
+def test_every_version_is_whole(tmp_path):
     files = write_coded_scenes(tmp_path)
     pairs = list(evaluation_pairs(files, data_config()))
     assert [name for name, _, _ in pairs][:4] == ["0-1", "0-2", "0-3", "1-1"]
@@ -19,7 +19,7 @@ def test_evaluation_shows_every_version_whole(tmp_path):
         np.testing.assert_array_equal(rainy, coded(i % 3 + 1, i // 3, size))
 
 
-def test_evaluation_rains_on_photographs_always_alike():
+def test_synthetic_rain_depends_on_the_scene_name_only():
     bare = [Scene(name, np.full((40, 50, 3), 80, np.uint8)) for name in "ab"]
     first = list(evaluation_pairs(bare, data_config()))
     [again] = evaluation_pairs(bare[1:], data_config())
@@ -33,7 +33,7 @@ def test_evaluation_rains_on_photographs_always_alike():
         next(evaluation_pairs(bare, data_config(evaluation_level="wet")))
 
 
-def test_evaluation_refuses_unequal_pairs():
+def test_pairs_of_unequal_size_are_rejected():
     bad = [Scene("a", coded(0, 0), (coded(1, 0, (9, 9)),))]
     with pytest.raises(UserError, match="differ in size"):
         list(evaluation_pairs(bad, data_config()))

@@ -1,4 +1,4 @@
-"""Every published data set, in each layout that it is handed around in."""
+"""Every dataset of the catalog, in each layout in circulation."""
 
 import numpy as np
 import pytest
@@ -32,19 +32,19 @@ def test_layouts(tmp_path, layout):
             number = 100 * s + 1 + i
             expected = [background(number)]
             expected += [rained(number, v) for v in range(1, versions + 1)]
-            for picture, pixels in zip((scene.clean, *scene.rainy), expected, strict=True):
-                error = np.abs(read(picture).astype(int) - pixels).mean()
-                assert error < (3 if ".jpg" in str(picture) else 1e-9)
+            for image, pixels in zip((scene.clean, *scene.rainy), expected, strict=True):
+                error = np.abs(read(image).astype(int) - pixels).mean()
+                assert error < (3 if ".jpg" in str(image) else 1e-9)
     training, test = finder.load(name, tmp_path)
     assert len(training) == (3 if "train" in splits else 0)
     names = [scene.name for scene in test]
     assert len(set(names)) == 3 * len([split for split in splits if split != "train"])
 
 
-def test_layouts_of_all_benchmarks_are_tested():
+def test_layouts_of_all_datasets_are_tested():
     # Those with groups of their own have tests of their own, below.
     assert {name for name, _ in LAYOUTS.values()} | {"rain100lh", "rain1200", "real"} == set(
-        catalog.BENCHMARKS
+        catalog.DATASETS
     )
 
 
@@ -78,13 +78,13 @@ def test_rain1200_is_grouped_by_density(tmp_path):
     assert [len(scene.rainy) for scene in test] == [1, 1]
     for number, scene in enumerate(training):
         assert scene.photograph == str(number)
-        files = [picture.path for picture in scene.rainy]
+        files = [image.path for image in scene.rainy]
         assert all(f"Rain_{d}" in " ".join(files) for d in ("Light", "Medium", "Heavy"))
         assert all(path.endswith(f"/{number}.jpg") for path in files)
         assert np.abs(read(scene.clean).astype(int) - background(number)).mean() < 3
 
 
-def test_rain1200_of_one_number_but_another_background_stays_alone(tmp_path):
+def test_rain1200_files_of_another_background_are_not_grouped(tmp_path):
     _write_densities(tmp_path, odd=(("Heavy", 2),))
     training, _ = finder.load("rain1200", tmp_path)
     assert sorted(len(scene.rainy) for scene in training) == [1, 2, 3, 3]
@@ -110,18 +110,18 @@ def test_spa_groups_frames_and_keeps_videos_together(tmp_path):
     ]
 
 
-def test_one_name_twice(tmp_path):
+def test_duplicate_names_are_rejected(tmp_path):
     write_layout(tmp_path, LAYOUTS["rain100l, folders"][1])
     save(tmp_path / "train/norain/1.jpg", background(1))
     with pytest.raises(UserError, match=r"1\.jpg and .*1\.png have one name"):
         finder.find("rain100l", tmp_path)
 
 
-def test_mistakes_in_names(tmp_path):
-    with pytest.raises(UserError, match="no benchmark 'rain1'; known are rain100l"):
+def test_unknown_names_and_folders(tmp_path):
+    with pytest.raises(UserError, match="unknown dataset 'rain1'; known are rain100l"):
         finder.find("rain1", tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         finder.find("rain100l", tmp_path / "absent")
     save(tmp_path / "elsewhere" / "1.png", background(1))
-    with pytest.raises(UserError, match=r"no files of Rain100L.* among 1 pictures"):
+    with pytest.raises(UserError, match=r"no files of Rain100L.* among 1 images"):
         finder.find("rain100l", tmp_path)

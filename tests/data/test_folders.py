@@ -24,17 +24,17 @@ PAIR_LAYOUTS = {
 def test_pair_layouts(tmp_path, layout):
     clean, rainy = PAIR_LAYOUTS[layout]
     write_pair_folder(tmp_path, clean, rainy, count=12)
-    (tmp_path / "notes.txt").write_text("not a picture, and no harm")
+    (tmp_path / "notes.txt").write_text("not an image, and ignored")
     training, test = folders.load(tmp_path)
     assert test == ()
     assert [scene.name for scene in training] == [str(i) for i in range(12)]  # 2 before 10
     for i, scene in enumerate(training):
         assert len(scene.rainy) == len(rainy) and scene.size == (12, 16)
         assert abs(value(scene.clean) - (10 + i)) <= 1  # JPEG
-        assert all(abs(value(picture) - (110 + i)) <= 1 for picture in scene.rainy)
+        assert all(abs(value(image) - (110 + i)) <= 1 for image in scene.rainy)
 
 
-def test_several_folders_below_one(tmp_path):
+def test_nested_folders(tmp_path):
     write_pair_folder(tmp_path / "train", "target/{}.png", ["input/{}.png"])
     write_pair_folder(tmp_path / "test" / "A", "target/{}.png", ["input/{}.png"], first=30)
     write_pair_folder(tmp_path / "test" / "B", "target/{}.png", ["input/{}.png"], first=60)
@@ -50,7 +50,7 @@ def test_clean_photographs(tmp_path):
     assert all(scene.rainy == () for scene in training)
 
 
-def test_mistakes_in_marked_files(tmp_path):
+def test_files_with_inconsistent_roles(tmp_path):
     save_flat(tmp_path / "1_rain.png", 1)
     with pytest.raises(UserError, match=r"1_rain\.png: rainy without"):
         folders.load(tmp_path)
@@ -61,5 +61,5 @@ def test_mistakes_in_marked_files(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         folders.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Pictures in and out: every sample format by value, every bad file by message."""
+"""Reading and writing images: sample formats by value, damaged files by message."""
 
 import struct
 import zlib
@@ -98,8 +98,8 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path):
 
 
 @pytest.mark.parametrize("function", [images.read, images.size])
-@pytest.mark.parametrize("content", [b"", b"not a picture"])
-def test_files_that_are_no_pictures(tmp_path, function, content):
+@pytest.mark.parametrize("content", [b"", b"not an image"])
+def test_files_that_are_not_images(tmp_path, function, content):
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(UserError, match=r"bad\.png") as caught:
         function(tmp_path / "bad.png")
@@ -108,7 +108,7 @@ def test_files_that_are_no_pictures(tmp_path, function, content):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
-def test_truncated_files_name_themselves(tmp_path, suffix):
+def test_truncated_files_are_named(tmp_path, suffix):
     path = tmp_path / f"cut.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-1500])
@@ -116,8 +116,8 @@ def test_truncated_files_name_themselves(tmp_path, suffix):
         images.read(path)
 
 
-def test_missing_file_and_samples_without_range(tmp_path):
-    with pytest.raises(UserError, match="no such picture"):
+def test_missing_files_and_samples_without_range(tmp_path):
+    with pytest.raises(UserError, match="no such image"):
         images.read(tmp_path / "none.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match="floating-point"):
@@ -148,11 +148,11 @@ def test_write_png_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_write_png_refuses_other_arrays(tmp_path):
+def test_write_png_rejects_other_arrays(tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         images.write_png(tmp_path / "a.png", RGB / 255)
 
 
-def test_is_picture():
-    assert images.is_picture("a/B.JPG") and images.is_picture("x.webp")
-    assert not images.is_picture("Thumbs.db") and not images.is_picture("a/._b.png")
+def test_is_image():
+    assert images.is_image("a/B.JPG") and images.is_image("x.webp")
+    assert not images.is_image("Thumbs.db") and not images.is_image("a/._b.png")

@@ -1,4 +1,4 @@
-"""Pairing by file names, alike in training folders and in scoring."""
+"""Pairing by file names, the same in training folders and in scoring."""
 
 import pathlib
 
@@ -30,7 +30,7 @@ def test_pairing_by_name(restored, clean):
     assert _paired(restored, clean) == dict(zip(restored, clean, strict=True))
 
 
-def test_pairing_many_versions_with_one_clean_picture():
+def test_pairing_many_versions_with_one_clean_image():
     assert _paired(["10_2.jpg", "1_2.jpg", "1_14.jpg"], ["1.jpg", "10.jpg"]) == {
         "1_2.jpg": "1.jpg", "1_14.jpg": "1.jpg", "10_2.jpg": "10.jpg"
     }  # fmt: skip
@@ -51,7 +51,7 @@ def test_pairing_prefers_the_same_stem():
         (["7.png"], ["7_2.png"], "no clean image"),
     ],
 )
-def test_pairing_refuses(restored, clean, message):
+def test_pairing_rejects(restored, clean, message):
     with pytest.raises(UserError, match=message):
         _paired(restored, clean)
 

@@ -66,7 +66,7 @@ def test_versions_share_crop_and_flip_and_are_drawn_without_replacement():
     assert len(seen) == 6  # in every order
 
 
-def test_all_eight_symmetries_and_the_whole_picture_are_used():
+def test_all_symmetries_and_positions_occur():
     symmetries, rows, columns = set(), set(), set()
     for batch in _batches(_scenes()).iterate(0, 100):
         for patch in _codes(batch)[0][:, 0]:
@@ -79,20 +79,20 @@ def test_all_eight_symmetries_and_the_whole_picture_are_used():
     assert rows == set(range(SIZE[0] - CROP + 1)) and columns == set(range(SIZE[1] - CROP + 1))
 
 
-def test_every_scene_once_an_epoch_in_another_order_each():
+def test_epochs_are_permutations():
     order = np.concatenate([_codes(b)[2][:, 0, 0, 0] for b in _batches(_scenes()).iterate(0, 20)])
     epochs = order.reshape(16, 5)
     assert (np.sort(epochs) == np.arange(5)).all()
     assert len({tuple(epoch) for epoch in epochs}) > 10
 
 
-def test_one_scene_alone():
+def test_single_scene():
     assert (_codes(_batches(_scenes(1)).at(3))[2] == 0).all()
 
 
 @pytest.fixture(params=["memory", "disk", "nowhere"])
-def kept(request, tmp_path):
-    """Where decoded pictures are kept, as settings."""
+def cached(request, tmp_path):
+    """Settings for each place where decoded images are cached."""
     return {
         "memory": {"cache_gib": 1.0},
         "disk": {"cache_gib": 0.0, "cache_dir": str(tmp_path / "cache")},
@@ -100,8 +100,8 @@ def kept(request, tmp_path):
     }[request.param]
 
 
-def test_a_batch_depends_on_its_step_alone(kept):
-    config = data_config(**ALL_KINDS, **kept)
+def test_batch_depends_on_step_only(cached):
+    config = data_config(**ALL_KINDS, **cached)
     batches = _batches(_scenes(), config)
     late = batches.at(7)
     for step, batch in enumerate(batches.iterate(5, 9), start=5):
@@ -116,7 +116,7 @@ def test_seeds_differ():
     assert not np.array_equal(first["clean"], second["clean"])
 
 
-def test_hosts_together_make_the_batch_of_one():
+def test_shards_of_processes_form_the_global_batch():
     config = data_config(**ALL_KINDS)
     whole = _batches(_scenes(), config).at(3)
     hosts = [_batches(_scenes(), config, process_index=i, process_count=2) for i in range(2)]
@@ -129,9 +129,9 @@ def files(tmp_path):
     return write_coded_scenes(tmp_path)
 
 
-@pytest.mark.parametrize("kept", ["memory", "disk"], indirect=True)
-def test_a_cache_changes_nothing(files, kept):
-    cached = _batches(files, data_config(**ALL_KINDS, **kept))
+@pytest.mark.parametrize("cached", ["memory", "disk"], indirect=True)
+def test_batches_do_not_depend_on_caching(files, cached):
+    cached = _batches(files, data_config(**ALL_KINDS, **cached))
     uncached = _batches(files, data_config(**ALL_KINDS, cache_gib=0.0))
     for step in range(4):
         _assert_same(cached.at(step), uncached.at(step))
@@ -145,26 +145,26 @@ def test_patches_are_the_pixels_of_the_files(files):
 
 
 @pytest.mark.parametrize("way", ["at", "iterate"])
-def test_a_truncated_file_is_named(files, kept, way):
+def test_truncated_file_is_named(files, cached, way):
     name = files[2].rainy[1]
     with open(name, "rb") as file:
         content = file.read()
     with open(name, "wb") as file:
         file.write(content[:-40])
-    batches = _batches(files, data_config(**kept))
+    batches = _batches(files, data_config(**cached))
     with pytest.raises(UserError, match=r"2-2\.png: cannot be read"):
         for step in range(4):
             batches.at(step) if way == "at" else list(batches.iterate(step, step + 1))
 
 
-def test_a_file_replaced_by_another_size_is_named(files):
+def test_file_that_changes_size_is_named(files):
     batches = _batches(files, data_config(cache_gib=0.0))
     Image.fromarray(coded(0, 1, (9, 9))).save(files[1].clean)
-    with pytest.raises(UserError, match=r"1-0\.png: changed its size"):
+    with pytest.raises(UserError, match=r"1-0\.png: its size changed"):
         list(batches.iterate(0, 4))
 
 
-def test_real_versions_used_up_fall_to_the_other_kinds():
+def test_used_up_real_versions_are_replaced_by_other_kinds():
     """One real version and K = 3: it is shown at most once, the other slots are synthetic."""
     config = data_config(real=100.0, synthetic=1.0)
     flat = tuple(
@@ -194,7 +194,7 @@ def test_mixture_follows_the_weights():
     assert np.mean(shown) == pytest.approx(0.75, abs=0.08)  # 480 slots: sigma 0.02
 
 
-def test_transfer_takes_the_streaks_of_another_scene():
+def test_transfer_uses_streaks_of_other_scenes():
     """Scene i's rain adds 10 (i + 1): own rain never comes back, the others' both do."""
     flat = tuple(
         Scene(f"s{i}", np.full((12 + i, 16, 3), 40 * (i + 1), np.uint8),
@@ -217,7 +217,7 @@ def test_transfer_reaches_scenes_without_rain_of_their_own():
         assert np.isfinite(batch["rainy"]).all()
 
 
-def test_synthetic_versions_differ_and_level_and_veil_count():
+def test_synthetic_versions_differ_and_depend_on_level_and_veil():
     bare = (Scene("bare", np.zeros((80, 80, 3), np.uint8)),)
 
     def mean(**changes):
@@ -232,23 +232,23 @@ def test_synthetic_versions_differ_and_level_and_veil_count():
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({"versions": 4}, {}, r"data\.versions: 4 .*scene s0 has 3; turn on data\.transfer"),
+        ({"versions": 4}, {}, r"data\.versions: 4 .*scene s0 has 3; enable data\.transfer"),
         ({"versions": 0}, {}, r"data\.versions"),
         ({"real": -1.0}, {}, r"data\.real"),
         ({"real": 0.0}, {}, r"data\.real"),
         ({"level": "drizzle"}, {}, r"data\.level: 'drizzle'"),
         ({"veil": 2.0}, {}, r"data\.veil"),
-        ({}, {"process_count": 3}, "divisible by the 3 hosts"),
+        ({}, {"process_count": 3}, "divisible by the 3 processes"),
         ({}, {"batch_scenes": 0}, "must be positive"),
-        ({}, {"crop": 21}, "20x28 pixels do not hold a patch of 21x21"),
+        ({}, {"crop": 21}, "20x28 pixels are too small for patches of 21x21"),
     ],
 )
-def test_batches_that_cannot_be(changes, arguments, message):
+def test_invalid_arguments(changes, arguments, message):
     with pytest.raises(UserError, match=message):
         _batches(_scenes(), data_config(**changes), **arguments)
 
 
-def test_scenes_that_cannot_serve():
+def test_unsuitable_scenes():
     with pytest.raises(UserError, match="no training scenes"):
         _batches(())
     with pytest.raises(UserError, match=r"data\.transfer: needs at least two"):
@@ -258,7 +258,7 @@ def test_scenes_that_cannot_serve():
 
 
 @pytest.mark.parametrize("cache_dir", ["", "cache"])
-def test_memory_stays_flat(cache_dir, tmp_path):
+def test_memory_use_is_constant(cache_dir, tmp_path):
     """Peak memory grows by far less than what the batches made would fill."""
     large = tuple(Scene(f"s{i}", coded(0, i, (80, 80)), (coded(1, i, (80, 80)),)) for i in range(3))
     folder = cache_dir and str(tmp_path / cache_dir)
@@ -273,7 +273,7 @@ def test_memory_stays_flat(cache_dir, tmp_path):
     assert made > 150e6 and grown < 30e6
 
 
-def test_the_streaks_of_a_batch_are_those_of_the_rain_module():
+def test_streaks_of_batches_match_the_rain_module():
     """Pipeline and module agree: the strongest light of a batch on black is a rain's own."""
     bare = (Scene("bare", np.zeros((64, 64, 3), np.uint8)),)
     config = data_config(real=0.0, synthetic=1.0, versions=1, level="light")

@@ -22,27 +22,27 @@ from manas_jax.errors import UserError
 
 
 def _small(monkeypatch, name, count=3):
-    """Makes a benchmark want `count` pairs a split."""
-    entry = catalog.BENCHMARKS[name]
+    """Changes a dataset to have `count` pairs per split."""
+    entry = catalog.DATASETS[name]
     splits = {k: dataclasses.replace(v, pairs=(count,)) for k, v in entry.splits.items()}
-    monkeypatch.setitem(catalog.BENCHMARKS, name, dataclasses.replace(entry, splits=splits))
+    monkeypatch.setitem(catalog.DATASETS, name, dataclasses.replace(entry, splits=splits))
 
 
 PAIRED = [layout for layout, (_, s) in LAYOUTS.items() if all(v == 1 for *_, v in s.values())]
 
 
 @pytest.mark.parametrize("layout", PAIRED)
-def test_whole_and_clean_sets_pass(tmp_path, monkeypatch, layout):
+def test_complete_datasets_pass(tmp_path, monkeypatch, layout):
     name, splits = LAYOUTS[layout]
     _small(monkeypatch, name)
     write_layout(tmp_path, splits)
     inspection = prepare.inspect(name, tmp_path)
-    assert inspection.missing == () and inspection.leaks == () and inspection.unused == ()
-    assert all(part.rougher < 0.5 and not part.alike for part in inspection.parts.values())
+    assert inspection.wrong_counts == () and inspection.leaks == () and inspection.unused == ()
+    assert all(part.clean_rougher < 0.5 and not part.similar for part in inspection.splits.values())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_wrong_count(tmp_path, layout):
+def test_inspect_rejects_wrong_counts(tmp_path, layout):
     name, splits = LAYOUTS[layout]
     write_layout(tmp_path, splits)
     with pytest.raises(UserError) as caught:
@@ -51,14 +51,14 @@ def test_a_wrong_count(tmp_path, layout):
     assert "\n" not in message and "--partial" in message
     for split, (*_, versions) in splits.items():
         assert f"{split} has {3 * versions} pairs instead of" in message
-    assert len(prepare.inspect(name, tmp_path, partial=True).missing) == len(splits)
+    assert len(prepare.inspect(name, tmp_path, partial=True).wrong_counts) == len(splits)
 
 
 @pytest.mark.parametrize(
     ("layout", "role"),
     [(layout, role) for layout in PAIRED if "side by side" not in layout for role in (0, 1)],
 )
-def test_a_missing_counterpart(tmp_path, layout, role):
+def test_missing_counterpart(tmp_path, layout, role):
     name, splits = LAYOUTS[layout]
     write_layout(tmp_path, splits)
     split, s = ("train", 0) if "train" in splits else ("test", 0)
@@ -73,12 +73,12 @@ def test_a_missing_counterpart(tmp_path, layout, role):
 
 
 @pytest.mark.parametrize("layout", [p for p in PAIRED if "train" in LAYOUTS[p][1]])
-def test_a_leak_planted_between_train_and_test(tmp_path, layout):
+def test_leak_between_train_and_test_is_found(tmp_path, layout):
     name, splits = LAYOUTS[layout]
     write_layout(tmp_path, splits)
     test = next(split for split in splits if split != "train")
     clean, rainy, _ = splits[test]
-    # Background 2 is a training picture; here it is brighter, so no byte or pixel is the same.
+    # Background 2 is a training image; here it is brighter, so that no byte or pixel is equal.
     pixels = background(2) + np.uint8(9)
     if rainy in ("left", "right"):
         save(tmp_path / clean.format(i=150), np.hstack([pixels, rained(2, 2)]))
@@ -90,25 +90,25 @@ def test_a_leak_planted_between_train_and_test(tmp_path, layout):
     leak = inspection.leaks[0]
     assert (leak.split, "2" in leak.scene, "150" in leak.test_scene) == (test, True, True)
     assert f"{leak.scene} = {test} {leak.test_scene}" in prepare.summary(inspection)
-    kept = inspection.splits(drop_leaks=True)
+    kept = inspection.scenes(drop_leaks=True)
     assert leak.scene not in [scene.name for scene in kept["train"]] and len(kept["train"]) == 2
-    assert len(inspection.splits(drop_leaks=False)["train"]) == 3
+    assert len(inspection.scenes(drop_leaks=False)["train"]) == 3
 
 
-def test_copies_within_a_split_are_told(tmp_path):
+def test_duplicates_within_a_split_are_reported(tmp_path):
     write_layout(tmp_path, LAYOUTS["rain100l, folders"][1])
-    save(tmp_path / "train/norain/9.png", background(1))  # identical: one scene
+    save(tmp_path / "train/norain/9.png", background(1))  # identical: merged
     save(tmp_path / "train/rain/9.png", rained(1, 2))
-    save(tmp_path / "train/norain/10.png", background(2) + np.uint8(3))  # alike: told
+    save(tmp_path / "train/norain/10.png", background(2) + np.uint8(3))  # similar
     save(tmp_path / "train/rain/10.png", rained(2, 2))
     inspection = prepare.inspect("rain100l", tmp_path, partial=True)
-    part = inspection.parts["train"]
+    part = inspection.splits["train"]
     assert part.pairs == 5 and [len(s.rainy) for s in part.scenes] == [2, 1, 1, 1]
-    assert [pair[:2] for pair in part.alike] == [("2", "10")]
+    assert [pair[:2] for pair in part.similar] == [("2", "10")]
     text = prepare.summary(inspection)
-    assert "copies: 1 clean pictures of train" in text
-    assert "1 scenes of train have several rainy versions, as 1 (2)" in text
-    assert "look alike within train: 1, as 2 and 10" in text
+    assert "duplicates: 1 clean images of train" in text
+    assert "1 scenes of train have several rainy versions, such as 1 (2)" in text
+    assert "similar within train: 1 pairs of scenes, such as 2 and 10" in text
 
 
 def test_unequal_sizes(tmp_path):
@@ -118,30 +118,30 @@ def test_unequal_sizes(tmp_path):
         prepare.inspect("rain100l", tmp_path, partial=True)
 
 
-def test_an_odd_width_is_no_pair_of_halves(tmp_path):
+def test_halves_of_odd_width(tmp_path):
     write_layout(tmp_path, LAYOUTS["rain800, side by side"][1])
     save(tmp_path / "training/2.jpg", np.zeros((24, 63, 3), np.uint8))
     with pytest.raises(UserError, match=r"training/2\.jpg: 63 pixels wide"):
         prepare.inspect("rain800", tmp_path, partial=True)
 
 
-def test_swapped_halves_are_suspicious(tmp_path):
+def test_swapped_halves_are_reported(tmp_path):
     write_halves(tmp_path, "training/{i}.jpg", range(4), "right")  # the order of Rain1200
     inspection = prepare.inspect("rain800", tmp_path, partial=True)
-    assert inspection.parts["train"].rougher == 1
+    assert inspection.splits["train"].clean_rougher == 1
     assert "swapped?" in prepare.summary(inspection)
 
 
-def test_masks_beside_the_pairs_are_of_no_use(tmp_path):
+def test_unused_images_are_reported(tmp_path):
     write_layout(tmp_path, LAYOUTS["rain100l, as PReNet has it"][1])
     for kind in ("rainstreak", "rainregion"):
         save(tmp_path / f"train/RainTrainL/{kind}-1.png", rained(1, 1))
     inspection = prepare.inspect("rain100l", tmp_path, partial=True)
-    assert len(inspection.unused) == 2 and inspection.parts["train"].pairs == 3
-    assert "of no use: 2 pictures" in prepare.summary(inspection)
+    assert len(inspection.unused) == 2 and inspection.splits["train"].pairs == 3
+    assert "unused: 2 images" in prepare.summary(inspection)
 
 
-def test_the_duplicate_of_test2800(tmp_path):
+def test_duplicate_file_of_test2800(tmp_path):
     layout = LAYOUTS["rain13k"][1]
     write_layout(tmp_path, layout)
     save(tmp_path / "test/Test2800/input/926_10(1).jpg", rained(1, 1))
@@ -153,7 +153,7 @@ def test_rain100l_and_rain100h_share_backgrounds(tmp_path):
     for version, kind in enumerate(("Rain100L", "Rain100H"), start=1):
         for part, numbers in {"train": range(1, 4), "test": range(10, 12)}.items():
             parent = f"{kind}/{part}"
-            # The two sets number their pictures differently.
+            # The two datasets number their images differently.
             write_pairs(
                 tmp_path,
                 parent + "/norain/norain-{i}.png",
@@ -163,19 +163,19 @@ def test_rain100l_and_rain100h_share_backgrounds(tmp_path):
                 shown=lambda i, version=version: i - 100 * version,
             )
     inspection = prepare.inspect("rain100lh", tmp_path, partial=True)
-    assert [len(scene.rainy) for scene in inspection.parts["train"].scenes] == [2, 2, 2]
-    assert [len(scene.rainy) for scene in inspection.parts["test"].scenes] == [2, 2]
-    for scene in inspection.parts["train"].scenes:
+    assert [len(scene.rainy) for scene in inspection.splits["train"].scenes] == [2, 2, 2]
+    assert [len(scene.rainy) for scene in inspection.splits["test"].scenes] == [2, 2]
+    for scene in inspection.splits["train"].scenes:
         assert {path.split("/")[-4] for path in scene.rainy} == {"Rain100L", "Rain100H"}
     assert inspection.leaks == ()
 
 
-def test_rain13k_is_grouped_by_identical_clean_pictures(tmp_path):
+def test_rain13k_is_grouped_by_identical_clean_images(tmp_path):
     layout = LAYOUTS["rain13k"][1]
     write_layout(tmp_path, layout)
     clean, rainy, _ = layout["train"]
     write_pairs(tmp_path, clean, rainy, (7, 8), versions=(2,), shown=lambda _: 1)
-    part = prepare.inspect("rain13k", tmp_path, partial=True).parts["train"]
+    part = prepare.inspect("rain13k", tmp_path, partial=True).splits["train"]
     assert part.pairs == 5 and [len(scene.rainy) for scene in part.scenes] == [3, 1, 1]
 
 
@@ -183,7 +183,7 @@ def test_photographs_without_ground_truth(tmp_path):
     for i in range(3):
         save(tmp_path / "street" / f"{i}.jpg", rained(i, 1))
     inspection = prepare.inspect("real", tmp_path)
-    part = inspection.parts["test"]
+    part = inspection.splits["test"]
     assert [scene.name for scene in part.scenes] == ["street/0", "street/1", "street/2"]
     assert all(scene.clean is None and scene.size == (HEIGHT, WIDTH) for scene in part.scenes)
 
@@ -197,12 +197,14 @@ def _run(*arguments):
     return prepare.main([str(argument) for argument in arguments])
 
 
-def test_leaks_are_told_and_dropped(tmp_path, rain100l, capsys):
+def test_leaks_are_reported_and_dropped(tmp_path, rain100l, capsys):
     save(rain100l / "test/norain/12.png", background(2) + np.uint8(5))
     save(rain100l / "test/rain/12.png", rained(2, 3))
     common = ("rain100l", "--root", rain100l, "--partial", "--data_dir")
     assert _run(*common, tmp_path / "as_is") == 0
-    assert "LEAKS: 1 training scenes are also tested, as 2 = test 12" in capsys.readouterr().out
+    assert (
+        "LEAKS: 1 training scenes are also tested, such as 2 = test 12" in capsys.readouterr().out
+    )
     assert _run(*common, tmp_path / "dropped", "--drop_leaks") == 0
     kept = [
         [scene.name for scene in tfds_reader.load("derain/rain100l", str(tmp_path / place))[0]]
@@ -221,7 +223,7 @@ def test_check_writes_nothing(tmp_path, rain100l, capsys):
     assert "Rain100L" in capsys.readouterr().out and not data.exists()
 
 
-def test_a_wrong_count_ends_it(tmp_path, rain100l, capsys):
+def test_wrong_count_is_an_error(tmp_path, rain100l, capsys):
     data = tmp_path / "data"
     assert _run("rain100l", "--root", rain100l, "--data_dir", data) == 1
     said = capsys.readouterr()
@@ -230,17 +232,17 @@ def test_a_wrong_count_ends_it(tmp_path, rain100l, capsys):
     assert not data.exists()
 
 
-def test_nothing_is_overwritten(tmp_path, rain100l, capsys):
+def test_existing_dataset_is_not_overwritten(tmp_path, rain100l, capsys):
     data = tmp_path / "data"
     common = ("rain100l", "--root", rain100l, "--data_dir", data, "--partial")
     assert _run(*common) == 0
     before = {path: path.read_bytes() for path in _files(data)}
     assert _run(*common) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in _files(data)} == before
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path, rain100l, capsys):
+def test_data_dir_that_cannot_be_written(tmp_path, rain100l, capsys):
     (tmp_path / "file").write_text("in the way")
     common = ("rain100l", "--root", rain100l, "--partial", "--data_dir")
     assert _run(*common, tmp_path / "file") == 1
@@ -248,15 +250,15 @@ def test_a_place_that_cannot_be_written_to(tmp_path, rain100l, capsys):
     assert said.startswith("error: cannot write") and said.count("\n") == 1
 
 
-def test_help_lists_the_benchmarks(capsys):
+def test_help_lists_the_datasets(capsys):
     with pytest.raises(SystemExit):
         prepare.main(["--help"])
     said = capsys.readouterr().out
-    assert all(name in said and b.title in said for name, b in catalog.BENCHMARKS.items())
+    assert all(name in said and dataset.title in said for name, dataset in catalog.DATASETS.items())
 
 
-def test_without_a_root_it_tells_about_the_set(capsys):
+def test_without_root_the_dataset_is_described(capsys):
     assert prepare.main(["rain800"]) == 0
     assert "700 pairs" in capsys.readouterr().out
     assert prepare.main(["rain8"]) == 1
-    assert "no benchmark 'rain8'" in capsys.readouterr().err
+    assert "unknown dataset 'rain8'" in capsys.readouterr().err

@@ -31,8 +31,8 @@ def test_levels_are_ordered_by_strength():
     assert min(spread) < strength[0] and max(spread) > strength[2]
 
 
-def test_a_streak_has_the_asked_shape():
-    """One drop: peak at its place, length, width and direction as measured on the picture."""
+def test_streak_has_the_requested_shape():
+    """One drop: peak at its place, length, width and direction as measured on the image."""
     drops = np.zeros((1, 128, 128), np.float32)
     drops[0, 64, 64] = 0.8
     [streak] = rain._blur(
@@ -50,7 +50,7 @@ def test_a_streak_has_the_asked_shape():
     assert (mass * along**2).sum() == pytest.approx(40**2 / 12 + 4**2, rel=0.05)
 
 
-def test_rain_falls_in_the_drawn_range_of_directions():
+def test_streaks_fall_within_the_range_of_directions():
     """The structure tensor of light rain points within the level's range of directions."""
     for i in range(6):
         layer = _streaks(i, "light", side=160)
@@ -59,7 +59,7 @@ def test_rain_falls_in_the_drawn_range_of_directions():
         assert abs(np.degrees(angle)) < 35  # gradients stand across the streaks
 
 
-def test_no_streaks_darken_and_none_is_lost_at_the_border():
+def test_streaks_never_darken_and_cross_the_border():
     layers = np.stack([_streaks(i, "heavy") for i in range(16)])
     assert layers.min() >= 0
     border = np.concatenate([layers[:, :4].ravel(), layers[:, -4:].ravel()])
@@ -87,7 +87,7 @@ def test_veil_lifts_black_and_lowers_contrast():
     assert veiled.min() >= 0 and veiled.max() <= 1
 
 
-def test_transfer_is_the_formula():
+def test_transfer_matches_its_formula():
     clean, rainy, other = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
     expected = np.clip(clean + rainy - other, 0, 1)
     np.testing.assert_allclose(rain.transfer(clean, rainy, other), expected, atol=1e-6)

@@ -16,7 +16,7 @@ def test_train_and_test_folders(tmp_path):
     assert [value(scene.clean) for scene in found.test] == [60, 61]
 
 
-def test_training_scenes_that_are_also_tested_are_left_out(tmp_path, caplog):
+def test_training_scenes_that_are_also_tested_are_excluded(tmp_path, caplog):
     write_pair_folder(tmp_path / "train", count=5)
     write_pair_folder(tmp_path / "test", count=2, first=3)  # 3 and 4 are in train too
     found = load_splits(data_config(root=str(tmp_path)), crop=8)
@@ -61,8 +61,8 @@ def _breakages():
         "smaller than the crop": (small, r"norain/2\.png: 7x16 .* 8x8"),
         "zero bytes, clean": (write("norain/0.png", b""), r"norain/0\.png: the file is empty"),
         "zero bytes, rainy": (write("rain/0.png", b""), r"rain/0\.png: the file is empty"),
-        "no picture": (write("rain/0.png", b"text"), r"rain/0\.png: cannot be read"),
-        "emptied folder": (emptied, r"norain: no pictures"),
+        "not an image": (write("rain/0.png", b"text"), r"rain/0\.png: cannot be read"),
+        "emptied folder": (emptied, r"norain: no images"),
         "no rainy folder": (without_rain_folder, r"norain: there is no folder of rainy"),
         "two clean folders": (two_clean_folders, r"has both clean and norain"),
         "one name twice": (one_name_twice, r"1\.jpg and .*1\.png have one name"),
@@ -71,14 +71,14 @@ def _breakages():
 
 @pytest.mark.parametrize("mistake", _breakages())
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_mistakes_in_folders(tmp_path, mistake, part):
+def test_faulty_folders(tmp_path, mistake, part):
     write_pair_folder(tmp_path / "train", count=4)
     write_pair_folder(tmp_path / "test", count=4, first=0)
     for i in range(4):  # other backgrounds than in training
         save_flat(tmp_path / "test/norain" / f"{i}.png", 200 + i)
     spoil, message = _breakages()[mistake]
     spoil(tmp_path / part)
-    if (mistake, part) == ("smaller than the crop", "test"):  # whole pictures need not hold one
+    if (mistake, part) == ("smaller than the crop", "test"):  # whole images may be smaller
         assert len(load_splits(data_config(root=str(tmp_path)), crop=8).test) == 4
         return
     with pytest.raises(UserError, match=message) as caught:
@@ -95,12 +95,12 @@ def test_mistakes_in_folders(tmp_path, mistake, part):
         ({"source": "tfds"}, "data.tfds_name"),
     ],
 )
-def test_mistakes_in_the_configuration(changes, message):
+def test_invalid_configuration(changes, message):
     with pytest.raises(UserError, match=message):
         load_splits(data_config(**changes), crop=8)
 
 
-def test_photographs_are_there_and_stay_apart():
+def test_photographs_are_not_shared_between_splits():
     found = load_splits(data_config(source="photographs", validation_scenes=8), crop=64)
     parts = [found.weights, found.architecture, found.validation]
     photographs = [{scene.photograph for scene in part} for part in parts]
@@ -109,15 +109,15 @@ def test_photographs_are_there_and_stay_apart():
     assert all(min(scene.size) >= 192 for part in parts for scene in part)
     assert len(found.validation) >= 8 and len(found.weights) >= 8
     for scene in found.test:
-        assert images.read(scene.clean).std() > 20  # a picture, not a blank
+        assert images.read(scene.clean).std() > 20  # not a uniform image
 
 
 def test_photographs_too_small_for_the_crop():
-    with pytest.raises(UserError, match="do not hold a patch of 400x400"):
+    with pytest.raises(UserError, match="too small for patches of 400x400"):
         load_splits(data_config(source="photographs"), crop=400)
 
 
-def test_the_same_from_the_benchmark_by_name(tmp_path):
+def test_dataset_by_name_equals_its_folder(tmp_path):
     write_rain100l(tmp_path)
     named = load_splits(data_config(source="rain100l", root=str(tmp_path)), crop=8)
     folder = load_splits(data_config(root=str(tmp_path)), crop=8)

@@ -43,7 +43,7 @@ def test_split_goes_by_photograph():
     assert len(found.weights + found.architecture + found.validation) == 40
 
 
-def test_limit_keeps_validation():
+def test_limit_does_not_change_validation():
     full, limited = _split(_some_scenes(24)), _split(_some_scenes(24), limit=5)
     assert _names(limited.validation) == _names(full.validation)
     assert len(limited.weights) + len(limited.architecture) == 5
@@ -52,7 +52,7 @@ def test_limit_keeps_validation():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_split_may_give_all_to_one_side(share):
+def test_split_may_leave_one_side_empty(share):
     found = _split(_some_scenes(10), architecture_share=share)
     assert (len(found.weights), len(found.architecture)) == ((6, 0) if share == 0 else (0, 6))
 
@@ -68,6 +68,6 @@ def test_split_may_give_all_to_one_side(share):
         {"validation_scenes": -1},
     ],
 )
-def test_split_that_cannot_be(changes):
+def test_split_rejects(changes):
     with pytest.raises(UserError, match=r"data\.validation_scenes"):
         _split(_some_scenes(10), **changes)

@@ -49,7 +49,7 @@ def test_prepare_and_read_back(tmp_path, rain100l, capsys):
     assert [name for name, _, _ in pairs] == ["10", "11"]
 
 
-def test_batches_are_the_same_from_the_folder_and_prepared(tmp_path, rain100l):
+def test_batches_of_folder_and_prepared_dataset_are_equal(tmp_path, rain100l):
     data = tmp_path / "data"
     assert _run("rain100l", "--root", rain100l, "--data_dir", data, "--partial") == 0
     config = data_config(
@@ -74,7 +74,8 @@ def test_batches_are_the_same_from_the_folder_and_prepared(tmp_path, rain100l):
             np.testing.assert_array_equal(first[key], second[key])
 
 
-def test_the_builder_works_as_tfds_builders_do(tmp_path, rain100l):
+def test_builder_follows_the_tfds_protocol(tmp_path, rain100l):
+    assert tfds_builder.Derain.name == tfds_reader.NAME
     builder = tfds_builder.Derain(config="rain100l", data_dir=str(tmp_path))
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=str(rain100l))
@@ -100,11 +101,11 @@ def test_side_by_side_files_become_scenes(tmp_path):
     for i, scene in enumerate(training):
         assert scene.photograph == str(i)
         np.testing.assert_array_equal(read(scene.clean), background(i))
-        rainy = [read(picture) for picture in scene.rainy]
+        rainy = [read(image) for image in scene.rainy]
         np.testing.assert_array_equal(rainy, [rained(i, v) for v in (3, 1, 2)])  # by name
 
 
-def test_formats_that_decoders_disagree_on_are_stored_as_pixels(tmp_path):
+def test_files_are_stored_as_pixels_where_decoders_disagree(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     rainy = tmp_path / "raw/turned.jpg"
@@ -125,7 +126,7 @@ def test_formats_that_decoders_disagree_on_are_stored_as_pixels(tmp_path):
         np.testing.assert_array_equal(read(scene.rainy[0]), images.read(other.rainy[0]))
 
 
-def test_order_survives_many_scenes(tmp_path):
+def test_order_of_many_scenes_is_preserved(tmp_path):
     """Also where TFDS sorts on disk instead of in memory."""
     for i in range(30):
         save(tmp_path / f"raw/{i}.png", rained(i))
@@ -146,7 +147,7 @@ def test_photographs_without_ground_truth_cannot_be_trained_on(tmp_path):
     save(tmp_path / "raw/1.jpg", rained(1))
     assert _run("real", "--root", tmp_path / "raw", "--data_dir", tmp_path) == 0
     config = data_config(source="tfds", tfds_name="derain/real", root=str(tmp_path))
-    with pytest.raises(UserError, match=r"has no clean picture.*manas_jax\.derain"):
+    with pytest.raises(UserError, match=r"has no clean image.*manas_jax\.derain"):
         load_splits(config, crop=8)
 
 
@@ -154,13 +155,13 @@ def _files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_nothing_half_written_is_left(tmp_path, rain100l):
+def test_failed_writes_leave_nothing(tmp_path, rain100l):
     training, _ = folders.load(rain100l)
     broken = rain100l / "train/rain/3.png"
     broken.write_bytes(broken.read_bytes()[:20])  # went bad after the inspection
     bad = {"damaged": training, "gone": (*training[:3], Scene("x", training[0].clean, ("gone",)))}
     for name, part in bad.items():
-        with pytest.raises(UserError, match=r"rain/3\.png: cannot be read|gone: no such picture"):
+        with pytest.raises(UserError, match=r"rain/3\.png: cannot be read|gone: no such image"):
             tfds_builder.write("rain100l", {"train": part}, str(tmp_path / name))
         left = [path.name for path in _files(tmp_path / name) if path.parent.name != ".config"]
         assert left == []
@@ -173,9 +174,9 @@ def test_damaged_shards(tmp_path, rain100l):
     training, _ = tfds_reader.load("derain/rain100l", str(tmp_path))
     shard = next((tmp_path / "derain").rglob("*train.array_record*"))
     shard.unlink()
-    with pytest.raises(UserError, match=r"clean picture of example 0 .*rain100l.*prepare"):
+    with pytest.raises(UserError, match=r"clean image of example 0 .*rain100l.*prepare"):
         read(training[0].clean)
     index = next((tmp_path / "derain").rglob("metadata.json"))
     index.write_text('{"scenes": {"train": []}}')
-    with pytest.raises(UserError, match=r"its index tells of 0 scenes in train.*again"):
+    with pytest.raises(UserError, match=r"the index lists 0 scenes in train.*again"):
         tfds_reader.load("derain/rain100l", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Scenes in TFDS data sets that others made."""
+"""Scenes of TFDS datasets that `prepare` did not write."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from manas_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Two TFDS data sets, prepared for real: pairs and photographs."""
+    """TFDS datasets on disk: pairs, photographs, and one of unknown features."""
     tfds = pytest.importorskip("tensorflow_datasets")
     import tensorflow as tf
 
@@ -56,11 +56,11 @@ def test_tfds_pairs(prepared):
     assert len(found.test) == 2
 
 
-def test_tfds_photographs_and_mistakes(prepared):
+def test_tfds_photographs_and_unsuitable_features(prepared):
     training, test = tfds_reader.load("tiny_photographs", prepared)
     assert (len(training), len(test)) == (5, 2)
     assert all(scene.rainy == () for scene in training)
     with pytest.raises(UserError, match=r"left.*right"):
         tfds_reader.load("tiny_riddle", prepared)
-    with pytest.raises(UserError, match="no TFDS data set 'no_such_set'"):
+    with pytest.raises(UserError, match="no TFDS dataset 'no_such_set'"):
         tfds_reader.load("no_such_set", prepared)

@@ -64,7 +64,7 @@ _FORMATS: dict[str, ModuleType] = {
 }
 """Pillow's name of a format -> the module with its `storage` and `encode`."""
 # Raised for damaged files: also by Pillow's parsers of metadata.
-_DAMAGE = (*images.DAMAGE, IndexError, KeyError, TypeError, OverflowError)
+_DAMAGE = (*images.DECODE_ERRORS, IndexError, KeyError, TypeError, OverflowError)
 
 _pillow_limit = threading.RLock()
 
@@ -185,7 +185,7 @@ def _open(content: bytes, name: str) -> Iterator[Image.Image]:
             f"{name}: no picture of a known format ({', '.join(_FORMATS)}), or a damaged one"
         ) from None
     except _DAMAGE as error:
-        raise UserError(images.damaged(name, error)) from error
+        raise UserError(images.damage_message(name, error)) from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Decoded pictures in memory, on disk and nowhere: the same patches, and what goes wrong."""
+"""Decoded images in memory, on disk or not cached: equal patches, and error messages."""
 
 import errno
 import os
@@ -9,11 +9,11 @@ import tensorflow as tf
 from fake_data import CODED_SIZE, coded, data_config
 from PIL import Image
 
-from manas_jax.data.picture_cache import PictureCache
+from manas_jax.data.image_cache import ImageCache
 from manas_jax.errors import UserError
 
 COUNT = 3
-PATCHES = [(picture, corner) for picture in range(COUNT) for corner in ((0, 0), (5, 7))]
+PATCHES = [(image, corner) for image in range(COUNT) for corner in ((0, 0), (5, 7))]
 SIDE = 8
 
 
@@ -26,19 +26,19 @@ def paths(tmp_path):
 
 
 def _cache(paths, **settings):
-    return PictureCache(paths, np.array([CODED_SIZE] * len(paths)), data_config(**settings))
+    return ImageCache(paths, np.array([CODED_SIZE] * len(paths)), data_config(**settings))
 
 
 def _on_disk(paths, folder):
     return _cache(paths, cache_gib=0.0, cache_dir=str(folder))
 
 
-def _assert_whole(cache):
-    """Every patch is that of its picture."""
-    for picture, (top, left) in PATCHES:
+def _assert_patches(cache):
+    """Every patch equals that of its image."""
+    for image, (top, left) in PATCHES:
         corner = tf.constant([top, left], tf.int64)
-        patch = cache.patch(tf.constant(picture, tf.int64), corner, SIDE)
-        wanted = coded(0, picture)[top : top + SIDE, left : left + SIDE]
+        patch = cache.patch(tf.constant(image, tf.int64), corner, SIDE)
+        wanted = coded(0, image)[top : top + SIDE, left : left + SIDE]
         np.testing.assert_array_equal(patch, wanted)
 
 
@@ -49,28 +49,28 @@ def _remove(paths):
 
 def test_memory_decodes_once(paths):
     cache = _cache(paths)
-    _assert_whole(cache)
+    _assert_patches(cache)
     _remove(paths)
-    _assert_whole(cache)
+    _assert_patches(cache)
 
 
 def test_disk_decodes_once_and_leaves_nothing(paths, tmp_path):
     cache = _on_disk(paths, tmp_path / "cache")
-    _assert_whole(cache)
+    _assert_patches(cache)
     _remove(paths)
-    _assert_whole(cache)
+    _assert_patches(cache)
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_without_a_cache_each_patch_is_decoded(paths):
+def test_no_cache_decodes_each_patch(paths):
     cache = _cache(paths, cache_gib=0.0)
-    _assert_whole(cache)
+    _assert_patches(cache)
     _remove(paths)
-    with pytest.raises(UserError, match="no such picture"), cache.user_errors():
-        _assert_whole(cache)
+    with pytest.raises(UserError, match="no such image"), cache.user_errors():
+        _assert_patches(cache)
 
 
-def test_cache_dir_may_start_with_the_home(paths, tmp_path, monkeypatch):
+def test_cache_dir_expands_the_home_folder(paths, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     _on_disk(paths, "~/cache")
     assert (tmp_path / "cache").is_dir()
@@ -83,20 +83,20 @@ def test_full_disk_warns_once_and_decodes_each_time(paths, tmp_path, monkeypatch
     monkeypatch.setattr(os, "pwrite", full)
     cache = _on_disk(paths, tmp_path)
     for _ in range(2):
-        _assert_whole(cache)
-    assert len([r for r in caplog.records if "data.cache_dir: keeps 0 of 3" in r.message]) == 1
+        _assert_patches(cache)
+    assert len([r for r in caplog.records if "data.cache_dir: holds 0 of 3" in r.message]) == 1
 
 
-def test_disk_that_writes_in_pieces(paths, tmp_path, monkeypatch):
+def test_partial_writes_are_continued(paths, tmp_path, monkeypatch):
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: whole(file, data[:100], at))
     cache = _on_disk(paths, tmp_path)
-    _assert_whole(cache)
+    _assert_patches(cache)
     _remove(paths)
-    _assert_whole(cache)
+    _assert_patches(cache)
 
 
 def test_cache_dir_that_cannot_be_written(paths, tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match=r"data\.cache_dir: .*taken cannot be written to"):
+    with pytest.raises(UserError, match=r"data\.cache_dir: .*taken cannot be written"):
         _on_disk(paths, tmp_path / "taken")
