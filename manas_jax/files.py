@@ -25,7 +25,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       OSError: the file cannot be renamed.
     """
     path = pathlib.Path(path)
-    # Random, not derived from the file's own name, which may be as long as names can be.
+    # Random and short, as the name of the file itself may have the maximal length.
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
         yield temporary

@@ -56,7 +56,7 @@ def evaluation_pairs(
 
 
 def _version_name(scene: Scene, version: int) -> str:
-    """The stem of the rainy file below the scene's folder; without a file, SCENE-VERSION."""
+    """The scene's name, with the stem of the rainy file as its last part; else SCENE-VERSION."""
     image = scene.rainy[version]
     if isinstance(image, str):
         return str(pathlib.PurePath(scene.name).with_name(pathlib.PurePath(image).stem))

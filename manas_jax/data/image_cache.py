@@ -18,7 +18,7 @@ from manas_jax.errors import UserError
 
 
 class ImageCache:
-    """Patches of numbered images: of one flat tensor if all fit in memory, else of disk or files.
+    """Random access to patches of numbered images.
 
     Decoded images are held in memory if all of them fit `config.cache_gib`, else on disk if
     `config.cache_dir` names a folder, else files are decoded at each use.
@@ -145,7 +145,7 @@ class _Disk:
         """
         try:
             os.makedirs(folder, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # as long as self
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # open as long as self
         except OSError as error:
             raise UserError(
                 f"data.cache_dir: {folder} cannot be written ({error.strerror})"

@@ -89,7 +89,7 @@ class Batches:
 
     @functools.cached_property
     def _tensors(self) -> _Tables:
-        """The tables as tensors, to which a graph refers; of arrays it would hold copies."""
+        """The tables as tensors: a graph refers to tensors but copies arrays."""
         with tf.init_scope():  # the tensors outlive the graph that is being traced
             return _Tables(*(tf.constant(table, tf.int64) for table in self._tables))
 

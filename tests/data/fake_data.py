@@ -40,7 +40,7 @@ def save_flat(path, value, size=(12, 16)):
 
 
 def write_pair_folder(root, clean="norain/{}.png", rainy=("rain/{}.png",), count=3, first=0):
-    """Pairs of one colour each: 10 + i clean and 110 + i rainy."""
+    """Writes pairs of one colour each: 10 + i clean and 110 + i rainy."""
     for i in range(first, first + count):
         save_flat(root / clean.format(i), 10 + i)
         for name in rainy:
@@ -72,7 +72,7 @@ def save(path, pixels, **options):
 
 
 def write_pairs(root, clean, rainy, numbers, *, versions=(1,), shown=lambda number: number):
-    """Pairs in files named by templates with {i} and {v}; `shown` gives number's background."""
+    """Writes pairs to files named by templates with {i} and {v}; `shown` maps i to a background."""
     for i in numbers:
         save(root / clean.format(i=i), background(shown(i)))
         for v in versions:
@@ -80,7 +80,7 @@ def write_pairs(root, clean, rainy, numbers, *, versions=(1,), shown=lambda numb
 
 
 def write_halves(root, name, numbers, side, *, version=1, shown=lambda number: number):
-    """Side by side files, the clean half on `side`; that of other versions is not quite equal."""
+    """Writes side by side files, the clean half on `side`; clean halves of versions differ by 1."""
     for i in numbers:
         halves = [background(shown(i)) + np.uint8(version - 1), rained(shown(i), version)]
         save(root / name.format(i=i), np.hstack(halves if side == "left" else halves[::-1]))
@@ -202,7 +202,7 @@ LAYOUTS = {
 
 
 def write_layout(root, layout, count=3):
-    """All splits of a layout; backgrounds are numbered on from split to split."""
+    """Writes all splits of a layout; the backgrounds of split s are numbered from 100 s + 1."""
     for s, (clean, rainy, versions) in enumerate(layout.values()):
         numbers = range(100 * s + 1, 100 * s + 1 + count)
         if rainy in ("left", "right"):
@@ -212,7 +212,7 @@ def write_layout(root, layout, count=3):
 
 
 def write_rain100l(root):
-    """Six training and two test pairs; pair 5 of training has the background of pair 4."""
+    """Writes six training and two test pairs; pair 5 of training has the background of pair 4."""
     for split, numbers in {"train": range(6), "test": (10, 11)}.items():
         for i in numbers:
             shown = 4 if i == 5 else i
@@ -228,7 +228,7 @@ def coded(version, scene, size=CODED_SIZE):
 
 
 def write_coded_scenes(folder):
-    """Four scenes of three versions in PNG files, of several sizes."""
+    """Writes four scenes of three versions each as PNG files of several sizes."""
     found = []
     for i in range(4):
         size = (CODED_SIZE[0] + i, CODED_SIZE[1] - i)

@@ -34,18 +34,17 @@ def test_similar_images_are_found():
         (found,) = duplicates.find_similar([_fingerprint(original)], [_fingerprint(pixels)])
         assert found[:2] == (0, 0)
         assert _fingerprint(pixels).digest != _fingerprint(original).digest
-    assert (
-        duplicates.find_similar([_fingerprint(original)], [_fingerprint(original[:, ::-1])]) == []
-    )
+    mirrored = _fingerprint(original[:, ::-1])
+    assert duplicates.find_similar([_fingerprint(original)], [mirrored]) == []
 
 
 def test_duplicates_are_found_across_chunks():
-    prints = [_fingerprint(background(i)) for i in range(150)]
-    assert duplicates.find_similar(prints) == []
-    prints.append(prints[3])
-    assert duplicates.find_similar(prints) == [(3, 150, 0)]
-    assert duplicates.find_similar(prints[:2], prints[2:]) == []
-    assert duplicates.find_similar([], prints) == []
+    fingerprints = [_fingerprint(background(i)) for i in range(150)]
+    assert duplicates.find_similar(fingerprints) == []
+    fingerprints.append(fingerprints[3])
+    assert duplicates.find_similar(fingerprints) == [(3, 150, 0)]
+    assert duplicates.find_similar(fingerprints[:2], fingerprints[2:]) == []
+    assert duplicates.find_similar([], fingerprints) == []
 
 
 def test_images_without_structure_differ_by_gray():

@@ -1,4 +1,4 @@
-"""The input pipeline: what is in a batch, and that it depends on nothing but the step."""
+"""Training batches: their content, and that it depends on the step only."""
 
 import gc
 import resource
@@ -119,9 +119,9 @@ def test_seeds_differ():
 def test_shards_of_processes_form_the_global_batch():
     config = data_config(**ALL_KINDS)
     whole = _batches(_scenes(), config).at(3)
-    hosts = [_batches(_scenes(), config, process_index=i, process_count=2) for i in range(2)]
-    for parts in ([h.at(3) for h in hosts], [next(h.iterate(3)) for h in hosts]):
-        _assert_same(whole, {key: np.concatenate([p[key] for p in parts]) for key in whole})
+    shards = [_batches(_scenes(), config, process_index=i, process_count=2) for i in range(2)]
+    for parts in ([s.at(3) for s in shards], [next(s.iterate(3)) for s in shards]):
+        _assert_same(whole, {key: np.concatenate([part[key] for part in parts]) for key in whole})
 
 
 @pytest.fixture
@@ -131,10 +131,10 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("cached", ["memory", "disk"], indirect=True)
 def test_batches_do_not_depend_on_caching(files, cached):
-    cached = _batches(files, data_config(**ALL_KINDS, **cached))
-    uncached = _batches(files, data_config(**ALL_KINDS, cache_gib=0.0))
+    with_cache = _batches(files, data_config(**ALL_KINDS, **cached))
+    without = _batches(files, data_config(**ALL_KINDS, cache_gib=0.0))
     for step in range(4):
-        _assert_same(cached.at(step), uncached.at(step))
+        _assert_same(with_cache.at(step), without.at(step))
 
 
 def test_patches_are_the_pixels_of_the_files(files):
@@ -165,11 +165,11 @@ def test_file_that_changes_size_is_named(files):
 
 
 def test_used_up_real_versions_are_replaced_by_other_kinds():
-    """One real version and K = 3: it is shown at most once, the other slots are synthetic."""
+    """With one real version and K = 3, it is shown at most once; the others are synthetic."""
     config = data_config(real=100.0, synthetic=1.0)
     flat = tuple(
         Scene(f"s{i}", np.full((16, 16, 3), 50, np.uint8),
-                     (np.full((16, 16, 3), 60, np.uint8),))
+              (np.full((16, 16, 3), 60, np.uint8),))
         for i in range(3)
     )  # fmt: skip
     real = 0
@@ -183,7 +183,7 @@ def test_used_up_real_versions_are_replaced_by_other_kinds():
 def test_mixture_follows_the_weights():
     flat = tuple(
         Scene(f"s{i}", np.zeros((16, 16, 3), np.uint8),
-                     tuple(np.full((16, 16, 3), 200, np.uint8) for _ in range(3)))
+              tuple(np.full((16, 16, 3), 200, np.uint8) for _ in range(3)))
         for i in range(3)
     )  # fmt: skip
     config = data_config(real=3.0, synthetic=1.0, level="light")
@@ -191,14 +191,14 @@ def test_mixture_follows_the_weights():
         (np.round(batch["rainy"] * 255) == 200).all(axis=(2, 3, 4)).mean()
         for batch in _batches(flat, config).iterate(0, 40)
     ]
-    assert np.mean(shown) == pytest.approx(0.75, abs=0.08)  # 480 slots: sigma 0.02
+    assert np.mean(shown) == pytest.approx(0.75, abs=0.08)  # 480 versions: sigma 0.02
 
 
 def test_transfer_uses_streaks_of_other_scenes():
-    """Scene i's rain adds 10 (i + 1): own rain never comes back, the others' both do."""
+    """The rain of scene i adds 10 (i + 1); each scene gets the rain of the others only."""
     flat = tuple(
         Scene(f"s{i}", np.full((12 + i, 16, 3), 40 * (i + 1), np.uint8),
-                     (np.full((12 + i, 16, 3), 50 * (i + 1), np.uint8),))
+              (np.full((12 + i, 16, 3), 50 * (i + 1), np.uint8),))
         for i in range(3)
     )  # fmt: skip
     seen = {i: set() for i in range(3)}
@@ -259,7 +259,7 @@ def test_unsuitable_scenes():
 
 @pytest.mark.parametrize("cache_dir", ["", "cache"])
 def test_memory_use_is_constant(cache_dir, tmp_path):
-    """Peak memory grows by far less than what the batches made would fill."""
+    """Peak memory grows by far less than the size of all batches."""
     large = tuple(Scene(f"s{i}", coded(0, i, (80, 80)), (coded(1, i, (80, 80)),)) for i in range(3))
     folder = cache_dir and str(tmp_path / cache_dir)
     config = data_config(transfer=1.0, cache_gib=0.0, cache_dir=folder)
@@ -268,19 +268,19 @@ def test_memory_use_is_constant(cache_dir, tmp_path):
         next(stream)
     gc.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    made = sum(sum(v.nbytes for v in next(stream).values()) for _ in range(100))
+    total = sum(sum(v.nbytes for v in next(stream).values()) for _ in range(100))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert made > 150e6 and grown < 30e6
+    assert total > 150e6 and grown < 30e6
 
 
 def test_streaks_of_batches_match_the_rain_module():
-    """Pipeline and module agree: the strongest light of a batch on black is a rain's own."""
+    """On black scenes the images of a batch are the streaks alone."""
     bare = (Scene("bare", np.zeros((64, 64, 3), np.uint8)),)
     config = data_config(real=0.0, synthetic=1.0, versions=1, level="light")
     batch = _batches(bare, config, batch_scenes=16, crop=64).at(0)
-    made = batch["rainy"].mean(axis=(1, 2, 3, 4))
-    alone = [
+    mean = batch["rainy"].mean(axis=(1, 2, 3, 4))
+    expected = [
         rain.streaks(tf.constant([1, i], tf.int64), 64, 64, "light").numpy().mean()
         for i in range(16)
     ]
-    assert np.median(made) == pytest.approx(np.median(alone), rel=0.5)
+    assert np.median(mean) == pytest.approx(np.median(expected), rel=0.5)

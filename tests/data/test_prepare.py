@@ -1,4 +1,4 @@
-"""The prepare command: what it finds, what it says, what it refuses."""
+"""The prepare command: its checks, its summary, its errors."""
 
 import dataclasses
 
