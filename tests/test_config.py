@@ -1,4 +1,4 @@
-"""What a configuration may say."""
+"""Defaults, ranges and combinations of the keys of a configuration."""
 
 import ml_collections
 import pytest
@@ -23,7 +23,7 @@ def test_every_experiment_is_valid(experiments):
         validate(config)
 
 
-def test_the_general_network_goes_on_from_weights(experiments):
+def test_the_general_network_starts_from_weights(experiments):
     config = experiments["pretrained"]("general")
     config.data.root, config.train.weights = "somewhere", "rain100l.safetensors"
     validate(config)
@@ -88,7 +88,7 @@ def test_tfds_needs_a_name(make_config):
         validate(make_config(data__source="tfds"))
 
 
-def test_two_starts_of_one_training_are_refused(make_config):
+def test_two_initial_weights_of_a_training_are_refused(make_config):
     config = make_config(stage="train", train__inherit=True, train__genotype="other.json")
     with pytest.raises(UserError, match=r"train\.inherit and train\.genotype exclude each other"):
         validate(config)

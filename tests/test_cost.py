@@ -117,8 +117,8 @@ def _macs(jaxpr):
     [SMALL, dataclasses.replace(SMALL, patch=2, attention_groups=1)],
     ids=["plain", "patch"],
 )
-def test_macs_are_those_of_the_traced_network(monkeypatch, space, size):
-    """Counted in the program that JAX traces, with the separable convolutions in textbook form."""
+def test_macs_of_the_traced_network(monkeypatch, space, size):
+    """Counted in the jaxpr, with separable convolutions in their textbook form."""
     monkeypatch.setattr(candidates, "FactoredConv", _Textbook)
     monkeypatch.setattr(layers, "_forms", layers.Forms.PLAIN)
     images = jnp.zeros((1, *size, 3))
@@ -133,8 +133,8 @@ def test_macs_are_those_of_the_traced_network(monkeypatch, space, size):
     assert traced(Network(space), architecture) == cost.supernet(space, *size).macs
 
 
-def test_layers_shapes_follow_the_multiple():
-    """The size that costs are rounded up to is the one that the network pads to."""
+def test_costs_are_those_of_the_padded_image():
+    """Costs round sizes up to those that the network pads to."""
     space = dataclasses.replace(SMALL, patch=2)
     padded = layers.pad_to_multiple(jnp.zeros((1, 9, 17, 3)), space.multiple).shape[1:3]
     assert padded == (16, 24)

@@ -1,4 +1,4 @@
-"""Scoring: whole pictures of any size, validation crops, each picture once."""
+"""Scoring: whole images of any size, validation crops, folders; each image once."""
 
 import json
 import types
@@ -44,7 +44,7 @@ def _scenes(tmp_path, sizes):
 
 
 def _plain_scores(network, variables, made, side):
-    """One picture after the other, centre cut by hand."""
+    """One image after the other, cropped by hand."""
     scores = []
     for scene in made:
         pair = []
@@ -62,8 +62,8 @@ DATA = types.SimpleNamespace(evaluation_level="medium", veil=0.0)
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_validation_counts_each_picture_once(tmp_path, monkeypatch, count):
-    """Also where the batch, here of 2, does not divide their number."""
+def test_validation_counts_each_image_once(tmp_path, monkeypatch, count):
+    """Even if the batch size, here 2, does not divide their number."""
     monkeypatch.setattr(evaluator, "BATCH", 2)
     sizes = [(20, 24), (31, 17), (18, 40), (16, 16), (25, 25)][:count]
     made = _scenes(tmp_path, sizes)
@@ -75,7 +75,7 @@ def test_validation_counts_each_picture_once(tmp_path, monkeypatch, count):
     assert ours.inputs.y_psnr != ours(variables).y_psnr
 
 
-def test_validation_takes_the_smallest_side_where_the_crop_is_larger(tmp_path):
+def test_validation_crop_is_at_most_the_smallest_side(tmp_path):
     made = _scenes(tmp_path, [(20, 24), (31, 17)])
     network, variables = _network()
     ours = evaluator.Validation(network, made, DATA, 64, sharding.make_mesh(1))
@@ -91,12 +91,12 @@ def test_restorer_keeps_size_and_type():
     assert (restored.shape, restored.dtype) == (picture.shape, np.uint8)
     plain = jax.jit(network.apply)(variables, picture[None].astype(np.float32) / 255)[0]
     wanted = np.clip(np.asarray(plain) * 255, 0, 255)
-    assert np.max(np.abs(restored - wanted)) <= 0.51  # half a grey of rounding
+    assert np.max(np.abs(restored - wanted)) <= 0.51  # rounding to grey levels
     assert np.any(restored != picture)
 
 
-def test_scores_of_a_run_can_be_made_again_from_its_pictures(finished, loop_config):
-    """Every test picture once, at its own size, by the best checkpoint's averaged weights."""
+def test_scores_of_a_run_are_those_of_its_images(finished, loop_config):
+    """Every test image once, at its own size, with the averaged weights of the best checkpoint."""
     folder = finished / "evaluate"
     result = json.loads((folder / "scores.json").read_text())
     assert sorted(row["name"] for row in result["images"]) == ["0", "1", "2"]
@@ -122,7 +122,7 @@ def test_scores_of_a_run_can_be_made_again_from_its_pictures(finished, loop_conf
         np.testing.assert_allclose(result["mean"][side]["y_psnr"], mean)
 
 
-def test_averaged_weights_are_scored_and_the_best_step(finished, loop_config):
+def test_averaged_weights_of_the_best_step_are_scored(finished, loop_config):
     config = loop_config()
     _, variables, step = train_run.load(config, finished)
     summary = json.loads((finished / "train" / "summary.json").read_text())
@@ -133,7 +133,7 @@ def test_averaged_weights_are_scored_and_the_best_step(finished, loop_config):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(variables))
 
 
-def test_evaluating_what_was_never_trained(tmp_path, loop_config):
+def test_evaluation_without_training(tmp_path, loop_config):
     with pytest.raises(UserError, match=r"genotype\.json is missing: run the search first"):
         evaluate(loop_config(), tmp_path)
     random_genotype(SPACE, 0).save(tmp_path / "genotype.json")

@@ -1,4 +1,4 @@
-"""The command and its stages: order, skipping, and every mistake in one clear line."""
+"""The command and its stages: order, skipping, and a one-line error for every mistake."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from manas_jax.workdir.weights import load_weights, save_weights
 
 
 def _one_line(finished_process, *parts):
-    """The process ended in an error of one line that says all of this, and in no traceback."""
+    """Asserts an error of one line with all of these parts, and no traceback."""
     assert finished_process.returncode != 0
     assert "Traceback" not in finished_process.stderr
     lines = [x for x in finished_process.stderr.splitlines() if "error: " in x.lower()]
@@ -42,13 +42,13 @@ TINY = "--config=configs/tiny.py"
         (["--config.data.source=folder", "--config.data.root=gone"], ["data.root", "gone"]),
     ],
 )
-def test_command_says_what_is_wrong_in_a_line(tmp_path, run_command, arguments, parts):
+def test_wrong_flags_are_one_line(tmp_path, run_command, arguments, parts):
     process = run_command(TINY, f"--workdir={tmp_path / 'run'}", *arguments)
     _one_line(process, *parts)
     assert not (tmp_path / "run" / "search").exists()
 
 
-def test_tensorflow_is_imported_only_when_it_is_used():
+def test_tensorflow_is_imported_on_first_use():
     script = (
         "import sys, manas_jax.main as _; from manas_jax.data.lazy_tf import tf\n"
         "print('tensorflow' in sys.modules, int(tf.constant(3)), 'tensorflow' in sys.modules)"
@@ -59,7 +59,7 @@ def test_tensorflow_is_imported_only_when_it_is_used():
     assert done.stdout.split() == ["False", "3", "True"], done.stderr
 
 
-def test_all_stages_leave_what_they_promise(finished):
+def test_all_stages_write_their_files(finished):
     found = {p.name for p in finished.iterdir()}
     assert {"config.json", "genotype.json", "report.html", "search", "train", "evaluate"} <= found
     for stage in ("search", "train"):
@@ -75,7 +75,7 @@ def test_all_stages_leave_what_they_promise(finished):
 
 
 def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_config):
-    """'all' in a finished workdir runs nothing; with one stage undone, that one alone."""
+    """'all' in a finished workdir runs nothing; with one unfinished stage, only that one."""
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     ran = []
@@ -92,7 +92,7 @@ def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_confi
     assert ran == ["evaluate", "train"]
 
 
-def test_a_stage_done_before_computes_nothing(tmp_path, monkeypatch, finished, loop_config):
+def test_finished_stage_compiles_nothing(tmp_path, monkeypatch, finished, loop_config):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     for module in (search_run, train_run):
@@ -156,8 +156,8 @@ def test_training_with_a_bad_genotype_file(tmp_path, finished, loop_config, cont
     assert "mine.json" in str(error.value)
 
 
-def test_training_goes_on_from_a_weights_file(tmp_path, finished, loop_config):
-    """With nothing to learn the weights that come out are those that went in, genotype and all."""
+def test_training_starts_from_a_weights_file(tmp_path, finished, loop_config):
+    """With a learning rate of 0 the weights and the genotype stay as they are."""
     file = finished / "weights.safetensors"
     config = loop_config(
         stage="train",
@@ -169,13 +169,13 @@ def test_training_goes_on_from_a_weights_file(tmp_path, finished, loop_config):
     )
     main.run(config, tmp_path)
     before, genotype, _ = load_weights(file)
-    after, kept, origin = load_weights(tmp_path / "weights.safetensors")
-    assert kept == genotype == Genotype.load(finished / "genotype.json")
+    after, same, origin = load_weights(tmp_path / "weights.safetensors")
+    assert same == genotype == Genotype.load(finished / "genotype.json")
     jax.tree.map(np.testing.assert_array_equal, after["params"], before["params"])
     assert origin["step"] == "1"
 
 
-def test_weights_of_a_finished_training_are_made_again(tmp_path, finished, loop_config):
+def test_lost_weights_of_a_finished_training_are_written_again(tmp_path, finished, loop_config):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "weights.safetensors").unlink()
     main.run(loop_config(stage="train"), tmp_path / "run")
@@ -184,7 +184,7 @@ def test_weights_of_a_finished_training_are_made_again(tmp_path, finished, loop_
     jax.tree.map(np.testing.assert_array_equal, again, first)
 
 
-def test_a_supernets_weights_train_no_network(tmp_path, loop_config, space):
+def test_weights_of_a_supernet_are_refused(tmp_path, loop_config, space):
     file = tmp_path / "supernet.safetensors"
     save_weights(file, init_variables(Network(space), 0), space, {})
     config = loop_config(stage="train", train__inherit=False, train__weights=str(file))
@@ -258,15 +258,15 @@ def test_damaged_data_is_named(tmp_path, pictures, loop_config, damage, part):
         ({"data__validation_scenes": 6}, ["data.validation_scenes"]),
     ],
 )
-def test_settings_that_the_data_cannot_serve(tmp_path, loop_config, changes, parts):
+def test_settings_that_do_not_fit_the_data(tmp_path, loop_config, changes, parts):
     with pytest.raises(UserError) as error:
         main.run(loop_config(stage="search", **changes), tmp_path)
     for part in parts:
         assert part in str(error.value)
 
 
-def test_diverged_loss_stops_and_keeps_the_checkpoint_before(tmp_path, finished, loop_config):
-    """A learning rate that ends in NaN: the step is named, and nothing bad is saved."""
+def test_diverged_loss_stops_and_keeps_earlier_checkpoints(tmp_path, finished, loop_config):
+    """The error names the step at which the loss became NaN; only finite states are saved."""
     shutil.copy(finished / "genotype.json", tmp_path)
     config = loop_config(
         stage="train",
@@ -287,7 +287,7 @@ def test_diverged_loss_stops_and_keeps_the_checkpoint_before(tmp_path, finished,
     assert os.path.exists(tmp_path / "config.json")
 
 
-def test_full_disk_is_said_in_a_line(tmp_path, monkeypatch, loop_config):
+def test_full_disk_is_one_line(tmp_path, monkeypatch, loop_config):
     def full(*_):
         try:
             raise OSError(errno.ENOSPC, "No space left on device", "scores.json")

@@ -100,13 +100,13 @@ def test_missing_and_binary_genotype_files(tmp_path):
         ("residual", 1),
     ],
 )
-def test_spaces_that_cannot_be(field, value):
+def test_invalid_spaces(field, value):
     fields = {"channels": (4, 8), "branches": (1, 2), "columns": (1, 1), field: value}
     with pytest.raises(UserError, match=rf"space\.{field} ="):
         SearchSpace(**fields)
 
 
-def test_derive_takes_the_most_probable_but_never_none():
+def test_derive_chooses_the_most_probable_but_never_none():
     space = SearchSpace((4, 8), (1, 2), (1, 2))
     draw = np.random.default_rng(0)
     column_scores = draw.normal(size=(3, 2))
@@ -122,12 +122,12 @@ def test_derive_takes_the_most_probable_but_never_none():
     assert list(map(len, genotype.attention)) == [1, 2]
 
 
-def test_derive_where_none_is_not_the_first_candidate():
+def test_derive_with_none_as_the_last_candidate():
     space = SearchSpace((4,), (1,), (0,), candidates=("SE", "none"), attention_groups=1)
     assert derive(space, [], [[[0.0, 9.0]]]).attention == ((("SE",),),)
 
 
-def test_random_genotypes_depend_on_their_seed_alone():
+def test_random_genotypes_are_functions_of_the_seed():
     random.seed(0)
     first = random_genotype(PAPER, 5)
     random.seed(1)

@@ -1,4 +1,4 @@
-"""Disks that take no more: what is said, what is kept, and that the run goes on afterwards."""
+"""Full and read-only disks: a clear error, intact checkpoints, and resumption afterwards."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from manas_jax.search import run as search_run
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder that is a file system of 16 MiB."""
+    """A file system of 16 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     options = ["-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
@@ -26,7 +26,7 @@ def small_disk(tmp_path):
 
 
 def _fill(disk):
-    """Leaves 4 KiB."""
+    """Leaves 4 KiB free."""
     left = shutil.disk_usage(disk).free - 4096
     (disk / "filler").write_bytes(bytes(left))
 
@@ -49,7 +49,7 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(
     assert not [f for f in folder.iterdir() if not f.name.isdigit()]  # nothing half-written
 
 
-def test_read_only_workdir_is_said_before_anything_is_done(small_disk, finished, run_stages):
+def test_read_only_workdir_is_an_error_before_any_work(small_disk, finished, run_stages):
     workdir = small_disk / "run"
     workdir.mkdir()
     _copy_search(finished, workdir)

@@ -1,4 +1,4 @@
-"""A search and a training, stopped at a step and started again, end with the same bits."""
+"""Search and training, stopped at a step and resumed, end with bit-identical states."""
 
 import contextlib
 import itertools
@@ -31,7 +31,7 @@ class _Stop(BaseException):
 
 
 def _stopping_at(step, stop):
-    """A recorder that calls `stop` when this step is done, before it is saved."""
+    """A MetricLogger that calls `stop` after this step, before it is saved."""
 
     class Stopping(metric_logger.MetricLogger):
         def __call__(self, number, terms):
@@ -43,7 +43,7 @@ def _stopping_at(step, stop):
 
 
 def _final_state(workdir, stage):
-    """The arrays of the last checkpoint by name, read without our own code."""
+    """The arrays of the last checkpoint by name, read by orbax alone."""
     folder = pathlib.Path(workdir) / stage / "checkpoints" / str(STEPS) / "state"
     tree = ocp.StandardCheckpointer().restore(folder.absolute())
     return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
@@ -70,7 +70,7 @@ def _run_stage(run_stages, workdir, stage, **changes):
     "stop", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 5, 6))]
 )
 @pytest.mark.parametrize(("stage", "module"), [("search", search_run), ("train", train_run)])
-def test_stopped_at_a_step(tmp_path, monkeypatch, finished, run_stages, stage, module, stop):
+def test_resumes_after_a_stop(tmp_path, monkeypatch, finished, run_stages, stage, module, stop):
     if stage == "train":
         _copy_search(finished, tmp_path)
     with monkeypatch.context() as patch:
@@ -79,7 +79,7 @@ def test_stopped_at_a_step(tmp_path, monkeypatch, finished, run_stages, stage, m
     assert not (tmp_path / stage / "summary.json").exists()
     folder = tmp_path / stage / "checkpoints"
     saved = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
-    assert max(saved, default=0) == (stop - 1) // 2 * 2  # what was done since is done again
+    assert max(saved, default=0) == (stop - 1) // 2 * 2  # the steps since are repeated
     assert _run_stage(run_stages, tmp_path, stage)
     assert _same_bits(_final_state(tmp_path, stage), _final_state(finished, stage))
     if stage == "search":
@@ -93,8 +93,8 @@ def _copy_search(finished, workdir):
 
 
 @pytest.mark.parametrize("stage", ["search", "train"])
-def test_signal_saves_the_step_that_it_came_in(tmp_path, monkeypatch, finished, run_stages, stage):
-    """SIGTERM between two checkpoints: status 75, no step repeated, the same bits in the end."""
+def test_signal_saves_the_current_step(tmp_path, monkeypatch, finished, run_stages, stage):
+    """SIGTERM between two checkpoints: status 75, no step is repeated, the same final bits."""
     if stage == "train":
         _copy_search(finished, tmp_path)
     stopping = _stopping_at(3, lambda: signal.raise_signal(signal.SIGTERM))
@@ -110,23 +110,23 @@ def test_signal_saves_the_step_that_it_came_in(tmp_path, monkeypatch, finished, 
     summary = json.loads((tmp_path / stage / "summary.json").read_text())
     assert summary["started_from_step"] == 3
     assert _same_bits(_final_state(tmp_path, stage), _final_state(finished, stage))
-    if stage == "train":  # a checkpoint without a score changes nothing in what is chosen
+    if stage == "train":  # a checkpoint without a score does not affect the choice
         best = [
             json.loads((w / "train" / "summary.json").read_text()) for w in (tmp_path, finished)
         ]
         assert best[0]["best_step"] == best[1]["best_step"]
 
 
-def test_signal_while_there_is_nothing_to_save():
+def test_signal_with_nothing_to_save():
     with _listening():
         with pytest.raises(signals.Stopped), signals.interruptible():
             signal.raise_signal(signal.SIGTERM)
-        assert signals.requested() == signals.PREEMPTED  # remembered
+        assert signals.requested() == signals.PREEMPTED  # recorded
         with pytest.raises(signals.Stopped), signals.interruptible():
             pytest.fail("work was begun after the signal")
 
 
-def test_second_ctrl_c_is_meant():
+def test_second_ctrl_c_interrupts():
     with _listening():
         signal.raise_signal(signal.SIGINT)
         assert signals.requested() == signals.CANCELLED == 130
@@ -136,7 +136,7 @@ def test_second_ctrl_c_is_meant():
 
 @contextlib.contextmanager
 def _listening():
-    """Signals are taken as the command takes them; afterwards as before."""
+    """Installs the handlers of the commands; restores the former ones."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signals, "_signals", signals._Signals())
@@ -149,7 +149,7 @@ def _listening():
 
 
 def _diverging_at(step, times, changes):
-    """A training whose loss is NaN at a step, as often as said; notes the batches' seeds."""
+    """A MetricLogger that gets NaN at a step, `times` times, and `batches` that record seeds."""
     make_batches, count = build.batches, itertools.count(1)
 
     class Diverging(metric_logger.MetricLogger):
@@ -167,9 +167,7 @@ def _diverging_at(step, times, changes):
 
 
 @pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint, and after the second
-def test_rolls_back_and_goes_on_with_other_batches(
-    tmp_path, monkeypatch, finished, run_stages, step
-):
+def test_rollback_continues_with_other_batches(tmp_path, monkeypatch, finished, run_stages, step):
     _copy_search(finished, tmp_path)
     seeds = []
     diverging, noted = _diverging_at(step, 1, seeds)
@@ -182,12 +180,12 @@ def test_rolls_back_and_goes_on_with_other_batches(
     state, other = (_final_state(w, "train") for w in (tmp_path, finished))
     assert all(np.isfinite(v).all() for v in state.values())
     assert not _same_bits(state, other)
-    # The number of rollbacks is saved with the state: resumed, the order stays the new one.
+    # The number of rollbacks is saved with the state: a resumed run keeps the new order.
     with Checkpoints(tmp_path / "train" / "checkpoints") as checkpoints:
         assert checkpoints.metadata["rollbacks"] == 1
 
 
-def test_rolls_back_no_more_than_allowed(tmp_path, monkeypatch, finished, run_stages):
+def test_stops_after_max_rollbacks(tmp_path, monkeypatch, finished, run_stages):
     _copy_search(finished, tmp_path)
     diverging, _ = _diverging_at(5, 99, [])
     monkeypatch.setattr(train_run, "MetricLogger", diverging)
@@ -208,8 +206,8 @@ main.run(conftest.narrow_config(**json.loads(sys.argv[2]), stage="search"), sys.
 """
 
 
-def test_killed_while_it_saves(tmp_path, finished, run_stages, loop_changes):
-    """SIGKILL one step after a save has begun, in a process that compiled for itself."""
+def test_resumes_after_sigkill_during_a_save(tmp_path, finished, run_stages, loop_changes):
+    """SIGKILL one step after a save has begun, in a process with a compilation of its own."""
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), json.dumps(loop_changes)],
         cwd=ROOT,
@@ -224,7 +222,7 @@ def test_killed_while_it_saves(tmp_path, finished, run_stages, loop_changes):
     assert _same_bits(_final_state(tmp_path, "search"), _final_state(finished, "search"))
 
 
-def test_same_seed_same_bits_other_seed_others(tmp_path, finished, run_stages):
+def test_seed_determines_all_bits(tmp_path, finished, run_stages):
     states = {}
     for name, seed in (("again", 0), ("other", 1)):
         assert _run_stage(run_stages, tmp_path / name, "search", seed=seed)

@@ -91,7 +91,7 @@ def test_grid_names_what_is_wrong(fields, words):
         study_run.grid(study_config({"x": fields}))
 
 
-def test_the_study_of_the_repository_is_one(experiments):
+def test_the_config_of_the_study_has_enough_cells(experiments):
     cells = study_run.grid(experiments["study_rain100l"]())
     counts = {c.source.name: 0 for c in cells}
     for cell in cells:
@@ -100,53 +100,53 @@ def test_the_study_of_the_repository_is_one(experiments):
     assert all(len({c.seed for c in cells if c.source.name == name}) >= 4 for name in counts)
 
 
-def test_machines_share_all_cells_once():
+def test_machines_partition_the_cells():
     cells = study_run.grid(study_config())
     parts = [study_run.shard(cells, i, 3) for i in range(3)]
     assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in cells)
     assert all(parts)
-    for part in parts:  # nobody searches what another one searches
+    for part in parts:  # each search is run by one machine only
         names = {c.name for c in part}
         assert ("first_order-00" in names) == ("matched-02" in names) == ("one_to_one-00" in names)
     with pytest.raises(UserError, match="0 <= index < count"):
         study_run.shard(cells, 3, 3)
 
 
-# Running cells, without the work
+# Running cells, with a fake `run_cell`
 
 
 @pytest.fixture
-def without_work(monkeypatch):
-    """`run_cell` replaced by something quick; gives the names of the cells that it was asked."""
-    asked = []
+def fake_cells(monkeypatch):
+    """Replaces `run_cell` by a fast fake; the names of the cells that it was called with."""
+    called = []
 
     def run_cell(config, cell, workdir):
-        asked.append(cell.name)
+        called.append(cell.name)
         made = fake_cell(cell.source.name, cell.index, cell.seed, psnr=30 + cell.index)
         return made | {"source": study_run.dataclasses.asdict(cell.source)}
 
     monkeypatch.setattr(study_run, "run_cell", run_cell)
-    return asked
+    return called
 
 
-def test_finished_cells_are_not_run_again(tmp_path, without_work):
+def test_finished_cells_are_not_run_again(tmp_path, fake_cells):
     config = study_config()
     study_run.run(config, tmp_path)
-    assert len(without_work) == 13
+    assert len(fake_cells) == 13
     study_run.run(config, tmp_path)
-    assert len(without_work) == 13
+    assert len(fake_cells) == 13
     (tmp_path / "cells" / "random-01.json").unlink()
     study_run.run(config, tmp_path)
-    assert without_work[13:] == ["random-01"]
+    assert fake_cells[13:] == ["random-01"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["cells"] == summary["planned"] == 13
     assert summary["sources"]["random"]["psnr"]["mean"] == pytest.approx(31.5)
 
 
-def test_a_study_may_grow_but_not_change(tmp_path, without_work):
+def test_a_study_can_grow_but_not_change(tmp_path, fake_cells):
     study_run.run(study_config({"random": {"choice": "random", "cells": 1}}), tmp_path)
     study_run.run(study_config({"random": {"choice": "random", "cells": 2, "tier": 1}}), tmp_path)
-    assert without_work == ["random-00", "random-01"]
+    assert fake_cells == ["random-00", "random-01"]
     changed = {"random": {"choice": "random", "cells": 1, "changes": {"train": {"steps": 9}}}}
     with pytest.raises(UserError, match=r"random-00\.json is from another source"):
         study_run.run(study_config(changed), tmp_path)
@@ -155,7 +155,7 @@ def test_a_study_may_grow_but_not_change(tmp_path, without_work):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"source": {}}'])
-def test_a_damaged_cell_gives_one_clear_line(tmp_path, without_work, content):
+def test_a_damaged_cell_is_one_line(tmp_path, fake_cells, content):
     study_run.run(study_config(), tmp_path)
     (tmp_path / "cells" / "random-01.json").write_text(content)
     with pytest.raises(UserError) as error:
@@ -164,12 +164,12 @@ def test_a_damaged_cell_gives_one_clear_line(tmp_path, without_work, content):
     assert "random-01.json is damaged" in line and "remove it" in line and "\n" not in line
 
 
-def test_machines_of_one_study_fill_one_folder(tmp_path, without_work):
+def test_machines_of_one_study_write_to_one_folder(tmp_path, fake_cells):
     for i in range(3):
         study_run.run(study_config(), tmp_path, i, 3)
-    assert len(without_work) == len(set(without_work)) == 13
+    assert len(fake_cells) == len(set(fake_cells)) == 13
     study_run.run(study_config(), tmp_path)
-    assert len(without_work) == 13
+    assert len(fake_cells) == 13
 
 
 def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_matched_genotypes_cost_the_same_and_differ(experiments, monkeypatch):
         study_run.matched(config, wanted, 0)
 
 
-def test_perturbation_keeps_what_the_supernet_misses_most():
+def test_perturbation_chooses_what_the_supernet_loses_most_without():
     space = SearchSpace(channels=(8,), branches=(1,), columns=(2,))
     logits = {
         "columns": np.array([[2.0, 0.0], [2.0, 0.0]]),  # the likeliest: parallel
@@ -251,10 +251,10 @@ def test_perturbation_keeps_what_the_supernet_misses_most():
 
     found = selection.perturbation(space, logits, score, seed=0)
     assert found == Genotype(space, [["fusion"] * 2], [[["SE"] * 3]])
-    assert logits["columns"][0, 0] == 2  # left as it was
+    assert logits["columns"][0, 0] == 2  # unchanged
 
 
-def test_best_of_some():
+def test_best():
     space = SearchSpace(channels=(8,), branches=(1,), columns=(4,))
     genotypes = [random_genotype(space, i) for i in range(8)]
 
@@ -266,7 +266,7 @@ def test_best_of_some():
     assert scores == fusions and chosen == genotypes[int(np.argmax(fusions))]
 
 
-# Statistics, against numbers made by hand
+# Statistics, against numbers computed by hand
 
 
 def test_interval_by_hand():
@@ -320,7 +320,7 @@ def test_ranking_by_hand():
     assert made["between_supernets"]["mean"] == pytest.approx(-4 / 6)
 
 
-def test_ranking_leaves_the_seeds_own_differences_out():
+def test_ranking_ignores_differences_between_seeds():
     psnr = {(0, 0): 30, (1, 1): 40, (2, 0): 32, (3, 1): 41}  # seed 1 is 9.5 dB above seed 0
     random = [fake_cell(index=i, seed=s, macs=i, psnr=p) for (i, s), p in psnr.items()]
     searched = [fake_cell("first_order", 0, 0, ranking=[1.0, 2.0, 4.0, 3.0])]
@@ -401,7 +401,7 @@ def test_entropy_by_hand():
 
 
 @pytest.mark.slow
-def test_the_choice_moves_no_bit_of_a_search(tmp_path, run_stages, loop_config):
+def test_the_choice_does_not_affect_the_search(tmp_path, run_stages, loop_config):
     import jax
 
     from manas_jax.search import run as search_run
@@ -437,7 +437,7 @@ def done(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_cells_hold_what_the_summary_needs(done):
+def test_cells_contain_what_the_summary_needs(done):
     cells = study_run.read_cells(done / "cells")
     assert set(cells) == {"first_order-00", "random-00"}
     searched = cells["first_order-00"]
@@ -451,7 +451,7 @@ def test_cells_hold_what_the_summary_needs(done):
 
 
 @pytest.mark.slow
-def test_the_search_says_what_discretisation_costs(done):
+def test_the_search_reports_the_cost_of_discretisation(done):
     folder = done / "searches" / "plain-00" / "search"
     summary = json.loads((folder / "summary.json").read_text())
     cell = study_run.read_cells(done / "cells")["first_order-00"]
@@ -492,7 +492,7 @@ def test_the_supernet_with_hard_logits_is_the_derived_network(small):
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A study of made-up cells, gathered and drawn in a folder of the test's own."""
+    """A study of invented cells, gathered and drawn in a temporary folder."""
     from benchmarks import tables
     from tools import keep_study
 
@@ -522,7 +522,7 @@ def kept(tmp_path, monkeypatch):
     return tmp_path / "study"
 
 
-def test_what_is_kept_of_a_study(kept):
+def test_files_of_a_kept_study(kept):
     names = {str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file()}
     assert {"costs.svg", "ranking.svg", "network.svg", "summary.json", "config.json"} < names
     assert {"genotypes/first_order-00.json", "genotypes/pretrained_rain100l.json"} < names

@@ -1,4 +1,4 @@
-"""Checkpoints on real folders: bits, the newest and the best, damage."""
+"""Checkpoints on disk: round trips, the newest and the best, damage, versions."""
 
 import shutil
 
@@ -32,7 +32,7 @@ def _assert_same(a, b):
 
 
 @pytest.mark.parametrize("average", [True, False])
-def test_what_comes_back_is_what_went_in(tmp_path, average):
+def test_round_trip(tmp_path, average):
     state = _state(4, average)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(_state(0, average)) is None
@@ -86,11 +86,11 @@ def two_checkpoints(tmp_path_factory):
 
 @pytest.mark.parametrize("damage", [_cut, _empty, _flip, _lose])
 def test_any_file_of_the_newest_damaged(tmp_path, two_checkpoints, damage):
-    """Each file in turn: what comes back is the newest whole checkpoint, to the bit."""
+    """Each file in turn: the newest valid checkpoint is restored, bit for bit."""
     files = [f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*")]
     files = sorted(f for f in files if (two_checkpoints / f).is_file())
     assert len(files) > 10
-    came_back = set()
+    restored_steps = set()
     for number, file in enumerate(files):
         folder = tmp_path / str(number) / "checkpoints"
         shutil.copytree(two_checkpoints, folder)
@@ -101,11 +101,13 @@ def test_any_file_of_the_newest_damaged(tmp_path, two_checkpoints, damage):
             _assert_same(restored, _state(step))
             assert checkpoints.latest_step == step, file
             assert checkpoints.metadata["seconds"] == step
-            checkpoints.save(2 if step == 1 else 3, _state(4), 21.0)  # nothing is in the way
+            checkpoints.save(
+                2 if step == 1 else 3, _state(4), 21.0
+            )  # the quarantined step may be saved again
         with Checkpoints(folder) as checkpoints:
             _assert_same(checkpoints.restore(_state()), _state(4))
-        came_back.add(step)
-    assert came_back == {1, 2}
+        restored_steps.add(step)
+    assert restored_steps == {1, 2}
 
 
 def _first_array(folder):
@@ -113,7 +115,7 @@ def _first_array(folder):
     return max((folder / "state").rglob("*"), key=lambda f: f.is_file() and f.stat().st_size)
 
 
-def test_damaged_checkpoint_is_moved_aside(tmp_path, two_checkpoints, caplog):
+def test_damaged_checkpoint_is_quarantined(tmp_path, two_checkpoints, caplog):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, folder)
     _cut(_first_array(folder / "2"))
@@ -126,7 +128,7 @@ def test_damaged_checkpoint_is_moved_aside(tmp_path, two_checkpoints, caplog):
     assert any("using the checkpoint of step 1 instead" in line for line in warned)
 
 
-def test_damaged_best_gives_way_to_the_newest(tmp_path):
+def test_restore_best_falls_back_to_the_newest(tmp_path):
     folder = tmp_path / "checkpoints"
     with Checkpoints(folder) as checkpoints:
         for step, score in enumerate([25.0, 20.0, 21.0], start=1):
@@ -134,10 +136,10 @@ def test_damaged_best_gives_way_to_the_newest(tmp_path):
     _lose(_first_array(folder / "1"))
     with Checkpoints(folder) as checkpoints:
         _assert_same(checkpoints.restore_best(_state()), _state(3))
-        assert (folder / "1").exists()  # looked at only
+        assert (folder / "1").exists()  # not quarantined
 
 
-def test_none_whole_is_not_a_fresh_start(tmp_path, two_checkpoints):
+def test_no_valid_checkpoint_is_an_error(tmp_path, two_checkpoints):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, folder)
     for step in "12":
@@ -152,7 +154,7 @@ def test_none_whole_is_not_a_fresh_start(tmp_path, two_checkpoints):
     assert sorted(f.name for f in folder.iterdir()) == ["1", "2"]
 
 
-def test_saved_without_a_score_is_newest_and_never_best(tmp_path):
+def test_checkpoint_without_a_score_is_never_the_best(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1), 20.0)
         for step in (2, 3, 4):
@@ -164,7 +166,7 @@ def test_saved_without_a_score_is_newest_and_never_best(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_state_that_is_not_finite_is_not_saved(tmp_path, value):
+def test_non_finite_state_is_not_saved(tmp_path, value):
     broken = _state(2)
     broken.weights["layer"]["kernel"] = broken.weights["layer"]["kernel"].at[0, 0].set(value)
     with Checkpoints(tmp_path) as checkpoints:
@@ -174,8 +176,8 @@ def test_state_that_is_not_finite_is_not_saved(tmp_path, value):
         assert checkpoints.latest_step == 1
 
 
-def test_unfinished_checkpoint_is_no_checkpoint(tmp_path):
-    """What a killed process leaves behind while it saves."""
+def test_unfinished_checkpoint_is_ignored(tmp_path):
+    """As a process leaves it that is killed during a save."""
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1), 20.0)
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
@@ -239,7 +241,7 @@ def test_checkpoint_of_another_version_is_explained_in_a_line(tmp_path, write, w
     assert (folder / "4" / "state").exists()
 
 
-def test_folder_that_cannot_be_made(tmp_path):
+def test_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write checkpoints here"):
         Checkpoints(tmp_path / "file")

@@ -19,7 +19,7 @@ def test_a_key_newer_than_the_workdir_had_its_default(tmp_path, make_config):
         claim_workdir(make_config(train__weights="w"), tmp_path)
 
 
-def test_workdir_keeps_its_configuration(tmp_path, make_config):
+def test_workdir_stores_its_configuration(tmp_path, make_config):
     config = make_config()
     workdir = claim_workdir(config, tmp_path / "deep" / "run")
     kept = json.loads((workdir / "config.json").read_text())
@@ -28,7 +28,7 @@ def test_workdir_keeps_its_configuration(tmp_path, make_config):
     claim_workdir(config, workdir)  # the same again is fine
 
 
-def test_workdir_of_another_configuration_names_what_differs(tmp_path, make_config):
+def test_workdir_of_another_configuration_names_the_keys_that_differ(tmp_path, make_config):
     claim_workdir(make_config(), tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UserError) as error:
@@ -41,7 +41,7 @@ def test_workdir_of_another_configuration_names_what_differs(tmp_path, make_conf
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_keys_that_change_no_result_may_differ(tmp_path, make_config):
+def test_free_keys_may_differ(tmp_path, make_config):
     claim_workdir(make_config(), tmp_path)
     other = make_config(
         stage="train",
