@@ -2,9 +2,9 @@
 
 python -m manas_jax.main --config=configs/manas.py --workdir=DIR --config.data.root=DIR
 
-Three rainy versions of each scene are wanted: DID-MDN has one a density, Rain14000 has fourteen.
-Sets of single pairs train multi-to-one with --config.data.transfer=1. Steps are compiled as one
-program each; --config.search.hypergradient=finite_difference searches by second order.
+Each scene needs three rainy versions: DID-MDN has one per density, Rain14000 has fourteen. Datasets
+of single pairs train multi-to-one with --config.data.transfer=1. A step is compiled as one program;
+--config.search.hypergradient=finite_difference searches with the second-order hypergradient.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,14 @@
-"""The networks whose weights ship with the package: an hour or two on two cores each.
+"""The networks whose weights are shipped with the package: one to two hours on two cores each.
 
 python -m manas_jax.main --config=configs/pretrained.py:rain100l --workdir=runs/rain100l \\
     --config.data.root=DIR
 python -m manas_jax.main --config=configs/pretrained.py:general --workdir=runs/general \\
     --config.data.root=DIR --config.train.weights=runs/rain100l/weights.safetensors
 
-The kind of network is that of configs/rain100l.py: half resolution, predicting the difference to
-its input. It is wider and deeper, and trained for longer on more scenes a step. `rain100l` is for
-the folder that configs/rain100l.py describes. `general` goes on from its weights, with synthetic
-rain of all kinds and with whatever is below DIR/train: folders of pairs and of groups.
+The network is that of configs/rain100l.py, at half resolution and with a residual output, but wider
+and deeper, and trained for longer on more scenes per step. `rain100l` is for the folder described
+in configs/rain100l.py. `general` starts from its weights, and adds synthetic rain of all kinds and
+all folders of pairs or groups below DIR/train.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from manas_jax.config import default
 
 
 def get_config(name: str = "rain100l") -> ConfigDict:
-    """A middling network; `name` says what for."""
+    """A medium-sized network; `name` is that of its weights."""
     return {"rain100l": _rain100l, "general": _general}[name]()
 
 
@@ -57,7 +57,7 @@ def _rain100l() -> ConfigDict:
 def _general() -> ConfigDict:
     config = _rain100l()
     config.stage = "train"
-    # No veil: haze is judged by the whole picture, so tiles and windows would differ in brightness.
+    # No veil: haze is estimated from the whole image, so tiles would differ in brightness.
     config.data.update(transfer=1.0, synthetic=2.0, validation_scenes=20)
     config.train.update(steps=3000, scenes=3, crop=96, learning_rate=5e-4, checkpoint_every=500)
     return config

@@ -1,10 +1,10 @@
-"""All stages on photographs that ship with a dependency: minutes on two cores, nothing to fetch.
+"""All stages on photographs from installed packages: minutes on two cores, nothing to download.
 
 python -m manas_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Clean photographs come out of scikit-image and matplotlib; synthetic rain falls on them, three
-different rains a scene. Three photographs are held out for the score. The network is the paper's
-in kind and smaller in size, works at half resolution and predicts the difference to its input.
+Clean photographs from scikit-image and matplotlib get synthetic rain, three versions per scene.
+Three photographs are held out for evaluation. The network is like the paper's, but smaller, works
+at half resolution and predicts the difference to its input.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""Rain100L, or any folder of pairs: a supernet that two cores can carry.
+"""Rain100L, or any folder of pairs: a supernet for two cores.
 
 python -m manas_jax.main --config=configs/rain100l.py --workdir=runs/rain100l \\
     --config.data.root=DIR
 
 DIR holds train/{rain,norain} and test/{rain,norain}. Each scene has one rainy version of its own;
-the other two come from streak transfer, so that the set trains multi-to-one. The network works at
-half resolution and predicts the difference to its input. The test pairs are used once, by the
-evaluation at the end; checkpoints are chosen on pairs split off the training set.
+the other two come from streak transfer, which makes the training multi-to-one. The network works at
+half resolution and predicts the difference to its input. The test pairs are used once, by the final
+evaluation; checkpoints are chosen on pairs split off the training set.
 """
 
 from ml_collections import ConfigDict

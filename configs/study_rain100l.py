@@ -1,16 +1,16 @@
-"""Is the search worth its cost? Many small networks on Rain100L's training pairs, trained alike.
+"""Is the search worth its cost? Many small networks, trained alike on the pairs of Rain100L.
 
 XLA_FLAGS="--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true" \\
 python -m manas_jax.study --config=configs/study_rain100l.py --workdir=runs/study \\
     --config.data.root=DIR
 
-DIR holds train/{rain,norain}; the test pairs are not looked at. The space is small enough that one
-core trains and scores a network of it in about 40 s, half of that the compiler's, which the flags
-above make quicker: one cell of two scales, three columns and two attention modules, 2 million
-architectures. All cells take about two hours there. The architecture's learning rate is high, so
-that so few steps suffice to decide; and its weight decay, the paper's 1e-3, is off but for the
-source "decay": inside of Adam it is stronger than the gradients of the attention's logits here and
-takes them back to where they came from.
+DIR holds train/{rain,norain}; the test pairs are not used. The space is small, one cell of two
+scales, three columns and two attention modules, with 2 million architectures: one core trains and
+scores a network in about 40 s, half of which is compilation with the flags above, which speed it
+up. All cells take about two hours. The learning rate of the architecture is high, so that few steps
+suffice for a decision. Its weight decay, 1e-3 in the paper, is off except in the source "decay":
+inside Adam it exceeds the gradients of the attention logits here, and returns them to their initial
+values.
 """
 
 from ml_collections import ConfigDict
@@ -55,10 +55,10 @@ def get_config() -> ConfigDict:
     )
 
     study = config.study = ConfigDict()
-    study.seeds = SEEDS  # of first weights and batches; cell i of a source has seed i % seeds
-    study.judged_batches = 8  # of architecture scenes, where a supernet judges architectures
-    study.candidates = 48  # random ones, of which the source "proxy" takes the supernet's best
-    study.tolerance = 0.03  # of MACs, where they are to be matched
+    study.seeds = SEEDS  # of initial weights and batches; cell i of a source has seed i % seeds
+    study.judged_batches = 8  # of architecture scenes, when a supernet scores architectures
+    study.candidates = 48  # random genotypes, of which "proxy" has the one the supernet scores best
+    study.tolerance = 0.03  # relative difference of the MACs of matched genotypes
     study.searches = ConfigDict(
         {
             "first_order": {},
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     def source(name: str, **fields) -> None:
         study.sources[name] = ConfigDict(fields)
 
-    # The question of questions first: searched against random, and at equal cost.
+    # The main question first: searched against random, and at equal cost.
     source("first_order", choice="derived", search="first_order", cells=SEEDS, rank=True)
     source("matched", choice="matched", search="first_order", cells=2 * SEEDS)
     source("random", choice="random", cells=3 * SEEDS)
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     source("complexity_0", choice="derived", search="complexity_0")
     for name in ("all_parallel", "all_fusion", "all_skip", "hand_made"):
         source(name, choice=name, tier=1)
-    # The same genotypes once more, trained four times as long: is what they differ in noise?
+    # The same genotypes, trained four times as long: are their differences noise?
     long = ConfigDict({"train": {"steps": 1000, "checkpoint_every": 1000}})
     source(
         "first_order_long", choice="derived", search="first_order", cells=SEEDS, tier=2,

@@ -1,4 +1,4 @@
-"""The smallest run that still does everything, for tests.
+"""The smallest run of all stages, for tests.
 
 python -m manas_jax.main --config=configs/tiny.py --workdir=runs/tiny
 """

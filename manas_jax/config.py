@@ -68,7 +68,7 @@ def _at_least(least: int) -> _Range:
     return _Range(f"at least {least}", lambda value: value >= least)
 
 
-_ANY = _Range("any value", lambda _: True)
+_ANY = _Range("any value", lambda _: True)  # or checked where the key is used
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
 _POSITIVE = _Range("more than 0", lambda value: value > 0)
 _SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
@@ -81,14 +81,13 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "seed": (0, _ANY),
     "log_every": (50, _at_least(1)),  # steps
     "devices": (0, _at_least(0)),  # how many to use, in all processes together; 0 = all
-    "height_shards": (1, _at_least(1)),  # devices that share an image's height; the rest split
-    # a batch
-    "max_rollbacks": (0, _at_least(0)),  # how often a run whose loss diverged goes back to its
-    # newest checkpoint, and on with other batches
+    "height_shards": (1, _at_least(1)),  # devices per image, which share its height
+    # How often to return to the newest checkpoint after the loss diverged, with other batches.
+    "max_rollbacks": (0, _at_least(0)),
 
     "network.dtype": ("float32", _one_of("float32", "bfloat16")),  # of activations, not parameters
-    "network.precision": ("default", _one_of("default", "high", "highest")),  # of products in
-    # float32 on GPU and TPU
+    # Of float32 products on GPU and TPU.
+    "network.precision": ("default", _one_of("default", "high", "highest")),
     "network.remat": (False, _ANY),  # compute activations twice to save memory
     "network.scan": (False, _ANY),  # loop over the supernet's columns: compiles less, slow on CPU
 
@@ -117,8 +116,8 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.steps": (200_000, _at_least(1)),
     "search.scenes": (16, _at_least(1)),  # a batch has scenes x versions rainy patches
     "search.crop": (64, _at_least(8)),  # pixels
-    "search.architecture_warmup": (0.05, _SHARE),  # of the steps, before it is updated
-    "search.internal_warmup": (0.025, _SHARE),  # of the steps, before the internal loss counts
+    "search.architecture_warmup": (0.05, _SHARE),  # of the steps, before its updates
+    "search.internal_warmup": (0.025, _SHARE),  # of the steps, without the internal loss
     "search.learning_rate": (2e-3, _NOT_NEGATIVE),
     "search.final_learning_rate": (1e-4, _ANY),  # of the cosine schedule
     "search.momentum": (0.9, _ANY),
@@ -127,8 +126,8 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.architecture_learning_rate": (3e-4, _NOT_NEGATIVE),
     "search.architecture_betas": ((0.5, 0.999), _ANY),
     "search.architecture_weight_decay": (1e-3, _ANY),
-    "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),  # the latter: those
-    # without which the supernet loses most
+    # How the genotype is derived: by probability, or by what the supernet loses most without.
+    "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),
     "search.choice_batches": (8, _at_least(1)),  # of architecture scenes, for the latter
     "search.xi": (1.0, _NOT_NEGATIVE),  # length of the virtual step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
