@@ -206,16 +206,10 @@ def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str,
     Raises:
       UserError: as for search and training.
     """
-    source = cell.source
-    result: dict[str, Any] = {
-        "source": dataclasses.asdict(source),
-        "index": cell.index,
-        "seed": cell.seed,
-    }
     start = time.monotonic()
     genotype, facts = _genotype(config, cell, workdir)
     facts["seconds_of_choice"] = time.monotonic() - start
-    training = _changed(config, cell.seed, source.changes)
+    training = _changed(config, cell.seed, cell.source.changes)
     folder = workdir / "trainings" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     genotype.save(folder / "genotype.json")
@@ -223,7 +217,9 @@ def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str,
     summary = json.loads((folder / "train" / "summary.json").read_text())
     total = cost.derived(genotype, *config.objectives.complexity_size)
     return {
-        **result,
+        "source": dataclasses.asdict(cell.source),
+        "index": cell.index,
+        "seed": cell.seed,
         **facts,
         "genotype": json.loads(genotype.to_json()),
         "parameters": total.parameters,
