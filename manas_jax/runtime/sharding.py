@@ -99,10 +99,18 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def to_local_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Moves a pytree replicated over all processes to a mesh of this process's devices."""
+    """Moves a pytree to a mesh of this process's devices.
+
+    Its arrays are those of NumPy, or replicated over all processes.
+    """
     if jax.process_count() == 1:
         return tree
-    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), replicated(mesh)), tree)
+    return jax.tree.map(
+        lambda x: jax.device_put(
+            x.addressable_data(0) if isinstance(x, jax.Array) else x, replicated(mesh)
+        ),
+        tree,
+    )
 
 
 def check_batch(key: str, scenes: int, mesh: Mesh, microbatches: int = 1) -> None:

@@ -47,6 +47,16 @@ def test_more_devices_than_available():
         sharding.make_mesh(4096)
 
 
+def test_to_local_mesh_moves_replicated_and_host_arrays(monkeypatch):
+    mesh = sharding.make_mesh(1)
+    tree = {"replicated": sharding.replicate(np.arange(3), mesh), "host": np.ones(2)}
+    monkeypatch.setattr(sharding.jax, "process_count", lambda: 2)
+    moved = sharding.to_local_mesh(tree, mesh)
+    for name, array in tree.items():
+        np.testing.assert_array_equal(moved[name], array)
+        assert moved[name].sharding == sharding.replicated(mesh)
+
+
 @pytest.mark.parametrize(
     ("devices", "height_shards", "processes", "message"),
     [
