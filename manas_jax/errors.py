@@ -1,4 +1,4 @@
-"""The exceptions that speak to users, and what errors of a disk mean to them."""
+"""Exceptions whose message is for the user, and the description of disk errors."""
 
 from __future__ import annotations
 

@@ -33,20 +33,20 @@ def _network():
 
 def _scenes(tmp_path, sizes):
     draw = np.random.default_rng(0)
-    made = []
+    scenes = []
     for i, size in enumerate(sizes):
         paths = []
         for kind in ("clean", "rainy"):
             paths.append(str(tmp_path / f"{kind}{i}.png"))
             Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)).save(paths[-1])
-        made.append(Scene(str(i), paths[0], (paths[1],), size))
-    return made
+        scenes.append(Scene(str(i), paths[0], (paths[1],), size))
+    return scenes
 
 
-def _plain_scores(network, variables, made, side):
+def _plain_scores(network, variables, scenes, side):
     """One image after the other, cropped by hand."""
     scores = []
-    for scene in made:
+    for scene in scenes:
         pair = []
         for path in (scene.rainy[0], scene.clean):
             picture = np.asarray(Image.open(path))
@@ -66,20 +66,20 @@ def test_validation_counts_each_image_once(tmp_path, monkeypatch, count):
     """Even if the batch size, here 2, does not divide their number."""
     monkeypatch.setattr(evaluator, "BATCH", 2)
     sizes = [(20, 24), (31, 17), (18, 40), (16, 16), (25, 25)][:count]
-    made = _scenes(tmp_path, sizes)
+    scenes = _scenes(tmp_path, sizes)
     network, variables = _network()
-    ours = evaluator.Validation(network, made, DATA, 16, sharding.make_mesh(1))
-    expected = _plain_scores(network, variables, made, 16)
+    ours = evaluator.Validation(network, scenes, DATA, 16, sharding.make_mesh(1))
+    expected = _plain_scores(network, variables, scenes, 16)
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
     np.testing.assert_allclose(ours(variables).rgb_ssim, expected.rgb_ssim, atol=1e-3)
     assert ours.inputs.y_psnr != ours(variables).y_psnr
 
 
 def test_validation_crop_is_at_most_the_smallest_side(tmp_path):
-    made = _scenes(tmp_path, [(20, 24), (31, 17)])
+    scenes = _scenes(tmp_path, [(20, 24), (31, 17)])
     network, variables = _network()
-    ours = evaluator.Validation(network, made, DATA, 64, sharding.make_mesh(1))
-    expected = _plain_scores(network, variables, made, 17)
+    ours = evaluator.Validation(network, scenes, DATA, 64, sharding.make_mesh(1))
+    expected = _plain_scores(network, variables, scenes, 17)
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
 
 
@@ -104,10 +104,10 @@ def test_scores_of_a_run_are_those_of_its_images(finished, loop_config):
     network, variables, step = train_run.load(loop_config(), finished)
     assert result["step"] == step
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
-    kept = sorted(p.name for p in (folder / "pictures").iterdir())
-    assert len(kept) == 6  # two triples
+    stored = sorted(p.name for p in (folder / "pictures").iterdir())
+    assert len(stored) == 6  # two triples
     for row in result["images"]:
-        if f"{row['name']}_clean.png" in kept:
+        if f"{row['name']}_clean.png" in stored:
             rainy, restored, clean = (
                 images.read(str(folder / "pictures" / f"{row['name']}_{kind}.png"))
                 for kind in ("rainy", "restored", "clean")

@@ -67,8 +67,8 @@ def test_to_local_mesh_moves_replicated_and_host_arrays(monkeypatch):
     ],
 )
 def test_meshes_that_are_not_divisible(monkeypatch, devices, height_shards, processes, message):
-    made = [types.SimpleNamespace(process_index=i * processes // 4) for i in range(4)]
-    monkeypatch.setattr(sharding.jax, "devices", lambda: made)
+    fakes = [types.SimpleNamespace(process_index=i * processes // 4) for i in range(4)]
+    monkeypatch.setattr(sharding.jax, "devices", lambda: fakes)
     monkeypatch.setattr(sharding.jax, "process_count", lambda: processes)
     with pytest.raises(UserError, match=message):
         sharding.make_mesh(devices, height_shards)

@@ -122,8 +122,8 @@ def fake_cells(monkeypatch):
 
     def run_cell(config, cell, workdir):
         called.append(cell.name)
-        made = fake_cell(cell.source.name, cell.index, cell.seed, psnr=30 + cell.index)
-        return made | {"source": study_run.dataclasses.asdict(cell.source)}
+        result = fake_cell(cell.source.name, cell.index, cell.seed, psnr=30 + cell.index)
+        return result | {"source": study_run.dataclasses.asdict(cell.source)}
 
     monkeypatch.setattr(study_run, "run_cell", run_cell)
     return called
@@ -175,15 +175,15 @@ def test_machines_of_one_study_write_to_one_folder(tmp_path, fake_cells):
 def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
     config = study_config()
     space = SearchSpace(**config.space)
-    asked = {}
+    calls = {}
 
     def search(changed, folder):
-        asked["search"] = changed
+        calls["search"] = changed
         return random_genotype(space, 7)
 
     def train(changed, folder):
-        asked["train"] = changed
-        assert asked.setdefault("genotype", Genotype.load(folder / "genotype.json"))
+        calls["train"] = changed
+        assert calls.setdefault("genotype", Genotype.load(folder / "genotype.json"))
         (folder / "train").mkdir()
         summary = {"validation": {"psnr": 31.0, "ssim": 0.9}, "seconds": 3.0, "compile_seconds": 1}
         (folder / "train" / "summary.json").write_text(json.dumps(summary))
@@ -194,18 +194,18 @@ def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
     monkeypatch.setattr(study_run, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
     cells = {cell.name: cell for cell in study_run.grid(config)}
 
-    made = study_run.run_cell(config, cells["one_to_one-01"], tmp_path)
-    assert made["trained"]["psnr"] == 31 and made["relaxed"]["psnr"] == 32
-    assert made["seconds_of_training"] == 4 and made["seed"] == 1
-    assert asked["genotype"] == random_genotype(space, 7)
-    assert (asked["train"].data.versions, asked["search"].data.versions) == (1, 2)
-    assert asked["train"].seed == asked["search"].seed == 1
-    assert "study" not in asked["train"] and config.data.versions == 2
+    result = study_run.run_cell(config, cells["one_to_one-01"], tmp_path)
+    assert result["trained"]["psnr"] == 31 and result["relaxed"]["psnr"] == 32
+    assert result["seconds_of_training"] == 4 and result["seed"] == 1
+    assert calls["genotype"] == random_genotype(space, 7)
+    assert (calls["train"].data.versions, calls["search"].data.versions) == (1, 2)
+    assert calls["train"].seed == calls["search"].seed == 1
+    assert "study" not in calls["train"] and config.data.versions == 2
 
-    asked.clear()
-    made = study_run.run_cell(config, cells["matched-03"], tmp_path)
-    assert asked["genotype"] != random_genotype(space, 7) and "relaxed" not in made
-    assert asked["train"].data.versions == 2 and asked["train"].seed == 1
+    calls.clear()
+    result = study_run.run_cell(config, cells["matched-03"], tmp_path)
+    assert calls["genotype"] != random_genotype(space, 7) and "relaxed" not in result
+    assert calls["train"].data.versions == 2 and calls["train"].seed == 1
 
 
 # Genotypes
@@ -270,11 +270,11 @@ def test_best():
 
 
 def test_interval_by_hand():
-    made = study_summary.interval([1, 2, 3])
+    result = study_summary.interval([1, 2, 3])
     # t of two degrees of freedom at 97.5% is 4.302653, the mean's deviation 1 / sqrt(3).
-    assert made["mean"] == 2 and made["sd"] == 1
-    assert made["low"] == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
-    assert made["high"] == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
+    assert result["mean"] == 2 and result["sd"] == 1
+    assert result["low"] == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
+    assert result["high"] == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
     assert study_summary.interval([5.0])["low"] is None
 
 
@@ -282,10 +282,10 @@ def test_paired_differences_by_hand():
     ours = [fake_cell("a", s, s, psnr=p) for s, p in enumerate((31.0, 32.0, 33.5))]
     theirs = [fake_cell("b", 0, 0, psnr=30.0), fake_cell("b", 3, 0, psnr=31.0)]  # mean 30.5
     theirs += [fake_cell("b", 1, 1, psnr=31.0), fake_cell("b", 7, 7, psnr=99.0)]
-    made = study_summary.paired(ours, theirs)
-    assert made["differences"] == [0.5, 1.0] and made["n"] == 2
+    result = study_summary.paired(ours, theirs)
+    assert result["differences"] == [0.5, 1.0] and result["n"] == 2
     # t = 0.75 / (sd / sqrt 2) = 3 with one degree of freedom: p = 1 - 2 atan(3) / pi
-    assert made["p"] == pytest.approx(1 - 2 * np.arctan(3) / np.pi)
+    assert result["p"] == pytest.approx(1 - 2 * np.arctan(3) / np.pi)
     assert study_summary.paired(ours, [fake_cell("b", 9, 9)]) == {"n": 0}
 
 
@@ -313,11 +313,11 @@ def test_ranking_by_hand():
         fake_cell("first_order", 0, 0, ranking=[1.0, 2.0, 4.0, 3.0]),  # one pair of six swapped
         fake_cell("first_order", 1, 1, ranking=[4.0, 3.0, 2.0, 1.0]),
     ]
-    made = study_summary.ranking(searched, random)
-    assert [s["tau"] for s in made["supernets"]] == pytest.approx([4 / 6, -1])
-    assert made["macs"]["tau"] == pytest.approx(1)
-    assert made["interval"]["mean"] == pytest.approx(-1 / 6)
-    assert made["between_supernets"]["mean"] == pytest.approx(-4 / 6)
+    result = study_summary.ranking(searched, random)
+    assert [s["tau"] for s in result["supernets"]] == pytest.approx([4 / 6, -1])
+    assert result["macs"]["tau"] == pytest.approx(1)
+    assert result["interval"]["mean"] == pytest.approx(-1 / 6)
+    assert result["between_supernets"]["mean"] == pytest.approx(-4 / 6)
 
 
 def test_ranking_ignores_differences_between_seeds():
@@ -331,23 +331,23 @@ def test_repeatability_by_hand():
     # Seed 1 is 1 dB above seed 0; genotype b is 0.5 dB above a, give or take 0.1.
     psnr = {"a": (30.0, 31.0), "b": (30.4, 31.6)}
     sources = {n: [fake_cell(n, s, s, psnr=p) for s, p in enumerate(ps)] for n, ps in psnr.items()}
-    made = study_summary.repeatability(sources)
+    result = study_summary.repeatability(sources)
     # Rest: +-0.05 in each of four cells, one degree of freedom. Genotypes: means 0.5 apart.
-    assert made["rest"] == pytest.approx(0.1)
-    assert made["f"] == pytest.approx(2 * 0.125 / 0.01)
-    assert made["genotype"] == pytest.approx(((0.25 - 0.01) / 2) ** 0.5)
+    assert result["rest"] == pytest.approx(0.1)
+    assert result["f"] == pytest.approx(2 * 0.125 / 0.01)
+    assert result["genotype"] == pytest.approx(((0.25 - 0.01) / 2) ** 0.5)
     # F with 1 and 1 degrees of freedom is the square of a Cauchy variable.
-    assert made["p"] == pytest.approx(1 - 2 * np.arctan(5) / np.pi)
+    assert result["p"] == pytest.approx(1 - 2 * np.arctan(5) / np.pi)
     assert study_summary.repeatability({"a": sources["a"]}) is None
 
 
 def test_longer_training_by_hand():
     short = [fake_cell("random", i, i % 2, psnr=p) for i, p in enumerate((30, 40, 31, 42))]
     long = [fake_cell("random_long", i, i % 2, psnr=p) for i, p in enumerate((33, 45, 35, 48))]
-    made = study_summary.longer({"random": short, "random_long": long})
+    result = study_summary.longer({"random": short, "random_long": long})
     # Relative to the seeds' means: -0.5, -1, 0.5, 1 and -1, -1.5, 1, 1.5.
-    assert made["tau"] == pytest.approx(1) and made["genotypes"] == 4
-    assert made["long"] == pytest.approx(((1 + 1.5**2) / 2) ** 0.5)
+    assert result["tau"] == pytest.approx(1) and result["genotypes"] == 4
+    assert result["long"] == pytest.approx(((1 + 1.5**2) / 2) ** 0.5)
     assert study_summary.longer({"random": short}) is None
 
 
@@ -361,9 +361,9 @@ def test_agreement_by_hand():
         fake_cell("first_order", i, i) | {"genotype": json.loads(g.to_json())}
         for i, g in enumerate(genotypes)
     ]
-    made = study_summary.agreement(cells)
-    assert made["columns"] == {"share": 0.5, "chance": 0.5}
-    assert made["attention"] == {"share": pytest.approx(2 / 3), "chance": 1 / 8}
+    result = study_summary.agreement(cells)
+    assert result["columns"] == {"share": 0.5, "chance": 0.5}
+    assert result["attention"] == {"share": pytest.approx(2 / 3), "chance": 1 / 8}
 
 
 # Guards
@@ -491,7 +491,7 @@ def test_the_supernet_with_hard_logits_is_the_derived_network(small):
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
+def kept_study(tmp_path, monkeypatch):
     """A study of invented cells, gathered and drawn in a temporary folder."""
     from benchmarks import tables
     from tools import keep_study
@@ -522,23 +522,23 @@ def kept(tmp_path, monkeypatch):
     return tmp_path / "study"
 
 
-def test_files_of_a_kept_study(kept):
-    names = {str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file()}
+def test_files_of_a_kept_study(kept_study):
+    names = {str(p.relative_to(kept_study)) for p in kept_study.rglob("*") if p.is_file()}
     assert {"costs.svg", "ranking.svg", "network.svg", "summary.json", "config.json"} < names
     assert {"genotypes/first_order-00.json", "genotypes/pretrained_rain100l.json"} < names
     assert "genotypes/random-00.json" not in names
-    for file in (kept / "genotypes").glob("*.json"):
+    for file in (kept_study / "genotypes").glob("*.json"):
         Genotype.load(file)
 
 
-def test_the_pretrained_genotypes_are_those_of_the_weights(kept):
+def test_the_pretrained_genotypes_are_those_of_the_weights(kept_study):
     from manas_jax.inference.derainer import Derainer
 
-    genotype = Genotype.load(kept / "genotypes" / "pretrained_rain100l.json")
+    genotype = Genotype.load(kept_study / "genotypes" / "pretrained_rain100l.json")
     assert genotype == Derainer.from_pretrained("rain100l").network.genotype
 
 
-def test_tables_of_a_study(kept):
+def test_tables_of_a_study(kept_study):
     from benchmarks.tables import study as study_tables
 
     overview = study_tables.overview()

@@ -52,8 +52,8 @@ def test_two_newest_and_the_best_are_kept(tmp_path):
         assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
         _assert_same(checkpoints.restore(_state()), _state(5))
         _assert_same(checkpoints.restore_best(_state()), _state(2))
-    kept = sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())
-    assert kept == ["2", "4", "5"]
+    stored = sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())
+    assert stored == ["2", "4", "5"]
 
 
 def _cut(file):

@@ -10,11 +10,11 @@ from manas_jax.workdir.claim import FREE_KEYS, claim_workdir
 
 def test_a_key_newer_than_the_workdir_had_its_default(tmp_path, make_config):
     workdir = claim_workdir(make_config(), tmp_path)
-    kept = json.loads((workdir / "config.json").read_text())
-    del kept["train"]["weights"]
-    (workdir / "config.json").write_text(json.dumps(kept))
+    stored = json.loads((workdir / "config.json").read_text())
+    del stored["train"]["weights"]
+    (workdir / "config.json").write_text(json.dumps(stored))
     claim_workdir(make_config(), tmp_path)
-    (workdir / "config.json").write_text(json.dumps(kept))
+    (workdir / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"train\.weights: '' there, 'w' here"):
         claim_workdir(make_config(train__weights="w"), tmp_path)
 
@@ -22,8 +22,8 @@ def test_a_key_newer_than_the_workdir_had_its_default(tmp_path, make_config):
 def test_workdir_stores_its_configuration(tmp_path, make_config):
     config = make_config()
     workdir = claim_workdir(config, tmp_path / "deep" / "run")
-    kept = json.loads((workdir / "config.json").read_text())
-    assert kept["search"]["steps"] == config.search.steps
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["search"]["steps"] == config.search.steps
     assert [f.name for f in workdir.iterdir()] == ["config.json"]
     claim_workdir(config, workdir)  # the same again is fine
 
