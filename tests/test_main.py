@@ -231,7 +231,7 @@ def _nothing(root):
         (_empty, "2.png"),
         (_no_image, "2.png"),
         (_other_size, "3.png"),
-        (_nothing, "no pictures"),
+        (_nothing, "no images"),
     ],
 )
 def test_damaged_data_is_named(tmp_path, pictures, loop_config, damage, part):
@@ -253,7 +253,7 @@ def test_damaged_data_is_named(tmp_path, pictures, loop_config, damage, part):
         ({"search__crop": 64}, ["pixels", "64x64", "crop"]),
         (
             {"data__versions": 4, "data__real": 1.0, "data__synthetic": 0.0},
-            ["data.versions", "4 rainy versions wanted"],
+            ["data.versions", "4 rainy versions requested"],
         ),
         ({"data__validation_scenes": 6}, ["data.validation_scenes"]),
     ],
