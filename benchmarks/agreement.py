@@ -136,13 +136,15 @@ def _work(task: Mapping[str, Any]) -> None:
     import jax
 
     from manas_jax.data.sources import load_splits
-    from manas_jax.models.network import init_variables
+    from manas_jax.models.variables import init_variables
     from manas_jax.runtime import sharding
-    from manas_jax.search import run as search_run
+    from manas_jax.search.run import ARCHITECTURE_ROLE, WEIGHTS_ROLE
+    from manas_jax.search.step import SearchStep
     from manas_jax.space import random_genotype
     from manas_jax.training import build, state
-    from manas_jax.training import run as train_run
     from manas_jax.training.losses import ComplexityModel
+    from manas_jax.training.run import ROLE
+    from manas_jax.training.step import TrainStep
 
     config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
     steps, dtype, folder = task["steps"], np.dtype(task["dtype"]), pathlib.Path(task["folder"])
@@ -155,7 +157,7 @@ def _work(task: Mapping[str, Any]) -> None:
     mesh = sharding.make_mesh(0, task["height_shards"])
     splits = load_splits(config.data, config.search.crop)
     supernet = build.network(config)
-    weights = build.loss_weights(config)
+    loss_weights = build.loss_weights(config)
     optimizers = (
         build.search_weight_optimizer(config.search),
         build.architecture_optimizer(config.search),
@@ -179,8 +181,8 @@ def _work(task: Mapping[str, Any]) -> None:
         for batches in zip(*sources, strict=True):
             read.append([_digests(batch) for batch in batches])
             placed = [sharding.shard_batch(cast(batch), mesh) for batch in batches]
-            carried, terms = advance(carried, *placed)
-            losses.append({key: float(value) for key, value in terms.items()})
+            carried, metrics = advance(carried, *placed)
+            losses.append({key: float(value) for key, value in metrics.items()})
         (folder / f"{name}{process}.json").write_text(json.dumps({"losses": losses, "read": read}))
         if process == 0:
             leaves = jax.tree_util.tree_leaves_with_path(carried)
@@ -189,22 +191,23 @@ def _work(task: Mapping[str, Any]) -> None:
 
     loop(
         "search",
-        search_run.make_step(
+        SearchStep(
             supernet,
             *optimizers,
             hypergradient=config.search.hypergradient,
-            weights=weights,
+            loss_weights=loss_weights,
+            devices=mesh.devices.size,
             complexity_model=ComplexityModel(supernet.space, 64, 64),
         ),
         state.init_search(supernet, *optimizers, seed=0),
-        (splits.weights, search_run.WEIGHTS_ROLE),
-        (splits.architecture, search_run.ARCHITECTURE_ROLE),
+        (splits.weights, WEIGHTS_ROLE),
+        (splits.architecture, ARCHITECTURE_ROLE),
     )
     loop(
         "train",
-        train_run.make_step(network, train_optimizer, weights=weights, ema=config.train.ema),
-        state.init_train(init_variables(network, 0), train_optimizer, average=True),
-        (splits.weights + splits.architecture, train_run.ROLE),
+        TrainStep(network, train_optimizer, loss_weights=loss_weights, ema=config.train.ema),
+        state.init_train(init_variables(network, 0), train_optimizer, ema=True),
+        (splits.weights + splits.architecture, ROLE),
     )
 
 

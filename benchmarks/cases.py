@@ -83,41 +83,41 @@ def configure(space: Mapping[str, Any]):
     return config
 
 
-def make_search_step(config, hypergradient: str = "first_order", fuse: bool = True):
+def make_search_step(config, hypergradient: str = "first_order", fuse: bool = True, ops=None):
     """The supernet of a configuration, its two optimizers and its search step."""
-    from manas_jax.search import run as search_run
+    from manas_jax.search.step import SearchStep
     from manas_jax.training import build, losses
 
     options = config.search
     network = build.network(config)
+    network = network.clone(ops=ops or network.ops)
     optimizers = build.search_weight_optimizer(options), build.architecture_optimizer(options)
-    step = search_run.make_step(
+    step = SearchStep(
         network,
         *optimizers,
         hypergradient=hypergradient,
-        weights=build.loss_weights(config),
+        loss_weights=build.loss_weights(config),
         complexity_model=losses.ComplexityModel(network.space, *config.objectives.complexity_size),
         xi=options.xi,
         epsilon=options.epsilon,
         fuse=fuse,
-        identity=f"{hypergradient} {fuse} {build.identity(config, 'search')}",
     )
     return network, optimizers, step
 
 
-def make_train_step(config):
+def make_train_step(config, ops=None):
     """The alternating network of a configuration's space, its optimizer and its training step."""
     from manas_jax.training import build
-    from manas_jax.training import run as train_run
+    from manas_jax.training.step import TrainStep
 
     network = build.network(config, alternating(SearchSpace(**config.space)))
+    network = network.clone(ops=ops or network.ops)
     optimizer = build.train_optimizer(config.train)
-    step = train_run.make_step(
+    step = TrainStep(
         network,
         optimizer,
-        weights=build.loss_weights(config),
+        loss_weights=build.loss_weights(config),
         ema=config.train.ema,
-        identity=build.identity(config, "train", network.genotype),
     )
     return network, optimizer, step
 
@@ -167,7 +167,7 @@ def train_step(
 ) -> Work:
     """A training step of the alternating network on patches of noise."""
     import manas_jax.main  # noqa: F401
-    from manas_jax.models.network import init_variables
+    from manas_jax.models.variables import init_variables
     from manas_jax.runtime import malloc, sharding
     from manas_jax.training.state import init_train
 
@@ -176,7 +176,7 @@ def train_step(
     network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)
     variables = init_variables(network, config.seed)
-    state = init_train(variables, optimizer, average=bool(config.train.ema))
+    state = init_train(variables, optimizer, ema=bool(config.train.ema))
     state = sharding.replicate(state, mesh)
     batch = _batch(scenes, versions, height, width)
     compilation = _compiled(step, state, sharding.shard_batch(batch, mesh))
@@ -204,7 +204,8 @@ def _compiled(step, state, batch):
 
 def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> None:
     """Writes a file of fresh weights of the alternating network."""
-    from manas_jax.models.network import Network, init_variables
+    from manas_jax.models.network import Network
+    from manas_jax.models.variables import init_variables
     from manas_jax.workdir.weights import save_weights
 
     genotype = alternating(SearchSpace(**space))
@@ -289,7 +290,7 @@ def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int =
 
     from manas_jax.config import LossWeights
     from manas_jax.models.network import init_architecture
-    from manas_jax.runtime.compilation import Ahead
+    from manas_jax.runtime.compilation import ParallelCompiler
     from manas_jax.training import losses
 
     space = SearchSpace(**SMALL)
@@ -297,18 +298,17 @@ def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int =
     weights = LossWeights()
 
     def total(outputs, logits, clean):
-        restoration, _ = losses.restoration(outputs, clean, weights)
-        return restoration + losses.architecture(logits, weights, model)[0]
+        restoration, _ = losses.restoration_loss(outputs, clean, weights)
+        return restoration + losses.architecture_loss(logits, weights, model)[0]
 
-    gradients = Ahead(jax.jit(jax.grad(total, argnums=(0, 1))))
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))
     batch = jax.device_put(_batch(scenes, versions, side, side))
     arguments = batch["rainy"], init_architecture(space, 0), batch["clean"]
-    compilation = gradients.compile(*arguments)
+    with ParallelCompiler() as compiler:
+        compiler(gradients, *arguments)
+    stats = compiler.stats
     return Work(
-        lambda: gradients(*arguments),
-        scenes * versions,
-        compilation.seconds,
-        lambda: compilation.flops,
+        lambda: gradients(*arguments), scenes * versions, stats.seconds, lambda: stats.flops
     )
 
 
@@ -321,7 +321,8 @@ def evaluation(
     """An image restored and scored before and after, as in the evaluation."""
     import manas_jax.main  # noqa: F401
     from manas_jax import evaluate, metrics
-    from manas_jax.models.network import Network, init_variables
+    from manas_jax.models.network import Network
+    from manas_jax.models.variables import init_variables
 
     genotype = alternating(SearchSpace(**space))
     network = Network(genotype.space, genotype)

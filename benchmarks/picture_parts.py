@@ -43,7 +43,8 @@ def programs(genotype: Genotype) -> dict[str, Callable[[], Any]]:
 
     from manas_jax.inference import fold_batch_norm
     from manas_jax.inference.derainer import POOL_CELL
-    from manas_jax.models.network import Network, init_variables
+    from manas_jax.models.network import Network
+    from manas_jax.models.variables import init_variables
 
     network = Network(genotype.space, genotype, pool_cell=POOL_CELL)
     folded = jax.device_put(fold_batch_norm.fold(init_variables(network, seed=0)))

@@ -186,38 +186,35 @@ def programs(space: Mapping[str, Any]) -> tuple[Any, dict[str, Program]]:
     """The paper's configuration on a search space, and its programs by name, not yet compiled."""
     import jax
 
-    from manas_jax.models.network import variable_shapes
+    from manas_jax.models.variables import variable_shapes
+    from manas_jax.ops import XLA  # what accelerators run
     from manas_jax.training.state import init_search, init_train
 
     config = cases.configure(space)
-    network, optimizers, step = cases.make_search_step(config)
+    network, optimizers, step = cases.make_search_step(config, ops=XLA)
     state = jax.eval_shape(functools.partial(init_search, network, *optimizers, config.seed))
     search = {
-        "weights": _size(state.weights),
+        "weights": _size(state.params),
         "batch_stats": _size(state.batch_stats),
-        "optimizer": _size(state.weight_optimizer),
-        "architecture": _size((state.architecture, state.architecture_optimizer)),
+        "optimizer": _size(state.opt_state),
+        "architecture": _size((state.architecture, state.architecture_opt_state)),
     }
-    reduced = reduced_bytes(state.weights, state.batch_stats)
+    reduced = reduced_bytes(state.params, state.batch_stats)
     found = {
-        "search_architecture": Program(
-            step.move_architecture.function, state, config.search, search, None
-        ),
-        "search_weights": Program(
-            step.move_weights.function, state, config.search, search, reduced
-        ),
+        "search_architecture": Program(step.architecture_step, state, config.search, search, None),
+        "search_weights": Program(step.weight_step, state, config.search, search, reduced),
     }
-    network, optimizer, step = cases.make_train_step(config)
+    network, optimizer, step = cases.make_train_step(config, ops=XLA)
     state = jax.eval_shape(
-        lambda v: init_train(v, optimizer, average=bool(config.train.ema)), variable_shapes(network)
+        lambda v: init_train(v, optimizer, ema=bool(config.train.ema)), variable_shapes(network)
     )
     train = {
-        "weights": _size(state.weights),
+        "weights": _size(state.params),
         "batch_stats": _size(state.batch_stats),
-        "optimizer": _size(state.optimizer),
+        "optimizer": _size(state.opt_state),
     }
-    reduced = reduced_bytes(state.weights, state.batch_stats)
-    found["train"] = Program(step.advance.function, state, config.train, train, reduced)
+    reduced = reduced_bytes(state.params, state.batch_stats)
+    found["train"] = Program(step.weight_step, state, config.train, train, reduced)
     return config, found
 
 
@@ -241,7 +238,6 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     """
     import jax
 
-    from manas_jax.models import layers
     from manas_jax.runtime import sharding
     from manas_jax.training import build
 
@@ -254,8 +250,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     )
     batch = build.batch_shapes(config, program.options, mesh)
     batches = (batch, batch) if name == "search_architecture" else (batch,)
-    with layers.convolution_forms(layers.Forms.PLAIN):  # the forms for accelerators
-        lowered = program.step.lower(state, *batches)
+    lowered = program.step.lower(state, *batches)
     compiled = lowered.compile()
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {

@@ -32,7 +32,7 @@ from manas_jax.files import write_json
 from manas_jax.metrics import Scores
 from manas_jax.models.network import Network
 from manas_jax.runtime import distributed, signals
-from manas_jax.training import run as train_run
+from manas_jax.training.restore import load_trained
 from manas_jax.workdir import provenance
 
 PyTree = Any
@@ -69,7 +69,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       Stopped: a signal came.
     """
     folder = pathlib.Path(workdir) / "evaluate"
-    network, variables, step = train_run.load(config, workdir)
+    network, variables, step = load_trained(config, workdir)
     splits = load_splits(config.data, config.train.crop)
     chosen = getattr(splits, config.evaluate.split)
     if not chosen:

@@ -111,6 +111,33 @@ def experiments():
     return {p.stem: runpy.run_path(str(p))["get_config"] for p in (ROOT / "configs").glob("*.py")}
 
 
+@pytest.fixture(scope="session")
+def count_compilations():
+    """A context manager that yields the list of compilations within it."""
+    import contextlib
+
+    import jax
+
+    lists = []
+
+    def note(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            for compilations in lists:
+                compilations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+
+    @contextlib.contextmanager
+    def counting():
+        lists.append(compilations := [])
+        try:
+            yield compilations
+        finally:
+            lists.remove(compilations)
+
+    return counting
+
+
 class _CompiledOnce:
     """A step that is compiled at the first run and shared by all later ones."""
 
@@ -140,7 +167,8 @@ def small():
     """A residual network at half resolution whose gates and statistics are far from fresh."""
     import jax
 
-    from manas_jax.models.network import Network, init_variables
+    from manas_jax.models.network import Network
+    from manas_jax.models.variables import init_variables
     from manas_jax.space import derive
 
     space = SearchSpace(
@@ -201,22 +229,22 @@ def run_stages(loop_config):
     from manas_jax.search import run as search_run
     from manas_jax.training import run as train_run
 
-    made = {}
+    compiled = {}
 
-    def once(module):
-        make = module.make_step
+    def once(module, name):
+        step_class = getattr(module, name)
 
-        def make_step(*args, **options):
-            if module not in made:
-                made[module] = _CompiledOnce(make(*args, **options))
-            return made[module]
+        def construct(*args, **options):
+            if name not in compiled:
+                compiled[name] = _CompiledOnce(step_class(*args, **options))
+            return compiled[name]
 
-        return make_step
+        return construct
 
     def run(workdir, **changes):
         with pytest.MonkeyPatch.context() as patch:
-            for module in (search_run, train_run):
-                patch.setattr(module, "make_step", once(module))
+            for module, name in ((search_run, "SearchStep"), (train_run, "TrainStep")):
+                patch.setattr(module, name, once(module, name))
             return main.run(loop_config(**changes), workdir)
 
     return run

@@ -12,7 +12,9 @@ from jax.extend.core import jaxprs_in_params
 
 from manas_jax import cost
 from manas_jax.models import candidates, columns, layers
-from manas_jax.models.network import Network, init_architecture, variable_shapes
+from manas_jax.models.network import Network, init_architecture
+from manas_jax.models.variables import variable_shapes
+from manas_jax.ops import XLA, Ops
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, random_genotype
 
 PAPER = SearchSpace()
@@ -83,6 +85,7 @@ class _Textbook(nn.Module):
     features: int
     depthwise: bool = True
     dilation: int = 1
+    ops: Ops = XLA
 
     @nn.compact
     def __call__(self, x):
@@ -120,7 +123,6 @@ def _macs(jaxpr):
 def test_macs_of_the_traced_network(monkeypatch, space, size):
     """Counted in the jaxpr, with separable convolutions in their textbook form."""
     monkeypatch.setattr(candidates, "FactoredConv", _Textbook)
-    monkeypatch.setattr(layers, "_forms", layers.Forms.PLAIN)
     images = jnp.zeros((1, *size, 3))
 
     def traced(network, architecture):

@@ -14,11 +14,12 @@ from manas_jax.data import images
 from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
 from manas_jax.evaluate import evaluate, main, restorer, score_folders, table
-from manas_jax.models.network import Network, init_variables
+from manas_jax.models.network import Network
+from manas_jax.models.variables import init_variables
 from manas_jax.runtime import sharding
 from manas_jax.space import SearchSpace, random_genotype
 from manas_jax.training import evaluator
-from manas_jax.training import run as train_run
+from manas_jax.training.restore import load_trained
 
 SPACE = SearchSpace((4, 8), (1, 2), (0, 0), stem_blocks=1, residual=True)
 
@@ -101,7 +102,7 @@ def test_scores_of_a_run_are_those_of_its_images(finished, loop_config):
     result = json.loads((folder / "scores.json").read_text())
     assert sorted(row["name"] for row in result["images"]) == ["0", "1", "2"]
     assert result["macs_at"] == [33, 21]
-    network, variables, step = train_run.load(loop_config(), finished)
+    network, variables, step = load_trained(loop_config(), finished)
     assert result["step"] == step
     assert result["parameters"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
     stored = sorted(p.name for p in (folder / "pictures").iterdir())
@@ -124,12 +125,12 @@ def test_scores_of_a_run_are_those_of_its_images(finished, loop_config):
 
 def test_averaged_weights_of_the_best_step_are_scored(finished, loop_config):
     config = loop_config()
-    _, variables, step = train_run.load(config, finished)
+    _, variables, step = load_trained(config, finished)
     summary = json.loads((finished / "train" / "summary.json").read_text())
     assert step == summary["best_step"]
     config.train.ema = 0.0
     with pytest.raises(UserError, match="cannot read this checkpoint"):
-        train_run.load(config, finished)  # another structure
+        load_trained(config, finished)  # another structure
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(variables))
 
 

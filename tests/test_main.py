@@ -13,7 +13,8 @@ import pytest
 
 from manas_jax import main
 from manas_jax.errors import UserError
-from manas_jax.models.network import Network, init_variables
+from manas_jax.models.network import Network
+from manas_jax.models.variables import init_variables
 from manas_jax.search import run as search_run
 from manas_jax.space import Genotype
 from manas_jax.training import run as train_run
@@ -95,8 +96,8 @@ def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_confi
 def test_finished_stage_compiles_nothing(tmp_path, monkeypatch, finished, loop_config):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    for module in (search_run, train_run):
-        monkeypatch.setattr(module, "make_step", _never_compiled)
+    monkeypatch.setattr(search_run, "SearchStep", _never_compiled)
+    monkeypatch.setattr(train_run, "TrainStep", _never_compiled)
     before = (workdir / "train" / "summary.json").read_bytes()
     genotype = search_run.search(loop_config(), workdir)
     assert genotype == Genotype.load(workdir / "genotype.json")

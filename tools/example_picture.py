@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from manas_jax import evaluate, metrics
 from manas_jax.data import images, rain
 from manas_jax.errors import UserError
-from manas_jax.training import run as train_run
+from manas_jax.training.restore import load_trained
 
 HEIGHT, WIDTH = 240, 320
 OVERSAMPLING = 4
@@ -69,7 +69,7 @@ def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Sc
       UserError: nothing was trained in the workdir.
     """
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    network, variables, _ = train_run.load(config, workdir)
+    network, variables, _ = load_trained(config, workdir)
     clean = landscape(seed)
     scale = tf.constant(clean, tf.float32) / 255
     rainy = metrics.to_uint8(rain.synthesize(scale, tf.constant([seed, 1]), "medium").numpy())

@@ -36,12 +36,12 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     Raises:
       UserError: the folder holds no search.
     """
-    judge = search_run.judge(config, folder, batches)
-    found = {kind: np.asarray(rows) for kind, rows in judge.state.architecture.items()}
+    evaluator = search_run.supernet_evaluator(config, folder, batches)
+    found = {kind: np.asarray(rows) for kind, rows in evaluator.state.architecture.items()}
     result = {}
     for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):
-        gradients = judge.gradients(logits)
-        result[name] = {kind: selection.signal(gradients[kind]) for kind in logits}
+        gradients = evaluator.gradients(logits)
+        result[name] = {kind: selection.gradient_snr(gradients[kind]) for kind in logits}
     result["decay"] = {k: float(DECAY * np.linalg.norm(rows)) for k, rows in found.items()}
     return result
 

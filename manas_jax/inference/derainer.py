@@ -18,10 +18,11 @@ import psutil
 from PIL import Image
 
 from manas_jax.errors import UserError
-from manas_jax.inference import fold_batch_norm, pretrained
+from manas_jax.inference import pretrained
+from manas_jax.inference.fold_batch_norm import fold, folded_network
 from manas_jax.inference.tiling import TileGrid
 from manas_jax.models.network import Network
-from manas_jax.runtime import compilation, sharding
+from manas_jax.runtime import sharding
 from manas_jax.space import STEM_EXPANSION
 from manas_jax.workdir.weights import load_derived
 
@@ -89,8 +90,10 @@ class Derainer:
         devices = jax.local_devices()
         self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
         self.variables = dict(variables)
-        folded = fold_batch_norm.fold(jax.device_get(self.variables))
+        folded = fold(jax.device_get(self.variables))
         self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
+        folded_apply = folded_network(network).apply
+        self._apply = jax.jit(lambda params, images: jnp.clip(folded_apply(params, images), 0, 1))
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
         tile = fitting_tile(network) if tile is None else tile
@@ -99,10 +102,7 @@ class Derainer:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
         self.tile = -(-tile // self._cell) * self._cell
 
-        self._cpu = cpu = devices[0].platform == "cpu"
-        options = fold_batch_norm.CPU_OPTIONS if cpu else None
-        self._programs = compilation.Programs("pictures", options)
-        self._static = network, cpu
+        self._cpu = devices[0].platform == "cpu"
 
     @classmethod
     def from_pretrained(
@@ -205,11 +205,6 @@ class Derainer:
         where = split if even else sharding.replicated(self._mesh)
         return np.asarray(self._apply(self._folded, jax.device_put(pictures, where)))
 
-    def _apply(self, folded: Mapping[str, Any], pictures: jax.Array) -> jax.Array:
-        """`_restore`, by a program for pictures of this kind, which is kept between runs."""
-        key = pictures.shape, pictures.sharding
-        return self._programs(key, _restore, self._static, folded, pictures)
-
     @property
     def _unit(self) -> int:
         """Rows that can be split over the devices are a multiple of this."""
@@ -231,14 +226,6 @@ class Derainer:
             return made[:, :, ::-1] if flip else made
 
         return sum(turned(*symmetry) for symmetry in _SYMMETRIES) / len(_SYMMETRIES)
-
-
-def _restore(
-    static: tuple[Network, bool], folded: Mapping[str, Any], pictures: jax.Array
-) -> jax.Array:
-    """What is compiled; `static` is the network, and whether for CPU."""
-    network, cpu = static
-    return jnp.clip(fold_batch_norm.apply(network, folded, pictures, cpu=cpu), 0, 1)
 
 
 def _mirrored(stack: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

@@ -46,8 +46,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.errors import UserError
-from manas_jax.inference import fold_batch_norm
 from manas_jax.inference.derainer import Derainer, multiple
+from manas_jax.inference.fold_batch_norm import fold, folded_network
 from manas_jax.models.network import Network
 from manas_jax.workdir.weights import Variables
 
@@ -66,8 +66,8 @@ Restore = Callable[[jax.Array], jax.Array]
 
 def restoration(network: Network, variables: Variables) -> Restore:
     """The function to export, for images with sides that are multiples of `multiple(network)`."""
-    folded = fold_batch_norm.fold(variables)
-    return lambda images: jnp.clip(fold_batch_norm.apply(network, folded, images), 0, 1)
+    folded, apply = fold(variables), folded_network(network).apply
+    return lambda images: jnp.clip(apply(folded, images), 0, 1)
 
 
 def any_size(restore: Restore, multiple: int) -> Restore:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from manas_jax import space as spaces
-from manas_jax.models import layers
-from manas_jax.models.candidates import ChannelGate, Edge, Pools
+from manas_jax.models.candidates import ChannelGate, Edge
+from manas_jax.models.layers import ConvNorm
+from manas_jax.models.pooling import PooledFeatures
+from manas_jax.ops import XLA, Ops
 
 
 class Attention(nn.Module):
@@ -24,28 +25,27 @@ class Attention(nn.Module):
     Attributes:
       space: the search space.
       chosen: the candidate of each edge; None for the mixture of all.
-      dtype: type of the computation.
-      pool_cell: see `manas_jax.models.candidates.Pools`.
+      pool_cell: see `manas_jax.models.pooling.PooledFeatures`.
     """
 
     space: spaces.SearchSpace
     chosen: Sequence[str] | None = None
-    dtype: Any = None
     pool_cell: int | None = None
+    ops: Ops = XLA
 
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool, probabilities: Sequence[jax.Array] | None = None
     ) -> jax.Array:
-        """(N, H, W, C) -> the same shape. `probabilities` are (candidates,) of each edge."""
+        """(N, H, W, C) -> the same shape. `probabilities` are (candidates,) for each edge."""
         channels = x.shape[-1]
-        groups = layers.split(x, self.space.attention_groups)
+        groups = self.ops.split(x, self.space.attention_groups)
         edges = iter(range(self.space.edges))
 
         def edge(y: jax.Array) -> jax.Array:
             e = next(edges)
             names = self.space.candidates if self.chosen is None else (self.chosen[e],)
-            module = Edge(names, self.dtype, self.pool_cell, name=f"edge{e}")
+            module = Edge(names, self.pool_cell, self.ops, name=f"edge{e}")
             return module(y, train, probabilities[e] if self.chosen is None else None)
 
         nodes: list[jax.Array] = []
@@ -53,10 +53,11 @@ class Attention(nn.Module):
             nodes.append(edge(group) + sum(edge(node) for node in nodes))
 
         def gated(y: jax.Array, reduction: int, name: str) -> jax.Array:
-            return y * ChannelGate(reduction, dtype=self.dtype, name=name)(Pools(y, self.pool_cell))
+            pooled = PooledFeatures(y, self.pool_cell, self.ops)
+            return y * ChannelGate(reduction, ops=self.ops, name=name)(pooled)
 
         total = gated(sum(groups), spaces.GROUP_SE_REDUCTION, "group_gate")
         y = jnp.concatenate([*nodes, total], axis=-1)
-        y = layers.ConvNorm(channels, 1, dtype=self.dtype, name="merge0")(y, train)
-        y = layers.ConvNorm(channels, 1, relu=False, dtype=self.dtype, name="merge1")(y, train)
+        y = ConvNorm(channels, 1, ops=self.ops, name="merge0")(y, train)
+        y = ConvNorm(channels, 1, relu=False, ops=self.ops, name="merge1")(y, train)
         return gated(x + y, spaces.MODULE_SE_REDUCTION, "module_gate")

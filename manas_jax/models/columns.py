@@ -1,4 +1,4 @@
-"""Columns and transitions: what works on all branches of the multi-scale network at once.
+"""Columns and transitions: the modules that work on all branches of the network at once.
 
 `branches` is a tuple of arrays (N, H / 2**b, W / 2**b, C_b), finest first. After Wang et al.,
 "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2021.
@@ -7,28 +7,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from manas_jax import space
-from manas_jax.models import layers
+from manas_jax.models.layers import ConvNorm, ResidualBlock, upsample
+from manas_jax.ops import XLA, Ops
 
 Branches = tuple[jax.Array, ...]
 
 
 class Parallel(nn.Module):
-    """One residual block a branch; shapes kept."""
+    """One residual block per branch; shapes unchanged."""
 
-    dtype: Any = None
+    ops: Ops = XLA
 
     @nn.compact
     def __call__(self, branches: Branches, train: bool) -> Branches:
         """Applies the blocks."""
         return tuple(
-            layers.ResidualBlock(self.dtype, name=f"branch{b}")(x, train)
-            for b, x in enumerate(branches)
+            ResidualBlock(self.ops, name=f"branch{b}")(x, train) for b, x in enumerate(branches)
         )
 
 
@@ -39,36 +38,37 @@ class Fusion(nn.Module):
     2, ReLU between and none after the last.
 
     Attributes:
-      outputs: how many branches to make, finest first; all of them by default.
+      outputs: number of output branches, finest first; all of them by default.
     """
 
     outputs: int | None = None
-    dtype: Any = None
+    ops: Ops = XLA
 
     @nn.compact
     def __call__(self, branches: Branches, train: bool) -> Branches:
-        """Applies the exchange; shapes of the branches made are kept."""
-        made = range(len(branches) if self.outputs is None else self.outputs)
+        """Applies the fusion; branches keep their shapes."""
+        outputs = len(branches) if self.outputs is None else self.outputs
         channels = [x.shape[-1] for x in branches]
 
         def path(x: jax.Array, source: int, to: int) -> jax.Array:
             name = f"from{source}_to{to}"
             if source > to:
-                layer = layers.ConvNorm(channels[to], 1, relu=False, dtype=self.dtype, name=name)
-                return layers.upsample(layer(x, train), 2 ** (source - to))
+                layer = ConvNorm(channels[to], 1, relu=False, ops=self.ops, name=name)
+                return upsample(layer(x, train), 2 ** (source - to))
             for branch in range(source + 1, to + 1):
                 last = branch == to
-                x = layers.ConvNorm(
+                x = ConvNorm(
                     channels[to if last else source],
                     stride=2,
                     relu=not last,
-                    dtype=self.dtype,
+                    ops=self.ops,
                     name=f"{name}_step{branch - source - 1}",
                 )(x, train)
             return x
 
         return tuple(
-            nn.relu(sum(path(x, source, to) for source, x in enumerate(branches))) for to in made
+            nn.relu(sum(path(x, source, to) for source, x in enumerate(branches)))
+            for to in range(outputs)
         )
 
 
@@ -80,17 +80,17 @@ class Column(nn.Module):
     """
 
     choice: str | None = None
-    dtype: Any = None
+    ops: Ops = XLA
 
     @nn.compact
     def __call__(
         self, branches: Branches, train: bool, probabilities: jax.Array | None = None
     ) -> Branches:
-        """Applies the column; shapes kept. `probabilities` is (2,), in the order of COLUMNS."""
+        """Applies the column; shapes unchanged. `probabilities` is (2,), ordered as COLUMNS."""
 
         def run(choice):
             module = {"parallel": Parallel, "fusion": Fusion}[choice]
-            return module(dtype=self.dtype, name=choice)(branches, train)
+            return module(ops=self.ops, name=choice)(branches, train)
 
         if self.choice is not None:
             return run(self.choice)
@@ -103,28 +103,28 @@ class Transition(nn.Module):
     """Prepares a cell's branches: new scales by stride-2 convolutions, changed channels by 3x3.
 
     Attributes:
-      channels: channels of the branches to make.
+      channels: channels of the output branches.
     """
 
     channels: Sequence[int]
-    dtype: Any = None
+    ops: Ops = XLA
 
     @nn.compact
     def __call__(self, branches: Branches, train: bool) -> Branches:
-        """Returns len(channels) branches; those whose channels stay are passed on untouched."""
+        """Returns len(channels) branches; those whose channels do not change pass through."""
         last = len(branches) - 1
-        made = []
+        outputs = []
         for branch, features in enumerate(self.channels):
             x = branches[min(branch, last)]
             inputs = x.shape[-1]
             if branch <= last and features != inputs:
-                x = layers.ConvNorm(features, dtype=self.dtype, name=f"branch{branch}")(x, train)
+                x = ConvNorm(features, ops=self.ops, name=f"branch{branch}")(x, train)
             for step in range(last + 1, branch + 1):
-                x = layers.ConvNorm(
+                x = ConvNorm(
                     features if step == branch else inputs,
                     stride=2,
-                    dtype=self.dtype,
+                    ops=self.ops,
                     name=f"branch{branch}_step{step - last - 1}",
                 )(x, train)
-            made.append(x)
-        return tuple(made)
+            outputs.append(x)
+        return tuple(outputs)

@@ -24,7 +24,7 @@ def verdict(run: Run) -> str:
     candidates = space.candidates if space else get(run.config, "space", "candidates")
     relaxed, derived = (get(search.summary, k, "psnr") for k in ("validation", "derived"))
     gap = relaxed - derived if is_number(relaxed) and is_number(derived) else None
-    if warnings := collapse.signs(final, candidates or CANDIDATES, gap):
+    if warnings := collapse.collapse_warnings(final, candidates or CANDIDATES, gap):
         return f"The result does not look trustworthy: {'; '.join(warnings)}."
     cost = "" if gap is None else f", and discretisation cost {gap:.2f} dB"
     return (

@@ -4,7 +4,7 @@
 
 by alternating steps, as Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019. The
 inner optimum is replaced by w' = w + xi u(grad_w L_train(w, a)), one virtual step of the very
-optax transformation that moves the weights, momentum, weight decay and schedule included. With
+optax transformation that updates the weights, momentum, weight decay and schedule included. With
 v = xi (du/dg)^T grad_w' L_val(w', a), the chain rule gives the hypergradient
 
     grad_a L_val(w', a) + d/da <grad_w L_train(w, a), v>
@@ -14,7 +14,8 @@ finite_difference:  the second term as the central difference of grad_a L_train 
                     eps = epsilon / ||v|| (DARTS, equation 8).
 exact:              the second term as the forward derivative of grad_a L_train along v.
 
-The functions here are pure and know nothing of networks: they get the pieces as functions.
+The functions here are pure and know nothing of networks: a `BilevelProblem` gives them the losses'
+gradients as functions.
 """
 
 from __future__ import annotations
@@ -31,96 +32,121 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Pieces:
-    """What a hypergradient is made of; w: weights, a: architecture, g: gradient of the weights.
+class BilevelProblem:
+    """What a hypergradient is computed from; w: weights, a: architecture, g: gradient by weights.
 
     Attributes:
-      train: (w, a) -> (grad_w, grad_a) of L_train.
-      validation: (w, a) -> (grad_w, grad_a) of L_val.
-      mixed: (w, a, v) -> d/da <grad_w L_train(w, a), v>; needed by `exact` alone.
-      virtual: (w, g) -> w', the virtual step.
-      pullback: (w, g, c) -> v, the transposed derivative of `virtual` in g, applied to c.
+      train_grad: (w, a) -> (grad_w, grad_a) of L_train.
+      val_grad: (w, a) -> (grad_w, grad_a) of L_val.
+      mixed_hvp: (w, a, v) -> d/da <grad_w L_train(w, a), v>; needed by `exact` alone.
+      unrolled_step: (w, g) -> w', the virtual step.
+      unrolled_step_vjp: (w, g, c) -> v, the transposed derivative of `unrolled_step` in g, applied
+        to c.
+      epsilon: length of the finite difference's step either way along v, whatever the length of v.
     """
 
-    train: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
-    validation: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
-    mixed: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
-    virtual: Callable[[PyTree, PyTree], PyTree] | None = None
-    pullback: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+    train_grad: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    val_grad: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    mixed_hvp: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+    unrolled_step: Callable[[PyTree, PyTree], PyTree] | None = None
+    unrolled_step_vjp: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+    epsilon: float = 0.01
 
 
-def first_order(pieces: Pieces, weights: PyTree, architecture: PyTree) -> PyTree:
+def first_order(problem: BilevelProblem, weights: PyTree, architecture: PyTree) -> PyTree:
     """grad_a L_val(w, a)."""
-    return pieces.validation(weights, architecture)[1]
+    return problem.val_grad(weights, architecture)[1]
 
 
-def finite_difference(
-    pieces: Pieces, weights: PyTree, architecture: PyTree, epsilon: float = 0.01
-) -> PyTree:
-    """The hypergradient with the mixed product as a central difference.
-
-    Args:
-      pieces: the functions, `mixed` excepted.
-      weights: w.
-      architecture: a.
-      epsilon: length of the step either way along v, whatever the length of v.
-    """
-    gradient, _ = pieces.train(weights, architecture)
-    ahead = pieces.virtual(weights, gradient)
-    outer, direct = pieces.validation(ahead, architecture)
-    v = pieces.pullback(weights, gradient, outer)
-    plus, minus, eps = perturb(weights, v, epsilon)
+def finite_difference(problem: BilevelProblem, weights: PyTree, architecture: PyTree) -> PyTree:
+    """The hypergradient with the mixed product as a central difference."""
+    direct, v = _unroll(problem, weights, architecture)
+    plus, minus, eps = perturb(weights, v, problem.epsilon)
     return difference(
         direct,
-        pieces.train(plus, architecture)[1],
-        pieces.train(minus, architecture)[1],
+        problem.train_grad(plus, architecture)[1],
+        problem.train_grad(minus, architecture)[1],
         eps,
     )
 
 
-def exact(pieces: Pieces, weights: PyTree, architecture: PyTree) -> PyTree:
+def exact(problem: BilevelProblem, weights: PyTree, architecture: PyTree) -> PyTree:
     """The hypergradient with the exact mixed product, at any size of v."""
-    gradient, _ = pieces.train(weights, architecture)
-    ahead = pieces.virtual(weights, gradient)
-    outer, direct = pieces.validation(ahead, architecture)
-    v = pieces.pullback(weights, gradient, outer)
-    return jax.tree.map(jnp.add, direct, pieces.mixed(weights, architecture, v))
+    direct, v = _unroll(problem, weights, architecture)
+    return jax.tree.map(jnp.add, direct, problem.mixed_hvp(weights, architecture, v))
 
 
-HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
+def _unroll(
+    problem: BilevelProblem, weights: PyTree, architecture: PyTree
+) -> tuple[PyTree, PyTree]:
+    """grad_a L_val(w', a) and v."""
+    grad, _ = problem.train_grad(weights, architecture)
+    unrolled = problem.unrolled_step(weights, grad)
+    outer, direct = problem.val_grad(unrolled, architecture)
+    return direct, problem.unrolled_step_vjp(weights, grad, outer)
 
 
-def virtual_step(
+@dataclasses.dataclass(frozen=True)
+class Hypergradient:
+    """A way to compute the hypergradient.
+
+    Attributes:
+      fn: (problem, weights, architecture) -> the hypergradient.
+      gradient_evals: gradients of the network in a whole search step, that of the weight step
+        included; a mixed product counts as two.
+      unrolls: whether it needs the virtual step.
+      needs_mixed_hvp: whether it needs the mixed product.
+    """
+
+    fn: Callable[[BilevelProblem, PyTree, PyTree], PyTree]
+    gradient_evals: int
+    unrolls: bool = True
+    needs_mixed_hvp: bool = False
+
+    def __call__(self, problem: BilevelProblem, weights: PyTree, architecture: PyTree) -> PyTree:
+        """The hypergradient."""
+        return self.fn(problem, weights, architecture)
+
+
+HYPERGRADIENTS = {
+    "first_order": Hypergradient(first_order, 2, unrolls=False),
+    "finite_difference": Hypergradient(finite_difference, 5),
+    "exact": Hypergradient(exact, 5, needs_mixed_hvp=True),
+}
+"""By the name that `search.hypergradient` gives them."""
+
+
+def unrolled_step(
     optimizer: optax.GradientTransformation,
     state: optax.OptState,
     weights: PyTree,
-    gradient: PyTree,
+    grad: PyTree,
     xi: float = 1.0,
 ) -> PyTree:
     """w' = w + xi u(g), where u is the optimizer's update from its present state.
 
     Args:
-      optimizer: the transformation that moves the weights.
-      state: its state, which stays as it is.
+      optimizer: the transformation that updates the weights.
+      state: its state, which does not change.
       weights: w.
-      gradient: g.
-      xi: length of the virtual step in units of the real one; 0 gives w back to the bit.
+      grad: g.
+      xi: length of the virtual step in units of the real one; 0 returns w bit for bit.
     """
-    updates, _ = optimizer.update(gradient, state, weights)
+    updates, _ = optimizer.update(grad, state, weights)
     return jax.tree.map(lambda w, u: w + xi * u, weights, updates)
 
 
-def pullback(
+def unrolled_step_vjp(
     optimizer: optax.GradientTransformation,
     state: optax.OptState,
     weights: PyTree,
-    gradient: PyTree,
+    grad: PyTree,
     cotangent: PyTree,
     xi: float = 1.0,
 ) -> PyTree:
-    """v = xi (du/dg)^T c: see `virtual_step` for the arguments."""
-    _, transposed = jax.vjp(lambda g: virtual_step(optimizer, state, weights, g, xi), gradient)
-    return transposed(cotangent)[0]
+    """v = xi (du/dg)^T c: see `unrolled_step` for the arguments."""
+    _, vjp = jax.vjp(lambda g: unrolled_step(optimizer, state, weights, g, xi), grad)
+    return vjp(cotangent)[0]
 
 
 @jax.jit
@@ -139,8 +165,8 @@ def difference(direct: PyTree, plus: PyTree, minus: PyTree, eps: jax.Array) -> P
     return jax.tree.map(lambda d, p, m: d + (p - m) / (2 * eps), direct, plus, minus)
 
 
-def mixed_product(
-    architecture_gradient: Callable[[PyTree, PyTree], PyTree],
+def mixed_hvp(
+    architecture_grad: Callable[[PyTree, PyTree], PyTree],
     weights: PyTree,
     architecture: PyTree,
     v: PyTree,
@@ -152,9 +178,9 @@ def mixed_product(
     multiplication by the Hessian", 1994).
 
     Args:
-      architecture_gradient: (w, a) -> grad_a L(w, a).
+      architecture_grad: (w, a) -> grad_a L(w, a).
       weights: w.
       architecture: a.
-      v: the direction, like w.
+      v: the direction, a pytree like w.
     """
-    return jax.jvp(lambda w: architecture_gradient(w, architecture), (weights,), (v,))[1]
+    return jax.jvp(lambda w: architecture_grad(w, architecture), (weights,), (v,))[1]

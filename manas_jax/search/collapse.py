@@ -1,9 +1,9 @@
-"""Signs that a search has gone wrong: for the log while it runs, and for the report.
+"""Warnings that a search has gone wrong: for the log while it runs, and for the report.
 
 Differentiable searches are known to slide towards choices without parameters (Zela et al.,
 "Understanding and Robustifying Differentiable Architecture Search", ICLR 2020; Chu et al.,
 "DARTS-: Robustly Stepping out of Performance Collapse Without Indicators", ICLR 2021), to end
-undecided, and to derive networks far from the mixture that was searched.
+undecided, and to derive networks far from the searched mixture.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-EMPTY = ("none", "skip_connect")  # candidates that do nothing to their input or drop it
-MOST_EMPTY = 0.5  # share of the edges whose likeliest candidate is such a one; by chance 2 in 9
+EMPTY = ("none", "skip_connect")  # candidates that drop their input or pass it through
+MOST_EMPTY = 0.5  # share of edges whose likeliest candidate is one of them; by chance 2 in 9
 UNDECIDED = 0.95  # of the highest possible entropy
 WIDEST_GAP = 1.0  # dB that discretisation may cost
 
@@ -36,18 +36,21 @@ def empty_share(attention: np.ndarray, candidates: Sequence[str]) -> float:
     return float(np.mean([candidates[i] in EMPTY for i in leading.reshape(-1)]))
 
 
-def signs(
+def collapse_warnings(
     probabilities: Mapping[str, np.ndarray],
     candidates: Sequence[str],
     gap: float | None = None,
 ) -> list[str]:
-    """What speaks against trusting a finished search, in sentences without a full stop.
+    """Warnings about a finished search: skip/none collapse, undecided logits, discretisation gap.
 
     Args:
       probabilities: 'columns' (columns, 2) and 'attention' (modules, edges, candidates).
       candidates: names of the latter's last axis.
       gap: validation PSNR in dB of the relaxed supernet minus that of the derived network with
-        inherited weights; None if it was not measured.
+        inherited weights; None if not measured.
+
+    Returns:
+      Sentences without a full stop.
     """
     found = collapsed(probabilities, candidates)
     for kind, what in (("columns", "columns"), ("attention", "attention edges")):
@@ -65,7 +68,7 @@ def signs(
 
 
 def collapsed(probabilities: Mapping[str, np.ndarray], candidates: Sequence[str]) -> list[str]:
-    """The sign that can be told before a search has ended: most edges lead to nothing."""
+    """The warning that can be given while a search runs: most edges lead to nothing."""
     attention = probabilities.get("attention", np.zeros((0, len(candidates))))
     share = empty_share(attention, candidates)
     if share <= MOST_EMPTY:

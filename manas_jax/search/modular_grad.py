@@ -1,261 +1,156 @@
-"""Gradients of a scene objective part by part: each part of the network is a program of its own.
+"""Gradient of the scene loss, one compiled program per block of the network.
 
-Rumelhart et al., "Learning representations by back-propagating errors", Nature 1986, with compiled
-modules in place of layers. XLA takes minutes and gigabytes for the gradient of a supernet as one
-program, and loading it from a cache takes longer than running it: on CPU some of its passes are
-quadratic in the number of operations. Parts that are alike, such as the columns of a cell or the
-attention modules of one scale, share a program here. What goes on between the parts is a few calls
-from Python. Traced as a whole, by `jax.jit`, it is the plain gradient, in one program.
+Compiling the supernet's gradient as one program takes minutes and gigabytes on XLA:CPU, some of
+whose passes are quadratic in the number of operations. Here each block has a forward program, which
+returns outputs and residuals, and a backward program; identical blocks, such as the columns of a
+cell, share both. Under `jax.jit` the result is the ordinary gradient, in one program.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.extend
-import numpy as np
 
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network
-from manas_jax.runtime import sharding
-from manas_jax.runtime.compilation import Programs, kinds
 from manas_jax.training import losses
 
 PyTree = Any
 
-
-class SceneGradients(NamedTuple):
-    """Gradients of a scene objective; make them with `scene_gradients`.
-
-    Attributes:
-      evaluate: (parameters, architecture, batch_stats, step, batch) -> ((of_parameters,
-        of_architecture), (batch_stats, terms)).
-      compile: the same arguments, of which the batch may be shapes; `evaluate` is then ready.
-    """
-
-    evaluate: Callable
-    compile: Callable
+EXPENSIVE = (
+    jax.lax.conv_general_dilated_p,
+    jax.lax.dot_general_p,
+    jax.lax.reduce_sum_p,
+    jax.lax.reduce_max_p,
+)
 
 
-def scene_gradients(
-    network: Network, weights: LossWeights, internal_from: int, identity: str = ""
-) -> SceneGradients:
-    """`jax.grad` of `objectives.scene_objective` by parameters and architecture.
+def scene_grad(network: Network, loss_weights: LossWeights, internal_from: int) -> Callable:
+    """`jax.grad` of `losses.scene_loss_fn` by parameters and architecture, block by block.
 
     Args:
       network: the supernet.
-      weights: what each term counts.
+      loss_weights: coefficients of the loss terms.
       internal_from: step from which on the internal loss counts.
-      identity: see `compilation.Ahead`.
+
+    Returns:
+      A function (params, architecture, batch_stats, step, batch, run=...) -> ((params_grad,
+      architecture_grad), (batch_stats, metrics)). `run(program, *args)` calls a jitted program;
+      another one may compile it and return the shapes of its outputs.
     """
-    parts = network.parts()
-    modules = [part.make() for part in parts]
-    judged = network, weights, internal_from
-    programs = Programs(identity)
+    blocks = network.blocks()
+    modules = [block.module() for block in blocks]
+    loss = network, loss_weights, internal_from
 
-    def walk(begin, run, parameters, architecture, batch_stats, step, batch):
-        rainy = batch["rainy"]
-        given = jax.tree.leaves(parameters)[0], rainy
-        kind = kinds(given) if run is not _run_traced else None  # part of the programs' keys
-
-        choices = run(("choices", kind), _choices, network, architecture)
-        branches = run(("fold", kind), _fold, network, rainy)
-        moved, pullbacks = {}, []
-        for part, module in zip(parts, modules, strict=True):
-            name = part.name
+    def grad_fn(params, architecture, batch_stats, step, batch, run=_call):
+        probabilities = run(_probabilities, network, architecture)
+        branches = run(_preprocess, network, batch["rainy"])
+        new_stats, pullbacks = {}, []
+        for block, module in zip(blocks, modules, strict=True):
             # A transition that adds no branch has no variables.
-            variables = (tree.get(name, {}) for tree in (parameters, batch_stats))
-            where = (*variables, part.take(branches), choices.get(name))
-            made, stats, kept = run((name, "forward", kind), _forward, module, *where)
-            signature = _Signature.of(module, where)
-            begin((name, "backward", kind), _backward, signature, kept, made)
-            branches = part.put(branches, made)
-            moved |= {name: stats} if stats else {}
-            pullbacks.append((signature, kept))
+            own_params, own_stats = (tree.get(block.name, {}) for tree in (params, batch_stats))
+            outputs, stats, pullback = run(
+                _forward, module, own_params, own_stats,
+                block.select(branches), probabilities.get(block.name),
+            )  # fmt: skip
+            branches = block.update(branches, outputs)
+            new_stats |= {block.name: stats} if stats else {}
+            pullbacks.append(pullback)
 
-        of_head, of_finest, terms = run(
-            ("loss", kind), _judge, judged, parameters["head_conv"], branches[0], step, batch
+        head_grad, grads, metrics = run(
+            _head_grad, loss, params["head_conv"], branches[0], step, batch
         )
-        of_parameters, of_choices, of_branches = {"head_conv": of_head}, {}, (of_finest,)
-        for part in reversed(parts):
-            name = part.name
-            of_part, of_taken, of_choice = run(
-                (name, "backward", kind), _backward, *pullbacks.pop(), part.take(of_branches)
+        grads = (grads,)
+        params_grad, probabilities_grad = {"head_conv": head_grad}, {}
+        for block in reversed(blocks):
+            own_grad, inputs_grad, own_probabilities_grad = run(
+                _backward, pullbacks.pop(), block.select(grads)
             )
-            of_branches = part.put(of_branches, of_taken)
-            of_parameters |= {name: of_part} if of_part else {}
-            of_choices |= {name: of_choice} if name in choices else {}
-        of_architecture = run(
-            ("choices backward", kind), _choices_backward, network, architecture, of_choices
-        )
-        return (of_parameters, of_architecture), (moved, terms)
+            grads = block.update(grads, inputs_grad)
+            params_grad |= {block.name: own_grad} if own_grad else {}
+            if own_probabilities_grad is not None:
+                probabilities_grad[block.name] = own_probabilities_grad
+        architecture_grad = run(_architecture_grad, network, architecture, probabilities_grad)
+        return (params_grad, architecture_grad), (new_stats, metrics)
 
-    whole = jax.jit(functools.partial(walk, _nothing, _run_traced))
-
-    def evaluate(*args):
-        if _is_traced(args):
-            return walk(_nothing, _run_traced, *args)
-        # Over several devices many programs in flight, each of which waits for all devices, can
-        # wait for each other for ever: there it is one.
-        if _devices(args[-1]["rainy"]) > 1:
-            return whole(*args)
-        return walk(programs.begin, programs, *args)
-
-    def compile(*args):
-        if _devices(args[-1]["rainy"]) > 1:
-            *others, batch = args
-            jax.block_until_ready(whole(*others, sharding.zeros(batch)))
-        else:
-            walk(programs.begin, programs.shapes, *args)
-            programs.finish()
-
-    return SceneGradients(evaluate, compile)
+    return grad_fn
 
 
-def _is_traced(args: Sequence[PyTree]) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+def _call(program: Callable, *args: Any) -> Any:
+    return program(*args)
 
 
-def _devices(x: Any) -> int:
-    """Devices that an array, or what its shape stands for, lies on; 0 where nothing tells it."""
-    place = getattr(x, "sharding", None)
-    return len(place.device_set) if place else 0
+@partial(jax.jit, static_argnums=0)
+def _probabilities(network: Network, architecture: PyTree) -> dict[str, Any]:
+    return network.probabilities(architecture)
 
 
-def _nothing(*_: Any) -> None:
-    """Under a transformation there is nothing to compile ahead."""
+@partial(jax.jit, static_argnums=0)
+def _architecture_grad(network: Network, architecture: PyTree, grads: Mapping[str, Any]) -> PyTree:
+    return jax.vjp(network.probabilities, architecture)[1](grads)[0]
 
 
-def _run_traced(key: Any, function: Callable, static: Any, *args: Any) -> Any:
-    """What `Programs` does, under a transformation; alike parts share a trace without a key."""
-    return _jitted(function, static, *args)
+@partial(jax.jit, static_argnums=0)
+def _preprocess(network: Network, rainy: jax.Array) -> PyTree:
+    return network.preprocess(rainy.reshape(-1, *rainy.shape[2:]))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _jitted(function: Callable, static: Any, *args: Any) -> Any:
-    return function(static, *args)
+@partial(jax.jit, static_argnums=0)
+def _forward(
+    module: nn.Module, params: PyTree, batch_stats: PyTree, inputs: PyTree, probabilities: Any
+) -> tuple[PyTree, PyTree, Callable]:
+    """Outputs, updated statistics, and the pullback, which is a pytree of the residuals."""
 
-
-def _choices(network: Network, architecture: PyTree) -> dict[str, jax.Array]:
-    return network.choices(architecture)
-
-
-def _choices_backward(network: Network, architecture: PyTree, gradient: Mapping[str, jax.Array]):
-    return jax.vjp(network.choices, architecture)[1](gradient)[0]
-
-
-def _fold(network: Network, rainy: jax.Array):
-    return network.fold(rainy.reshape(-1, *rainy.shape[2:]))
-
-
-def _forward(module: nn.Module, *args: PyTree):
-    """What the module makes, running statistics that the batch moved, arrays for `_backward`.
-
-    Args:
-      module: of a part.
-      *args: its parameters, batch_stats, what it takes, and its choice or None.
-    """
-    differentiate = functools.partial(_differentiate, module)
-    if jax.default_backend() == "cpu":
-        return _without_rounding(differentiate, *args)
-    return differentiate(*args)
-
-
-def _without_rounding(function: Callable, *args: PyTree) -> Any:
-    """function(*args), without what rounds numbers to the type that they have.
-
-    `jax.checkpoint` rounds all that it keeps, against compilers that keep more digits than it says.
-    XLA:CPU does not; it makes a copy.
-    """
-    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    eqns, same = [], {}
-
-    def known(x):
-        return same.get(x, x) if isinstance(x, jax.extend.core.Var) else x
-
-    for equation in traced.jaxpr.eqns:
-        if equation.primitive is jax.lax.reduce_precision_p:
-            same[equation.outvars[0]] = known(equation.invars[0])
-        else:
-            eqns.append(equation.replace(invars=[known(x) for x in equation.invars]))
-    lean = traced.jaxpr.replace(eqns=eqns, outvars=[known(x) for x in traced.jaxpr.outvars])
-    made = jax.extend.core.jaxpr_as_fun(traced.replace(jaxpr=lean))(*jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(shapes), made)
-
-
-def _differentiate(
-    module: nn.Module, parameters: PyTree, batch_stats: PyTree, taken: PyTree, choice: Any
-):
-    """What `_forward` gives."""
-
-    def run(parameters, taken, choice):
-        given = () if choice is None else (choice,)
-        made, updates = module.apply(
-            {"params": parameters, "batch_stats": batch_stats},
-            taken,
-            True,
-            *given,
+    def apply(params, inputs, probabilities):
+        own = () if probabilities is None else (probabilities,)
+        outputs, updates = module.apply(
+            {"params": params, "batch_stats": batch_stats}, inputs, True, *own,
             mutable=["batch_stats"],
-        )
-        return made, updates.get("batch_stats", {})
+        )  # fmt: skip
+        return outputs, updates.get("batch_stats", {})
 
-    kept = jax.checkpoint(run, policy=_kept, prevent_cse=False)
-    made, pullback, moved = jax.vjp(kept, parameters, taken, choice, has_aux=True)
-    arrays, structure = jax.tree.flatten(pullback)
-    _STRUCTURES[_Signature.of(module, (parameters, batch_stats, taken, choice))] = structure
-    return made, moved, arrays
+    apply = jax.checkpoint(apply, policy=_save_expensive, prevent_cse=False)
+    outputs, pullback, stats = jax.vjp(apply, params, inputs, probabilities, has_aux=True)
+    return outputs, stats, pullback
 
 
-class _Signature(NamedTuple):
-    """A module and the kinds of arrays that `_forward` got with it."""
+def _save_expensive(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Checkpoint policy: store outputs of convolutions, matrix products and reductions.
 
-    module: nn.Module
-    structure: Any
-    kinds: tuple[tuple[tuple[int, ...], np.dtype], ...]
-
-    @classmethod
-    def of(cls, module: nn.Module, args: PyTree) -> _Signature:
-        leaves, structure = jax.tree.flatten(args)
-        return cls(module, structure, tuple((x.shape, x.dtype) for x in leaves))
+    The rest, such as normalised and gated maps, is elementwise, several times as large and cheap to
+    recompute.
+    """
+    return primitive in EXPENSIVE
 
 
-_STRUCTURES: dict[_Signature, Any] = {}
-"""What `jax.vjp` gave in `_forward`, but for its arrays: programs hand on nothing else."""
+@jax.jit
+def _backward(pullback: Callable, grads: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+    """Gradients by a block's parameters, inputs and probabilities."""
+    return pullback(grads)
 
 
-def _backward(signature: _Signature, arrays: Sequence[jax.Array], gradient: PyTree):
-    """Gradients by (parameters, what was taken, choice)."""
-    if signature not in _STRUCTURES:  # the program of `_forward` came from an earlier run
-        shapes = [jax.ShapeDtypeStruct(*kind) for kind in signature.kinds]
-        args = jax.tree.unflatten(signature.structure, shapes)
-        jax.eval_shape(functools.partial(_forward, signature.module), *args)
-    return jax.tree.unflatten(_STRUCTURES[signature], arrays)(gradient)
+@partial(jax.jit, static_argnums=0)
+def _head_grad(
+    loss: tuple[Network, LossWeights, int],
+    params: PyTree,
+    finest: jax.Array,
+    step: jax.Array,
+    batch: Mapping[str, jax.Array],
+) -> tuple[PyTree, jax.Array, dict[str, jax.Array]]:
+    """Gradients of the loss by the head's parameters and its input, and the loss's metrics."""
+    network, loss_weights, internal_from = loss
 
-
-def _judge(judged, head: PyTree, finest: jax.Array, step: jax.Array, batch: Mapping):
-    """Gradients of the loss by the head's parameters and by its input, and the loss's terms."""
-    network, weights, internal_from = judged
-
-    def loss(head, finest):
+    def loss_fn(params, finest):
         rainy = batch["rainy"]
         images = rainy.reshape(-1, *rainy.shape[2:])
-        outputs = network.finish(network.head().apply({"params": head}, finest), images)
+        outputs = network.postprocess(network.head().apply({"params": params}, finest), images)
         return losses.scene_loss(
-            outputs.reshape(rainy.shape), batch["clean"], step, weights, internal_from
+            outputs.reshape(rainy.shape), batch["clean"], step, loss_weights, internal_from
         )
 
-    (of_head, of_finest), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(head, finest)
-    return of_head, of_finest, terms
-
-
-def _kept(primitive: Any, *_, **__) -> bool:
-    """Whether a part keeps what an operation makes for its backward pass.
-
-    What takes long to make or is small; all else, such as normalised and gated maps, is several
-    times as large together and made again in passing.
-    """
-    return primitive.name in ("conv_general_dilated", "dot_general", "reduce_sum", "reduce_max")
+    (params_grad, finest_grad), metrics = jax.grad(loss_fn, (0, 1), has_aux=True)(params, finest)
+    return params_grad, finest_grad, metrics

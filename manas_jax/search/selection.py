@@ -1,8 +1,9 @@
-"""Choosing an architecture by what a searched supernet reaches with it, training nothing.
+"""Choosing an architecture by the scores of a searched supernet, without training.
 
-The supernet is its own derived network when its logits are far apart, so one compiled program
-serves every genotype. Judged are batches of architecture scenes, normalised by their own
-statistics as in the search: the running statistics belong to the mixture, not to a single path.
+With logits far apart the supernet computes what the derived network does, so one compiled program
+serves every genotype. Architectures are scored on batches of architecture scenes, normalised by
+their own statistics as in the search: the running statistics belong to the mixture, not to a single
+path.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.training import build, losses
 from manas_jax.training.state import SearchState
 
+PyTree = Any
 Batch = Mapping[str, Any]
 Score = Callable[[Architecture], float]
 
 
-class Judge:
-    """Scores architectures with the weights of a search; no weight moves."""
+class SupernetEvaluator:
+    """Scores architectures with the weights of a search; trains nothing.
+
+    Attributes:
+      state: the search state.
+    """
 
     def __init__(
         self,
@@ -38,64 +44,67 @@ class Judge:
         """Compiles nothing yet.
 
         Args:
-          config: what the search was run with.
-          state: what it came to.
-          held_out: batches of architecture scenes to judge by.
-          seen: batches of weight scenes, which `statistics` needs.
+          config: of the search.
+          state: the end of the search.
+          held_out: batches of architecture scenes to evaluate on.
+          seen: batches of weight scenes, for `recalibrate_batch_norm`.
         """
         self.state, self._held_out, self._seen = state, list(held_out), list(seen)
-        objective = losses.scene_objective(
+        loss_fn = losses.scene_loss_fn(
             build.network(config), build.loss_weights(config), internal_from=0
         )
+        step = jnp.zeros((), jnp.int32)
 
         @jax.jit
-        def apply(weights, architecture, batch_stats, batch):
-            _, (moved, terms) = objective(
-                weights, architecture, batch_stats, jnp.zeros((), jnp.int32), batch
-            )
-            return moved, terms["psnr"]
+        def apply(params, architecture, batch_stats, batch):
+            _, (batch_stats, metrics) = loss_fn(params, architecture, batch_stats, step, batch)
+            return batch_stats, metrics["psnr"]
 
-        self._apply = apply
-        self._slope = jax.jit(jax.grad(objective, argnums=1, has_aux=True))
+        @jax.jit
+        def grad(params, architecture, batch_stats, batch):
+            return jax.grad(loss_fn, argnums=1, has_aux=True)(
+                params, architecture, batch_stats, step, batch
+            )[0]
+
+        self._apply, self._grad = apply, grad
 
     def __call__(self, architecture: Architecture) -> float:
         """Mean PSNR in dB, normalised by each batch's own statistics."""
-        architecture = jax.tree.map(jnp.asarray, dict(architecture))
-        state = self.state
+        architecture, state = _arrays(architecture), self.state
         scores = [
-            self._apply(state.weights, architecture, state.batch_stats, batch)[1]
+            self._apply(state.params, architecture, state.batch_stats, batch)[1]
             for batch in self._held_out
         ]
         return float(np.mean(jax.device_get(scores)))
 
-    def statistics(self, architecture: Architecture):
-        """Running statistics moved to this architecture's own, on weight scenes."""
-        architecture = jax.tree.map(jnp.asarray, dict(architecture))
-        moved = self.state.batch_stats
+    def recalibrate_batch_norm(self, architecture: Architecture) -> PyTree:
+        """Running statistics of this architecture, updated on the weight scenes."""
+        architecture, batch_stats = _arrays(architecture), self.state.batch_stats
         for batch in self._seen:
-            moved, _ = self._apply(self.state.weights, architecture, moved, batch)
-        return moved
+            batch_stats, _ = self._apply(self.state.params, architecture, batch_stats, batch)
+        return batch_stats
 
     def gradients(self, architecture: Architecture) -> dict[str, np.ndarray]:
         """The restoration loss's gradient on every batch of architecture scenes: (batches, ...)."""
-        architecture = jax.tree.map(jnp.asarray, dict(architecture))
-        state, step = self.state, jnp.zeros((), jnp.int32)
+        architecture, state = _arrays(architecture), self.state
         found = [
-            jax.device_get(
-                self._slope(state.weights, architecture, state.batch_stats, step, batch)[0]
-            )
+            jax.device_get(self._grad(state.params, architecture, state.batch_stats, batch))
             for batch in self._held_out
         ]
         return {kind: np.stack([g[kind] for g in found]) for kind in architecture}
 
 
-def signal(gradients: np.ndarray) -> dict[str, float]:
-    """How far the gradients (batches, ...) of single batches agree.
+def _arrays(architecture: Architecture) -> dict[str, jax.Array]:
+    return jax.tree.map(jnp.asarray, dict(architecture))
+
+
+def gradient_snr(gradients: np.ndarray) -> dict[str, float]:
+    """Signal-to-noise ratio of the gradients (batches, ...) of single batches.
 
     Returns:
-      'mean', the norm of the gradient that they have in common, without the part of it that their
-      scatter would make by itself; 'deviation', the norm of the scatter of one batch; and 'ratio',
-      the former over the latter: with 1 / ratio**2 batches a step, signal and noise are even.
+      'mean', the norm of the mean gradient, without what scatter alone would contribute to it;
+      'deviation', the norm of the scatter of one batch; and 'ratio', the former over the latter:
+      with 1 / ratio**2 batches per step, signal and noise are equal.
     """
     count = len(gradients)
     variance = float(np.sum(np.var(gradients, axis=0, ddof=1)))
@@ -105,17 +114,17 @@ def signal(gradients: np.ndarray) -> dict[str, float]:
 
 
 def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: int) -> Genotype:
-    """Keeps of every decision the choice whose removal hurts the supernet most.
+    """Picks, for every decision, the choice whose removal lowers the supernet's score most.
 
     Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021: how large a
-    logit has grown need not say how much its choice contributes. Decisions are made one after the
-    other in random order, the earlier ones in force. The paper trains the supernet on for some
-    epochs after each; here its weights stay.
+    logit has grown need not tell how much its choice contributes. Decisions are fixed one after the
+    other in random order. The paper trains the supernet for some epochs after each; here its
+    weights do not change.
 
     Args:
       space: the search space.
-      logits: the relaxed architecture that the search ended with.
-      score: what an architecture reaches in the supernet.
+      logits: the relaxed architecture at the end of the search.
+      score: of an architecture in the supernet, higher is better.
       seed: of the order.
     """
     logits = {kind: np.array(rows) for kind, rows in logits.items()}
@@ -130,13 +139,13 @@ def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: i
             return score(changed)
 
         allowed = [i for i, name in enumerate(names[kind]) if name != "none"]
-        kept = min(allowed, key=without)
-        logits[kind][where] = np.where(np.arange(len(names[kind])) == kept, 0, OFF)
+        chosen = min(allowed, key=without)
+        logits[kind][where] = np.where(np.arange(len(names[kind])) == chosen, 0, OFF)
     return derive(space, logits["columns"], logits["attention"])
 
 
 def best(genotypes: Sequence[Genotype], score: Score) -> tuple[Genotype, list[float]]:
-    """The genotype that the supernet does best with, and the scores of all.
+    """The genotype with the highest score in the supernet, and the scores of all.
 
     Random search with shared weights: Li and Talwalkar, "Random Search and Reproducibility for
     Neural Architecture Search", UAI 2019.
@@ -145,6 +154,6 @@ def best(genotypes: Sequence[Genotype], score: Score) -> tuple[Genotype, list[fl
     return genotypes[int(np.argmax(scores))], scores
 
 
-def probabilities(architecture: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Softmax of the logits."""
+def softmax(architecture: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Probabilities of the logits."""
     return {k: np.asarray(jax.nn.softmax(jnp.asarray(v))) for k, v in architecture.items()}

@@ -36,6 +36,7 @@ from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
 from manas_jax.search import run as search_run
 from manas_jax.search import selection
+from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, random_genotype
 from manas_jax.study import summary as study_summary
 from manas_jax.training import build
@@ -286,21 +287,21 @@ def _genotype(
     derived = search_run.search(changed, folder)
     if source.choice == "matched":
         return matched(config, derived, cell.index), {}
-    judge = search_run.judge(changed, folder, config.study.judged_batches)
+    evaluator = search_run.supernet_evaluator(changed, folder, config.study.judged_batches)
     genotype, facts = derived, {}
     if source.choice == "perturbation":
-        genotype = selection.perturbation(space, judge.state.architecture, judge, cell.seed)
+        genotype = selection.perturbation(space, evaluator.state.architecture, evaluator, cell.seed)
     if source.choice == "proxy":
         drawn = random_genotypes(config, config.study.candidates, salt=1000 + cell.seed)
-        genotype, facts["proxy"] = selection.best(drawn, judge)
-    return genotype, facts | _in_supernet(config, changed, folder, judge, genotype, source.rank)
+        genotype, facts["proxy"] = selection.best(drawn, evaluator)
+    return genotype, facts | _in_supernet(config, changed, folder, evaluator, genotype, source.rank)
 
 
 def _in_supernet(
     config: ConfigDict,
     changed: ConfigDict,
     folder: pathlib.Path,
-    judge: selection.Judge,
+    evaluator: SupernetEvaluator,
     genotype: Genotype,
     rank: bool,
 ) -> dict[str, Any]:
@@ -310,19 +311,19 @@ def _in_supernet(
     network = build.network(changed)
     crop = changed.search.validation_crop
     score = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))
-    logits, state = genotype_logits(genotype), judge.state
-    recalibrated = {"params": state.weights, "batch_stats": judge.statistics(logits)}
+    logits, state = genotype_logits(genotype), evaluator.state
+    recalibrated = {"params": state.params, "batch_stats": evaluator.recalibrate_batch_norm(logits)}
     inherited, own = score(state.variables, logits), score(recalibrated, logits)
     facts = {
         "relaxed": summary["validation"],
         "inherited": {"psnr": inherited.y_psnr, "ssim": inherited.y_ssim},
         "inherited_own_statistics": {"psnr": own.y_psnr, "ssim": own.y_ssim},
         "seconds_of_search": summary["seconds"] + summary["compile_seconds"],
-        "probabilities": selection.probabilities(state.architecture),
+        "probabilities": selection.softmax(state.architecture),
     }
     if rank:
         count = config.study.sources.random.cells
-        facts["ranking"] = selection.best(random_genotypes(config, count), judge)[1]
+        facts["ranking"] = selection.best(random_genotypes(config, count), evaluator)[1]
     return facts
 
 

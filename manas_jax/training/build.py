@@ -1,9 +1,8 @@
-"""What a configuration asks for, made: network, optimizers, batches, validation."""
+"""Builds what a configuration describes: network, optimizers, batches."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from manas_jax import ops
 from manas_jax.config import LossWeights
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
@@ -26,7 +26,8 @@ def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
     """The supernet of the configured space, or the derived network of a genotype."""
     dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
     space = genotype.space if genotype else SearchSpace(**config.space)
-    return Network(space, genotype, dtype, config.network.remat, config.network.scan)
+    options = config.network
+    return Network(space, genotype, ops.default(dtype), options.remat, options.scan)
 
 
 def weight_schedule(options: ConfigDict) -> optax.Schedule:
@@ -61,18 +62,9 @@ def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:
 
 
 def loss_weights(config: ConfigDict) -> LossWeights:
-    """What each term of the objectives counts."""
+    """Coefficients of the loss terms."""
     names = [field.name for field in dataclasses.fields(LossWeights)]
     return LossWeights(**{name: config.objectives[name] for name in names})
-
-
-def identity(config: ConfigDict, stage: str, genotype: Genotype | None = None) -> str:
-    """All that makes a stage's programs what they are, as text; see `compilation.Ahead`.
-
-    What concerns data alone is left out, and so is the seed: neither is part of a program.
-    """
-    parts = [config[part].to_dict() for part in ("space", "network", "objectives", stage)]
-    return json.dumps([stage, *parts, genotype and genotype.to_json()], sort_keys=True)
 
 
 def batches(
@@ -85,7 +77,7 @@ def batches(
 ) -> Batches:
     """This host's batches for a stage ('search' or 'train').
 
-    Each role has a seed of its own, and another one after each rollback.
+    Each role has its own seed, and another one after each rollback.
     """
     options = config[stage]
     sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
@@ -104,7 +96,7 @@ def batches(
 
 
 def batch_shapes(config: ConfigDict, options: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """Shapes of a global batch and where it lies, for compiling ahead of the data."""
+    """Shapes and shardings of a global batch, for compiling ahead of the data."""
     scenes, versions, crop = options.scenes, config.data.versions, options.crop
     shapes = {"rainy": (scenes, versions, crop, crop, 3), "clean": (scenes, crop, crop, 3)}
     return {

@@ -1,4 +1,4 @@
-"""Scores of the validation pictures while a network is still being made."""
+"""Scores on the validation pictures during search and training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from manas_jax.models.network import Architecture, Network
 from manas_jax.runtime import distributed, sharding
 
 PyTree = Any
-BATCH = 8  # pictures a call, rounded up to the number of devices
+BATCH = 8  # pictures per call, rounded up to a multiple of the devices
 
 
 class Validation:
     """Scores the centres of the validation pictures, all of one size: one compiled program.
 
-    Several processes score a part of the pictures each, on their own devices.
+    Each of several processes scores its share of the pictures on its own devices.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class Validation:
         Args:
           network: the network to score.
           scenes: the validation scenes.
-          data: the `data` part of the configuration.
-          crop: side of the centre that is scored, or that of the smallest picture.
-          mesh: the pictures are split over its devices.
+          data: the `data` options of the configuration.
+          crop: side in pixels of the scored centre; smaller where a picture is.
+          mesh: pictures are split over its devices.
         """
         self._mesh = sharding.local_mesh(mesh)
         data_axis, height_axis = self._mesh.devices.shape
         side = min([crop, *(min(scene.size) for scene in scenes)]) // height_axis * height_axis
-        part = {"first": jax.process_index(), "every": jax.process_count()}
+        share = {"first": jax.process_index(), "every": jax.process_count()}
         self._pairs = [
             (_centre(rainy, side), _centre(clean, side))
-            for _, rainy, clean in evaluation_pairs(scenes, data, **part)
+            for _, rainy, clean in evaluation_pairs(scenes, data, **share)
         ]
         self._batch = -(-BATCH // data_axis) * data_axis
 

@@ -23,103 +23,108 @@ from manas_jax.space import COLUMNS, SearchSpace
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
-def scene_objective(network: Network, weights: LossWeights, internal_from: int) -> Callable:
+def scene_loss_fn(network: Network, loss_weights: LossWeights, internal_from: int) -> Callable:
     """The restoration loss of a batch of scenes as a function of what can be differentiated.
 
     Args:
       network: supernet or derived network.
-      weights: what each term counts.
+      loss_weights: coefficients of the loss terms.
       internal_from: step from which on the internal loss counts.
 
     Returns:
-      A function (parameters, architecture, batch_stats, step, batch) -> (loss, (batch_stats,
-      terms)). The network normalises by the statistics of the batch; the running ones that come
-      back are moved by it. `batch` is {'rainy': (S, K, H, W, 3), 'clean': (S, H, W, 3)}; terms are
-      the loss ('restoration'), its unweighed terms, and the outputs' mean PSNR in dB ('psnr').
+      A function (params, architecture, batch_stats, step, batch) -> (loss, (batch_stats, metrics)).
+      The network normalises by the statistics of the batch, which update the returned running ones.
+      `batch` is {'rainy': (S, K, H, W, 3), 'clean': (S, H, W, 3)}; metrics are the loss
+      ('restoration'), its unweighted terms, and the outputs' mean PSNR in dB ('psnr').
     """
 
-    def objective(parameters, architecture, batch_stats, step, batch):
+    def loss_fn(params, architecture, batch_stats, step, batch):
         rainy, clean = batch["rainy"], batch["clean"]
         outputs, updates = network.apply(
-            {"params": parameters, "batch_stats": batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             rainy.reshape(-1, *rainy.shape[2:]),
             architecture,
             train=True,
             mutable=["batch_stats"],
         )
-        loss, terms = scene_loss(outputs.reshape(rainy.shape), clean, step, weights, internal_from)
-        return loss, (updates["batch_stats"], terms)
+        outputs = outputs.reshape(rainy.shape)
+        loss, metrics = scene_loss(outputs, clean, step, loss_weights, internal_from)
+        return loss, (updates["batch_stats"], metrics)
 
-    return objective
+    return loss_fn
 
 
 def scene_loss(
-    outputs: jax.Array, clean: jax.Array, step: jax.Array, weights: LossWeights, internal_from: int
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The restoration loss of outputs (S, K, H, W, 3) and its terms, see `scene_objective`."""
-    internal_scale = (step >= internal_from).astype(outputs.dtype)
-    loss, terms = restoration(outputs, clean, weights, internal_scale)
-    error = mean_squared_error(jnp.clip(outputs, 0, 1), clean[:, None])
-    terms["psnr"] = jnp.mean(-10 * jnp.log10(jnp.maximum(error, 1e-10)))
-    return loss, {"restoration": loss, **terms}
-
-
-def restoration(
     outputs: jax.Array,
     clean: jax.Array,
-    weights: LossWeights,
+    step: jax.Array,
+    loss_weights: LossWeights,
+    internal_from: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The restoration loss of outputs (S, K, H, W, 3) and its metrics, see `scene_loss_fn`."""
+    internal_scale = (step >= internal_from).astype(outputs.dtype)
+    loss, metrics = restoration_loss(outputs, clean, loss_weights, internal_scale)
+    error = mean_squared_error(jnp.clip(outputs, 0, 1), clean[:, None])
+    metrics["psnr"] = jnp.mean(-10 * jnp.log10(jnp.maximum(error, 1e-10)))
+    return loss, {"restoration": loss, **metrics}
+
+
+def restoration_loss(
+    outputs: jax.Array,
+    clean: jax.Array,
+    loss_weights: LossWeights,
     internal_scale: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """External and internal loss, what the weights are trained with.
+    """External and internal loss, which the weights are trained with.
 
     Args:
       outputs: (S, K, H, W, 3).
       clean: (S, H, W, 3).
-      weights: what each term counts.
-      internal_scale: 0 while the internal loss is still switched off, then 1.
+      loss_weights: coefficients of the loss terms.
+      internal_scale: 0 while the internal loss is still off, then 1.
 
     Returns:
-      The loss and its unweighed terms 'mse', 'ssim', 'tv' and 'internal'.
+      The loss and its unweighted terms 'mse', 'ssim', 'tv' and 'internal'.
     """
     targets = clean[:, None]
-    terms = {
+    metrics = {
         "mse": jnp.mean(jnp.sum(mean_squared_error(outputs, targets), axis=1)),
         "ssim": jnp.mean(jnp.sum(1 - ssim(outputs, targets), axis=1)),
         "tv": jnp.mean(total_variation(outputs)),
         "internal": jnp.mean(internal(outputs)),
     }
     loss = (
-        weights.mse * terms["mse"]
-        + weights.ssim * terms["ssim"]
-        + weights.tv * terms["tv"]
-        + weights.internal * internal_scale * terms["internal"]
+        loss_weights.mse * metrics["mse"]
+        + loss_weights.ssim * metrics["ssim"]
+        + loss_weights.tv * metrics["tv"]
+        + loss_weights.internal * internal_scale * metrics["internal"]
     )
-    return loss, terms
+    return loss, metrics
 
 
-def architecture(
-    logits: Architecture, weights: LossWeights, complexity_model: ComplexityModel
+def architecture_loss(
+    logits: Architecture, loss_weights: LossWeights, complexity_model: ComplexityModel
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Regularization and complexity, what the architecture has to bear besides the restoration.
+    """Regularization and complexity, added to the architecture's restoration loss.
 
     Args:
       logits: the relaxed architecture, see `manas_jax.models.network.Architecture`.
-      weights: what each term counts.
+      loss_weights: coefficients of the loss terms.
       complexity_model: the costs of all choices.
 
     Returns:
-      The loss and its unweighed terms 'entropy_columns', 'entropy_attention' and 'complexity'.
+      The loss and its unweighted terms 'entropy_columns', 'entropy_attention' and 'complexity'.
     """
     macs = complexity_model.macs(logits)
     parameters = complexity_model.parameters(logits)
-    share = weights.complexity_macs_share
-    terms = {
+    share = loss_weights.complexity_macs_share
+    metrics = {
         "entropy_columns": binary_entropy(logits["columns"]),
         "entropy_attention": binary_entropy(logits["attention"]),
         "complexity": share * macs + (1 - share) * parameters,
     }
-    loss = sum(getattr(weights, name) * value for name, value in terms.items())
-    return loss, terms
+    loss = sum(getattr(loss_weights, name) * value for name, value in metrics.items())
+    return loss, metrics
 
 
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:

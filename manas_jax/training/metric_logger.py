@@ -1,4 +1,4 @@
-"""What a loop writes down while it runs: averages, progress with the time left, checkpoints."""
+"""What a loop logs while it runs: metrics, progress with the time left, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manas_jax.data import lazy_tf
 from manas_jax.errors import Diverged
 from manas_jax.metrics import Scores
 from manas_jax.runtime import distributed
-from manas_jax.runtime.compilation import Compilation
+from manas_jax.runtime.compilation import CompileStats
 from manas_jax.workdir.checkpoints import Checkpoints
 
 # They import TensorFlow, which takes seconds and must leave accelerators alone.
@@ -28,13 +28,13 @@ with epy.lazy_imports(success_callback=lambda _: lazy_tf.tf.config):
 
 
 class MetricLogger:
-    """Collects each step's terms on the device and writes their averages every so often.
+    """Collects each step's metrics on the device and writes their means at intervals.
 
-    Goes to TensorBoard and to the log, with images a second and the time left. Also knows when a
-    checkpoint is due, and what there is to say of a stage in the end.
+    To TensorBoard and to the log, with images per second and the time left. It also decides when to
+    save a checkpoint, and sums up a stage at its end.
 
     Attributes:
-      rollbacks: how often the run went back to a checkpoint because it had diverged.
+      rollbacks: how often the run returned to a checkpoint because it had diverged.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class MetricLogger:
         """Opens the event file.
 
         Args:
-          folder: where it goes.
+          folder: of the event file.
           config: the configuration.
-          options: the part of it that is the stage's own.
+          options: the stage's own options in it.
           checkpoints: where states are saved.
-          start: steps that are done already.
+          start: number of steps done before.
           schedule: learning rate of a step.
         """
         self._writer = metric_writers.create_default_writer(
@@ -74,28 +74,28 @@ class MetricLogger:
         self._images_done, self._seconds = 0, 0.0
         self._report(start)
 
-    def __call__(self, step: int, terms: Mapping[str, jax.Array]) -> None:
-        """Notes the terms of the step that was just done; the first one counts as step 1.
+    def __call__(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Collects the metrics of the step just done; the first one counts as step 1.
 
         Raises:
-          Diverged: a loss is not finite (found when an entry is due).
+          Diverged: a loss is not finite (noticed when metrics are written).
         """
-        self._pending.append((step, terms))
+        self._pending.append((step, metrics))
         if self.should_log(step):
             self.flush()
         self._report(step)
 
     def flush(self) -> None:
-        """Writes the averages since the last entry.
+        """Writes the means since the last entry.
 
         Raises:
           Diverged: a loss is not finite; names the step.
         """
         if not self._pending:
             return
-        steps, terms = zip(*jax.device_get(self._pending), strict=True)
+        steps, metrics = zip(*jax.device_get(self._pending), strict=True)
         self._pending = []
-        for step, values in zip(steps, terms, strict=True):
+        for step, values in zip(steps, metrics, strict=True):
             for name, value in values.items():
                 if not np.all(np.isfinite(value)):
                     raise Diverged(f"{name} is {value} at step {step}")
@@ -103,8 +103,8 @@ class MetricLogger:
         images = self._images * len(steps)
         self._images_done, self._seconds = self._images_done + images, self._seconds + seconds
         means = {
-            f"loss/{name}": np.mean([t[name] for t in terms if name in t])
-            for name in sorted(set().union(*terms))
+            f"loss/{name}": np.mean([m[name] for m in metrics if name in m])
+            for name in sorted(set().union(*metrics))
         }
         rates = {
             "images_per_second": images / seconds,
@@ -118,7 +118,7 @@ class MetricLogger:
         self._writer.write_scalars(step, {k: float(v) for k, v in values.items()})
 
     def should_log(self, step: int) -> bool:
-        """Whether averages are written after this step."""
+        """Whether metrics are written after this step."""
         return step % self._every == 0 or step == self._total
 
     def checkpoint(self, step: int, state: Any, score: Callable[[], Scores]) -> None:
@@ -127,7 +127,7 @@ class MetricLogger:
         Args:
           step: steps done.
           state: what to save.
-          score: makes the validation scores; their time counts in no rate.
+          score: computes the validation scores; no rate includes its time.
 
         Raises:
           Diverged: a loss or the state is not finite; nothing is saved then.
@@ -139,7 +139,7 @@ class MetricLogger:
         self.flush()
         scores = score()
         self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
-        self._checkpoints.save(step, state, scores.y_psnr, **self._facts())
+        self._checkpoints.save(step, state, scores.y_psnr, **self._progress())
         self._since = time.monotonic()
 
     def stop(self, step: int, state: Any) -> None:
@@ -150,26 +150,26 @@ class MetricLogger:
         """
         self.flush()
         if self._checkpoints.latest_step != step:
-            self._checkpoints.save(step, state, **self._facts())
+            self._checkpoints.save(step, state, **self._progress())
 
     def roll_back(self, step: int) -> None:
-        """Goes on from this step, with nothing of what was noted since."""
+        """Continues from this step and drops what was collected since."""
         self._pending, self._since = [], time.monotonic()
         self.rollbacks += 1
         self.scalars(step, {"rollbacks": self.rollbacks})
 
-    def _facts(self) -> dict[str, float]:
+    def _progress(self) -> dict[str, float]:
         return {"seconds": time.monotonic() - self._begin, "rollbacks": self.rollbacks}
 
-    def summary(self, compilation: Compilation, scores: Scores) -> dict[str, Any]:
-        """What a stage took and what it came to, ready for JSON."""
+    def summary(self, compile_stats: CompileStats, scores: Scores) -> dict[str, Any]:
+        """Cost and result of the stage, ready for JSON."""
         return {
             "steps": self._total,
             "started_from_step": self._start,
-            **self._facts(),
+            **self._progress(),
             "images_per_second": self._images_done / self._seconds if self._seconds else None,
-            "compile_seconds": compilation.seconds,
-            "flops_per_step": compilation.flops,
+            "compile_seconds": compile_stats.seconds,
+            "flops_per_step": compile_stats.flops,
             "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
         }
 
@@ -187,16 +187,16 @@ class MetricLogger:
         except Exception as error:
             if kind is None:
                 raise
-            logging.debug("while closing: %s", error)  # what came first says more
+            logging.debug("while closing: %s", error)  # the first error says more
 
 
-def log_parameters(stage: str, weights: Any, file: pathlib.Path) -> None:
+def log_parameters(stage: str, params: Any, file: pathlib.Path) -> None:
     """Logs the number of parameters and writes the table of all of them into a file."""
 
     def write():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(parameter_overview.get_parameter_overview(weights) + "\n")
+        file.write_text(parameter_overview.get_parameter_overview(params) + "\n")
 
     distributed.broadcast_from_primary(write)
-    count = parameter_overview.count_parameters(weights)
+    count = parameter_overview.count_parameters(params)
     logging.info("%s: %s parameters, listed in %s", stage, f"{count:,}", file)

@@ -1,4 +1,4 @@
-"""What a search and a training carry from step to step."""
+"""The states of a search and of a training."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.extend.core import Literal
 
-from manas_jax.models.network import Network, init_architecture, init_variables
+from manas_jax.models.network import Network, init_architecture
+from manas_jax.models.variables import init_variables
 
 PyTree = Any
 
@@ -21,24 +20,24 @@ class SearchState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps done, int32.
-      weights: the supernet's parameters.
+      params: the supernet's weights.
       batch_stats: its running BatchNorm statistics.
       architecture: logits, see `manas_jax.models.network.Architecture`.
-      weight_optimizer: optax state.
-      architecture_optimizer: optax state.
+      opt_state: optax state of the weights.
+      architecture_opt_state: optax state of the architecture.
     """
 
     step: jax.Array
-    weights: PyTree
+    params: PyTree
     batch_stats: PyTree
     architecture: PyTree
-    weight_optimizer: optax.OptState
-    architecture_optimizer: optax.OptState
+    opt_state: optax.OptState
+    architecture_opt_state: optax.OptState
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What the supernet is to be used with, besides the architecture."""
-        return {"params": self.weights, "batch_stats": self.batch_stats}
+        """The variables to use the supernet with, besides the architecture."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -46,26 +45,26 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps done, int32.
-      weights: the derived network's parameters.
+      params: the derived network's weights.
       batch_stats: its running BatchNorm statistics.
-      optimizer: optax state.
-      average: exponential moving average of weights and statistics ('params', 'batch_stats');
-        None when switched off. The statistics are averaged with the weights that they belong to,
-        and over more batches than BatchNorm's own momentum does.
+      opt_state: optax state.
+      ema: exponential moving average of weights and statistics ('params', 'batch_stats'); None when
+        switched off. Averaged statistics belong to the averaged weights, and cover more batches
+        than BatchNorm's own momentum does.
     """
 
     step: jax.Array
-    weights: PyTree
+    params: PyTree
     batch_stats: PyTree
-    optimizer: optax.OptState
-    average: PyTree | None
+    opt_state: optax.OptState
+    ema: PyTree | None
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What the network is to be used with: the averages where there are any."""
-        if self.average is not None:
-            return self.average
-        return {"params": self.weights, "batch_stats": self.batch_stats}
+        """The variables to use the network with: the averages where there are any."""
+        if self.ema is not None:
+            return self.ema
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_search(
@@ -79,45 +78,27 @@ def init_search(
     variables = init_variables(network, seed)
     return SearchState(
         step=jnp.zeros((), jnp.int32),
-        weights=variables["params"],
+        params=variables["params"],
         batch_stats=variables["batch_stats"],
         architecture=architecture,
-        weight_optimizer=init_optimizer(weight_optimizer, variables["params"]),
-        architecture_optimizer=init_optimizer(architecture_optimizer, architecture),
+        opt_state=_init(weight_optimizer, variables["params"]),
+        architecture_opt_state=_init(architecture_optimizer, architecture),
     )
 
 
 def init_train(
-    variables: PyTree, optimizer: optax.GradientTransformation, *, average: bool
+    variables: PyTree, optimizer: optax.GradientTransformation, *, ema: bool
 ) -> TrainState:
     """A training state that starts from the given 'params' and 'batch_stats'."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        weights=variables["params"],
+        params=variables["params"],
         batch_stats=variables["batch_stats"],
-        optimizer=init_optimizer(optimizer, variables["params"]),
-        average=jax.tree.map(lambda x: x.copy(), dict(variables)) if average else None,
+        opt_state=_init(optimizer, variables["params"]),
+        ema=jax.tree.map(lambda x: x.copy(), dict(variables)) if ema else None,
     )
 
 
-def init_optimizer(optimizer: optax.GradientTransformation, parameters: PyTree) -> optax.OptState:
-    """`optimizer.init(parameters)`, its constants filled in on the host.
-
-    Op by op, XLA would compile a program for every shape among a thousand parameters, which takes
-    seconds.
-    """
-    traced, shapes = jax.make_jaxpr(optimizer.init, return_shape=True)(parameters)
-    known = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
-    known |= zip(traced.jaxpr.invars, jax.tree.leaves(parameters), strict=True)
-
-    def value(variable):
-        if isinstance(variable, Literal):
-            return np.asarray(variable.val, variable.aval.dtype)
-        return known[variable]
-
-    for equation in traced.jaxpr.eqns:
-        first, (made,) = equation.invars[0], equation.outvars
-        if equation.primitive.name != "broadcast_in_dim" or np.ndim(value(first)):
-            return optimizer.init(parameters)  # more than constants
-        known[made] = np.full(made.aval.shape, value(first), made.aval.dtype)
-    return jax.tree.unflatten(jax.tree.structure(shapes), map(value, traced.jaxpr.outvars))
+def _init(optimizer: optax.GradientTransformation, params: PyTree) -> optax.OptState:
+    # As one program; op by op, XLA would compile one for each shape among a thousand parameters.
+    return jax.jit(optimizer.init)(params)

@@ -23,7 +23,8 @@ import safetensors.numpy
 
 from manas_jax.errors import UserError
 from manas_jax.files import first_few, replacing
-from manas_jax.models.network import Network, init_architecture, variable_shapes
+from manas_jax.models.network import Network, init_architecture
+from manas_jax.models.variables import variable_shapes
 from manas_jax.space import Genotype, SearchSpace
 
 WEIGHTS_FORMAT, WEIGHTS_VERSION = "manas_jax.weights", "1"

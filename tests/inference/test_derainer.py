@@ -14,8 +14,9 @@ from PIL import Image
 from manas_jax.errors import UserError
 from manas_jax.inference import derainer as module
 from manas_jax.inference.derainer import Derainer
-from manas_jax.models.candidates import Pools
-from manas_jax.models.network import Network, init_variables
+from manas_jax.models.network import Network
+from manas_jax.models.pooling import PooledFeatures
+from manas_jax.models.variables import init_variables
 from manas_jax.space import random_genotype
 from manas_jax.workdir.weights import save_weights
 
@@ -41,7 +42,7 @@ def picture(height, width, dtype=np.uint8, seed=0):
 
 def test_windows_are_those_of_numpy():
     x = np.random.default_rng(0).uniform(size=(1, 20, 27, 3)).astype(np.float32)
-    pools = Pools(jnp.asarray(x), CELL)
+    pools = PooledFeatures(jnp.asarray(x), CELL)
     average, maximum = np.asarray(pools.average), np.asarray(pools.maximum)
     assert average.shape == maximum.shape == (1, 3, 4, 3)
     for i, j in np.ndindex(3, 4):
@@ -50,10 +51,10 @@ def test_windows_are_those_of_numpy():
         np.testing.assert_array_equal(maximum[0, i, j], window.max((0, 1)))
 
 
-def test_a_gate_is_spread_linearly():
-    pools = Pools(jnp.zeros((1, 16, 12, 1)), 4)
+def test_gate_is_interpolated_linearly():
+    pools = PooledFeatures(jnp.zeros((1, 16, 12, 1)), 4)
     ramp = np.arange(4.0)[:, None] + 10 * np.arange(3.0)
-    spread = np.asarray(pools.spread(jnp.asarray(ramp, jnp.float32)[None, ..., None]))[0, ..., 0]
+    spread = np.asarray(pools.broadcast(jnp.asarray(ramp, jnp.float32)[None, ..., None]))[0, ..., 0]
     assert spread.shape == (16, 12)
     np.testing.assert_allclose(spread[2:14, 5], ramp[0, 0] + 10 * 0.875 + np.arange(12) / 4 + 0.125)
     np.testing.assert_allclose(spread[:2, 1], ramp[0, 0])  # kept beyond the outer samples

@@ -12,7 +12,8 @@ from manas_jax.errors import UserError
 from manas_jax.inference import export
 from manas_jax.inference.derainer import multiple
 from manas_jax.models import layers
-from manas_jax.models.network import Network, init_variables
+from manas_jax.models.network import Network
+from manas_jax.models.variables import init_variables
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
 from manas_jax.workdir import weights
 

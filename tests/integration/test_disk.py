@@ -7,7 +7,7 @@ import pytest
 from test_resume import _copy_search, _final_state, _same_bits, _stopping_at
 
 from manas_jax.errors import UserError
-from manas_jax.search import run as search_run
+from manas_jax.training import stage
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_full_disk_stops_the_run_and_keeps_the_checkpoints(
 ):
     workdir = small_disk / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(search_run, "MetricLogger", _stopping_at(3, lambda: _fill(small_disk)))
+        patch.setattr(stage, "MetricLogger", _stopping_at(3, lambda: _fill(small_disk)))
         with pytest.raises(UserError, match="No space left on device") as error:
             run_stages(workdir, stage="search")
     assert f"the disk at {small_disk}: " in str(error.value)

@@ -18,9 +18,9 @@ from conftest import ROOT
 
 from manas_jax.errors import UserError
 from manas_jax.runtime import signals
-from manas_jax.search import run as search_run
 from manas_jax.training import build, metric_logger
 from manas_jax.training import run as train_run
+from manas_jax.training import stage as stage_module
 from manas_jax.workdir.checkpoints import Checkpoints
 
 STEPS = 6  # of both stages in configs/tiny.py, with a checkpoint every 2
@@ -34,8 +34,8 @@ def _stopping_at(step, stop):
     """A MetricLogger that calls `stop` after this step, before it is saved."""
 
     class Stopping(metric_logger.MetricLogger):
-        def __call__(self, number, terms):
-            super().__call__(number, terms)
+        def __call__(self, number, metrics):
+            super().__call__(number, metrics)
             if number == step:
                 stop()
 
@@ -69,12 +69,12 @@ def _run_stage(run_stages, workdir, stage, **changes):
 @pytest.mark.parametrize(
     "stop", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 5, 6))]
 )
-@pytest.mark.parametrize(("stage", "module"), [("search", search_run), ("train", train_run)])
-def test_resumes_after_a_stop(tmp_path, monkeypatch, finished, run_stages, stage, module, stop):
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_resumes_after_a_stop(tmp_path, monkeypatch, finished, run_stages, stage, stop):
     if stage == "train":
         _copy_search(finished, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "MetricLogger", _stopping_at(stop, _raise))
+        patch.setattr(stage_module, "MetricLogger", _stopping_at(stop, _raise))
         assert not _run_stage(run_stages, tmp_path, stage)
     assert not (tmp_path / stage / "summary.json").exists()
     folder = tmp_path / stage / "checkpoints"
@@ -99,7 +99,7 @@ def test_signal_saves_the_current_step(tmp_path, monkeypatch, finished, run_stag
         _copy_search(finished, tmp_path)
     stopping = _stopping_at(3, lambda: signal.raise_signal(signal.SIGTERM))
     with monkeypatch.context() as patch, _listening():
-        patch.setattr({"search": search_run, "train": train_run}[stage], "MetricLogger", stopping)
+        patch.setattr(stage_module, "MetricLogger", stopping)
         with pytest.raises(signals.Stopped) as stopped:
             run_stages(tmp_path, stage=stage)
     assert stopped.value.status == signals.PREEMPTED == 75
@@ -153,10 +153,10 @@ def _diverging_at(step, times, changes):
     make_batches, count = build.batches, itertools.count(1)
 
     class Diverging(metric_logger.MetricLogger):
-        def __call__(self, number, terms):
+        def __call__(self, number, metrics):
             if number == step and next(count) <= times:
-                terms = {**terms, "mse": np.float32("nan")}
-            super().__call__(number, terms)
+                metrics = {**metrics, "mse": np.float32("nan")}
+            super().__call__(number, metrics)
 
     def noted(*args, **kwargs):
         made = make_batches(*args, **kwargs)
@@ -171,7 +171,7 @@ def test_rollback_continues_with_other_batches(tmp_path, monkeypatch, finished, 
     _copy_search(finished, tmp_path)
     seeds = []
     diverging, noted = _diverging_at(step, 1, seeds)
-    monkeypatch.setattr(train_run, "MetricLogger", diverging)
+    monkeypatch.setattr(stage_module, "MetricLogger", diverging)
     monkeypatch.setattr(train_run.build, "batches", noted)
     run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
     summary = json.loads((tmp_path / "train" / "summary.json").read_text())
@@ -188,7 +188,7 @@ def test_rollback_continues_with_other_batches(tmp_path, monkeypatch, finished, 
 def test_stops_after_max_rollbacks(tmp_path, monkeypatch, finished, run_stages):
     _copy_search(finished, tmp_path)
     diverging, _ = _diverging_at(5, 99, [])
-    monkeypatch.setattr(train_run, "MetricLogger", diverging)
+    monkeypatch.setattr(stage_module, "MetricLogger", diverging)
     with pytest.raises(UserError, match=r"diverged after 2 rollbacks: mse is nan at step 5"):
         run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
     assert not (tmp_path / "train" / "summary.json").exists()
@@ -200,8 +200,8 @@ sys.path[:0] = ["tests", "tests/integration"]
 import conftest, json
 from test_resume import _stopping_at
 from manas_jax import main
-from manas_jax.search import run as search
-search.MetricLogger = _stopping_at(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+from manas_jax.training import stage
+stage.MetricLogger = _stopping_at(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
 main.run(conftest.narrow_config(**json.loads(sys.argv[2]), stage="search"), sys.argv[1])
 """
 
@@ -230,6 +230,6 @@ def test_seed_determines_all_bits(tmp_path, finished, run_stages):
     expected = _final_state(finished, "search")
     assert _same_bits(states["again"], expected)
     assert not _same_bits(states["other"], expected)
-    for part in ("weights", "architecture"):
+    for part in ("params", "architecture"):
         names = [k for k in expected if k.startswith(f"['{part}']")]
         assert any(np.any(states["other"][k] != expected[k]) for k in names), part

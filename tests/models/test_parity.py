@@ -214,8 +214,8 @@ def test_losses():
     clean = _channels_last(recorded["targets"])
     outputs = _channels_last(recorded["outputs"])
     outputs = outputs.reshape(len(clean), 3, *clean.shape[1:])
-    without, _ = losses.restoration(outputs, clean, LossWeights(), 0.0)
-    total, _ = losses.restoration(outputs, clean, LossWeights())
+    without, _ = losses.restoration_loss(outputs, clean, LossWeights(), 0.0)
+    total, _ = losses.restoration_loss(outputs, clean, LossWeights())
     found = {
         "total_without_internal": without,
         "total_with_internal": total,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from manas_jax.models import network
+from manas_jax.models import network, variables
 from manas_jax.space import SearchSpace, random_genotype
 
 SPACE = SearchSpace(
@@ -25,27 +25,27 @@ def test_scan_equals_unrolled(remat):
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
 
     def run(net):
-        variables = network.init_variables(net, 0)
+        fresh = variables.init_variables(net, 0)
         return jax.jit(
             lambda v: net.apply(v, images, architecture, train=True, mutable=["batch_stats"])
-        )(variables)
+        )(fresh)
 
     (expected, moved), (outputs, stacked) = run(unrolled), run(scanned)
     np.testing.assert_allclose(outputs, expected, atol=1e-4)
-    for mine, wanted in _pairs(network.unstack_columns(stacked, SPACE), moved):
+    for mine, wanted in _pairs(variables.unstack_columns(stacked, SPACE), moved):
         np.testing.assert_allclose(mine, wanted, atol=1e-5)
 
 
 def test_stacking_is_undone_and_inherited():
-    plain = network.init_variables(network.Network(SPACE), 0)
-    stacked = network.init_variables(network.Network(SPACE, scan=True), 0)
-    shapes = network.variable_shapes(network.Network(SPACE, scan=True))
+    plain = variables.init_variables(network.Network(SPACE), 0)
+    stacked = variables.init_variables(network.Network(SPACE, scan=True), 0)
+    shapes = variables.variable_shapes(network.Network(SPACE, scan=True))
     assert all(mine.shape == wanted.shape for mine, wanted in _pairs(stacked, shapes))
-    unstacked = network.unstack_columns(stacked, SPACE)
+    unstacked = variables.unstack_columns(stacked, SPACE)
     assert all(np.array_equal(mine, wanted) for mine, wanted in _pairs(unstacked, plain))
 
     derived = network.Network(SPACE, random_genotype(SPACE, 0))
-    inherited = network.inherit(unstacked, network.variable_shapes(derived))
+    inherited = variables.inherit(unstacked, variables.variable_shapes(derived))
     kernel = inherited["params"]["cell1_transition"]["branch1_step0"]["conv"]["kernel"]
     assert np.array_equal(
         kernel, plain["params"]["cell1_transition"]["branch1_step0"]["conv"]["kernel"]

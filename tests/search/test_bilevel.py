@@ -18,7 +18,7 @@ from manas_jax import config
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.search import bilevel
-from manas_jax.search.run import make_step
+from manas_jax.search.step import SearchStep
 from manas_jax.space import CANDIDATES, SearchSpace
 from manas_jax.training import build, losses
 from manas_jax.training.state import SearchState, init_search
@@ -60,17 +60,18 @@ def _smooth_losses():
     return loss, *(jax.tree.map(jnp.asarray, tree) for tree in (weights, trace, architecture))
 
 
-def _smooth_pieces(loss, optimizer, state, xi):
+def _smooth_problem(loss, optimizer, state, xi, epsilon=0.01):
     train, val = (
         jax.grad(lambda w, a, kind=kind: loss(kind, w, a), argnums=(0, 1))
         for kind in ("train", "val")
     )
-    return bilevel.Pieces(
-        train=train,
-        validation=val,
-        mixed=lambda w, a, v: bilevel.mixed_product(lambda w, a: train(w, a)[1], w, a, v),
-        virtual=lambda w, g: bilevel.virtual_step(optimizer, state, w, g, xi),
-        pullback=lambda w, g, c: bilevel.pullback(optimizer, state, w, g, c, xi),
+    return bilevel.BilevelProblem(
+        train_grad=train,
+        val_grad=val,
+        mixed_hvp=lambda w, a, v: bilevel.mixed_hvp(lambda w, a: train(w, a)[1], w, a, v),
+        unrolled_step=lambda w, g: bilevel.unrolled_step(optimizer, state, w, g, xi),
+        unrolled_step_vjp=lambda w, g, c: bilevel.unrolled_step_vjp(optimizer, state, w, g, c, xi),
+        epsilon=epsilon,
     )
 
 
@@ -109,23 +110,23 @@ def test_exact_is_the_gradient_of_the_unrolled_loss(double, xi, clip):
         gradient = jax.grad(lambda w: loss("train", w, a))(weights)
         return loss("val", _by_hand(weights, gradient, trace, xi, clip), a)
 
-    pieces = _smooth_pieces(loss, optimizer, state, xi)
-    ours = bilevel.exact(pieces, weights, architecture)
+    problem = _smooth_problem(loss, optimizer, state, xi)
+    ours = bilevel.exact(problem, weights, architecture)
     assert _relative(ours, jax.grad(unrolled)(architecture)) < 1e-12
-    first = bilevel.first_order(pieces, weights, architecture)
+    first = bilevel.first_order(problem, weights, architecture)
     assert _relative(first, ours) > 1e-3  # the second term is there to be got wrong
 
 
 def test_finite_difference_converges_with_slope_two(double):
     loss, weights, trace, architecture = _smooth_losses()
     optimizer, state = _sgd(trace, weights)
-    pieces = _smooth_pieces(loss, optimizer, state, 1.0)
-    exact = bilevel.exact(pieces, weights, architecture)
+    problem = _smooth_problem(loss, optimizer, state, 1.0)
+    exact = bilevel.exact(problem, weights, architecture)
     epsilons = 10.0 ** np.arange(-1, -3.5, -0.5)
-    errors = [
-        _relative(bilevel.finite_difference(pieces, weights, architecture, eps), exact)
-        for eps in epsilons
-    ]
+    errors = []
+    for epsilon in epsilons:
+        problem = _smooth_problem(loss, optimizer, state, 1.0, epsilon)
+        errors.append(_relative(bilevel.finite_difference(problem, weights, architecture), exact))
     slope = np.polyfit(np.log(epsilons), np.log(errors), 1)[0]
     assert 1.98 < slope < 2.02, (slope, errors)
 
@@ -138,7 +139,7 @@ def test_virtual_step_has_momentum_decay_and_schedule(double):
     state = optax.tree_utils.tree_set(optimizer.init(weights), trace=trace, count=4)
     gradient = jax.grad(lambda w: loss("train", w, architecture))(weights)
     before = jax.tree.map(np.array, state)
-    ahead = bilevel.virtual_step(optimizer, state, weights, gradient)
+    ahead = bilevel.unrolled_step(optimizer, state, weights, gradient)
     assert _relative(ahead, _by_hand(weights, gradient, trace, rate=0.06)) < 1e-12
     jax.tree.map(np.testing.assert_array_equal, before, state)
     nothing = jax.tree.map(jnp.zeros_like, trace)
@@ -150,13 +151,13 @@ def test_virtual_step_has_momentum_decay_and_schedule(double):
         assert _relative(ahead, wrong) > 1e-5
 
 
-def test_without_virtual_step_all_are_first_order_to_the_bit(double):
+def test_without_virtual_step_all_equal_first_order_exactly(double):
     loss, weights, trace, architecture = _smooth_losses()
     optimizer, state = _sgd(trace, weights)
-    pieces = _smooth_pieces(loss, optimizer, state, 0.0)
-    first = bilevel.first_order(pieces, weights, architecture)
+    problem = _smooth_problem(loss, optimizer, state, 0.0)
+    first = bilevel.first_order(problem, weights, architecture)
     for other in (bilevel.finite_difference, bilevel.exact):
-        jax.tree.map(np.testing.assert_array_equal, other(pieces, weights, architecture), first)
+        jax.tree.map(np.testing.assert_array_equal, other(problem, weights, architecture), first)
 
 
 def test_perturb_has_one_length_whatever_v():
@@ -181,22 +182,22 @@ def _real(space, hypergradient, *, xi=1.0, weights=RESTORATION_ALONE, dtype=np.f
     architecture_optimizer = optax.sgd(1.0)
     state = init_search(network, weight_optimizer, architecture_optimizer, seed=0)
     draw = np.random.default_rng(1)
-    trace = jax.tree.map(lambda w: draw.normal(0, 0.1, w.shape), state.weights)
+    trace = jax.tree.map(lambda w: draw.normal(0, 0.1, w.shape), state.params)
     state = state.replace(
         architecture=init_architecture(space, 0, scale=0.5),
-        weight_optimizer=optax.tree_utils.tree_set(state.weight_optimizer, trace=trace),
+        opt_state=optax.tree_utils.tree_set(state.opt_state, trace=trace),
     )
 
     def cast(x):
         # A copy: steps give their arguments' memory away.
         return jnp.array(x, dtype if np.issubdtype(x.dtype, np.floating) else x.dtype)
 
-    step = make_step(
+    step = SearchStep(
         network,
         weight_optimizer,
         architecture_optimizer,
         hypergradient=hypergradient,
-        weights=weights,
+        loss_weights=weights,
         complexity_model=losses.ComplexityModel(space, 16, 16),
         xi=xi,
         **options,
@@ -209,7 +210,7 @@ def _copy(tree):
 
 
 def _moved(step, state, *batches):
-    after, _ = step.move_architecture(_copy(state), *batches)
+    after, _ = step.architecture_step(_copy(state), *batches)
     return jax.tree.map(lambda a, b: np.asarray(a - b), state.architecture, after.architecture)
 
 
@@ -229,16 +230,16 @@ def test_exact_step_equals_central_differences_for_every_logit(double, candidate
     train, val = (scene_batch(seed=s, dtype=np.float64) for s in (0, 1))
     ours = _moved(step, state, train, val)
 
-    objective = losses.scene_objective(network, RESTORATION_ALONE, 0)
-    trace = optax.tree_utils.tree_get(state.weight_optimizer, "trace")
+    objective = losses.scene_loss_fn(network, RESTORATION_ALONE, 0)
+    trace = optax.tree_utils.tree_get(state.opt_state, "trace")
 
     def loss(w, a, batch):
         return objective(w, a, state.batch_stats, state.step, batch)[0]
 
     @jax.jit
     def unrolled(a):
-        gradient = jax.grad(loss)(state.weights, a, train)
-        return loss(_by_hand(state.weights, gradient, trace), a, val)
+        gradient = jax.grad(loss)(state.params, a, train)
+        return loss(_by_hand(state.params, gradient, trace), a, val)
 
     for kind, logits in state.architecture.items():
         differences = np.empty(logits.shape)
@@ -286,7 +287,7 @@ def _same(a, b):
 
 
 @pytest.mark.parametrize("hypergradient", ["finite_difference", "exact"])
-def test_step_without_virtual_step_is_first_order_to_the_bit(steps, hypergradient):
+def test_step_without_virtual_step_equals_first_order_exactly(steps, hypergradient):
     step, state, _ = steps("first_order")
     first = _moved(step, state, *BATCHES)
     step, state, _ = steps(hypergradient, xi=0.0)
@@ -299,29 +300,29 @@ def test_every_mode_steps(steps, hypergradient):
     step, state, compilation = steps(hypergradient, **MODES[hypergradient])
     assert compilation.flops > 0
     assert compilation.seconds > 0
-    moved, terms = step.move_architecture(_copy(state), *BATCHES)
+    moved, metrics = step.architecture_step(_copy(state), *BATCHES)
     same = {f.name: _same(getattr(moved, f.name), getattr(state, f.name)) for f in FIELDS}
     assert same == {f.name: f.name not in ("architecture",) for f in FIELDS} | {
-        "architecture_optimizer": same["architecture_optimizer"]  # plain SGD has nothing to move
+        "architecture_opt_state": same["architecture_opt_state"]  # plain SGD has nothing to move
     }
-    assert {"architecture_restoration", "complexity", "entropy_columns"} <= terms.keys()
-    assert "restoration" not in terms
+    assert {"architecture_restoration", "complexity", "entropy_columns"} <= metrics.keys()
+    assert "restoration" not in metrics
 
-    after, terms = step(_copy(state), *BATCHES)
+    after, metrics = step(_copy(state), *BATCHES)
     assert int(after.step) == int(state.step) + 1
     assert _same(after.architecture, moved.architecture)
-    for name in ("weights", "batch_stats", "weight_optimizer"):
+    for name in ("params", "batch_stats", "opt_state"):
         assert not _same(getattr(after, name), getattr(state, name))
-    assert {"restoration", "mse", "ssim", "tv", "internal", "psnr"} <= terms.keys()
-    assert all(np.isfinite(v) for v in terms.values())
+    assert {"restoration", "mse", "ssim", "tv", "internal", "psnr"} <= metrics.keys()
+    assert all(np.isfinite(v) for v in metrics.values())
 
 
 def test_warm_up_leaves_the_architecture(steps):
     step, state, _ = steps("first_order")
-    after, terms = step(_copy(state), BATCHES[0], None)
+    after, metrics = step(_copy(state), BATCHES[0], None)
     assert _same(after.architecture, state.architecture)
-    assert not _same(after.weights, state.weights)
-    assert not any(name.startswith(("architecture", "entropy")) for name in terms)
+    assert not _same(after.params, state.params)
+    assert not any(name.startswith(("architecture", "entropy")) for name in metrics)
 
 
 def test_a_step_is_a_function_of_its_arguments(steps):
@@ -332,43 +333,43 @@ def test_a_step_is_a_function_of_its_arguments(steps):
     assert not _same(swapped.architecture, first.architecture)
 
 
-def test_steps_give_the_old_states_memory_away(steps):
+def test_steps_donate_the_old_state(steps):
     step, state, _ = steps("first_order")
     old = _copy(state)
     step(old, *BATCHES)
-    assert all(x.is_deleted() for x in jax.tree.leaves((old.weights, old.architecture)))
+    assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.architecture)))
 
 
-def test_fused_step_equals_the_pieces(steps):
+def test_fused_step_equals_separate_programs(steps):
     step, state, _ = steps("first_order")
-    apart, terms = step(_copy(state), *BATCHES)
+    apart, metrics = step(_copy(state), *BATCHES)
     step, state, compilation = steps("first_order", fuse=True)
     assert compilation.flops > 0
     fused, same_terms = step(_copy(state), *BATCHES)
-    assert terms.keys() == same_terms.keys()
-    for a, b in zip(*map(jax.tree.leaves, ((apart, terms), (fused, same_terms))), strict=True):
+    assert metrics.keys() == same_terms.keys()
+    for a, b in zip(*map(jax.tree.leaves, ((apart, metrics), (fused, same_terms))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_architecture_bears_regularization_and_complexity():
+def test_architecture_gradient_includes_regularization_and_complexity():
     """Where the restoration counts for nothing, the step's gradient is that of both."""
     weights = LossWeights(mse=0.0, ssim=0.0, tv=0.0, internal=0.0)
     _, state, step = _real(TINIEST, "first_order", weights=weights)
     model = losses.ComplexityModel(TINIEST, 16, 16)
-    wanted = jax.grad(lambda a: losses.architecture(a, weights, model)[0])(state.architecture)
+    wanted = jax.grad(lambda a: losses.architecture_loss(a, weights, model)[0])(state.architecture)
     assert np.abs(wanted["attention"]).max() > 1e-5
     moved = _moved(step, state, *BATCHES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), moved, wanted)
 
 
-def test_internal_loss_counts_from_its_step_on():
+def test_internal_loss_starts_at_its_step():
     """The term is reported before, but moves nothing."""
 
     def weights_after(number, step):
         at = {"step": jnp.asarray(number, jnp.int32)}
-        after, terms = step.move_weights(_copy(state.replace(**at)), BATCHES[0])
-        assert terms["internal"] > 0
-        return after.weights
+        after, metrics = step.weight_step(_copy(state.replace(**at)), BATCHES[0])
+        assert metrics["internal"] > 0
+        return after.params
 
     _, state, late = _real(TINIEST, "first_order", internal_from=3)
     always = _real(TINIEST, "first_order")[2]
@@ -379,7 +380,7 @@ def test_internal_loss_counts_from_its_step_on():
     assert not _same(weights_after(3, step=late), weights_after(3, step=never))
 
 
-def test_build_optimizers_are_the_papers():
+def test_optimizers_equal_the_papers():
     """SGD with momentum and cosine, decay in the gradient; Adam with decay in the gradient."""
     options = config.default().search
     options.update(steps=10, learning_rate=0.1, final_learning_rate=0.01)

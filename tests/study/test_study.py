@@ -11,6 +11,7 @@ from manas_jax.search import collapse, selection
 from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
 from manas_jax.study import run as study_run
 from manas_jax.study import summary as study_summary
+from manas_jax.training.restore import load_search
 
 SOURCES = {
     "first_order": {"choice": "derived", "search": "plain", "cells": 2, "rank": True},
@@ -190,7 +191,7 @@ def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study_run.search_run, "search", search)
     monkeypatch.setattr(study_run.train_run, "train", train)
-    monkeypatch.setattr(study_run.search_run, "judge", lambda *_: None)
+    monkeypatch.setattr(study_run.search_run, "supernet_evaluator", lambda *_: None)
     monkeypatch.setattr(study_run, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
     cells = {cell.name: cell for cell in study_run.grid(config)}
 
@@ -246,7 +247,7 @@ def test_perturbation_chooses_what_the_supernet_loses_most_without():
     useful = {"columns": 1, "attention": CANDIDATES.index("SE")}  # what really helps
 
     def score(architecture):
-        shares = selection.probabilities(architecture)
+        shares = selection.softmax(architecture)
         return sum(float(shares[k][..., i].sum()) for k, i in useful.items())
 
     found = selection.perturbation(space, logits, score, seed=0)
@@ -259,7 +260,7 @@ def test_best():
     genotypes = [random_genotype(space, i) for i in range(8)]
 
     def score(architecture):
-        return float(selection.probabilities(architecture)["columns"][:, 1].sum())
+        return float(selection.softmax(architecture)["columns"][:, 1].sum())
 
     chosen, scores = selection.best(genotypes, score)
     fusions = [g.columns[0].count("fusion") for g in genotypes]
@@ -375,19 +376,19 @@ def _probabilities(attention, columns=((0.9, 0.1), (0.2, 0.8))):
 
 def test_guards_are_quiet_on_a_healthy_architecture():
     rows = np.eye(9)[[2, 6, 8]] * 0.6 + 0.4 / 9
-    assert collapse.signs(_probabilities(rows), CANDIDATES, gap=0.5) == []
+    assert collapse.collapse_warnings(_probabilities(rows), CANDIDATES, gap=0.5) == []
 
 
 def test_guards_fire_on_a_collapsed_architecture():
     rows = np.eye(9)[[0, 1, 8]] * 0.6 + 0.4 / 9
-    (sign,) = collapse.signs(_probabilities(rows), CANDIDATES, gap=0.5)
+    (sign,) = collapse.collapse_warnings(_probabilities(rows), CANDIDATES, gap=0.5)
     assert sign.startswith("collapse: 67% of the attention edges prefer none or skip_connect")
     assert collapse.collapsed(_probabilities(rows), CANDIDATES) == [sign]
 
 
 def test_guards_fire_on_an_undecided_architecture_and_a_wide_gap():
     even = _probabilities(np.full((3, 9), 1 / 9), np.full((2, 2), 0.5))
-    signs = collapse.signs(even, CANDIDATES[2:] + CANDIDATES[:2], gap=3.25)
+    signs = collapse.collapse_warnings(even, CANDIDATES[2:] + CANDIDATES[:2], gap=3.25)
     assert [sign.split(":")[0] for sign in signs] == ["undecided", "undecided", "gap"]
     assert "3.2 dB" in signs[2] or "3.3 dB" in signs[2]
 
@@ -409,12 +410,12 @@ def test_the_choice_does_not_affect_the_search(tmp_path, run_stages, loop_config
     by_perturbation = {"search__choice": "perturbation", "search__choice_batches": 1}
     run_stages(tmp_path / "plain", stage="search")
     run_stages(tmp_path / "changed", stage="search", **by_perturbation)
-    plain, changed = (search_run.load(loop_config(), tmp_path / n) for n in ("plain", "changed"))
+    plain, changed = (load_search(loop_config(), tmp_path / n) for n in ("plain", "changed"))
     jax.tree.map(np.testing.assert_array_equal, plain, changed)
     config = loop_config()
-    judge = search_run.judge(config, tmp_path / "plain", 1)
+    evaluator = search_run.supernet_evaluator(config, tmp_path / "plain", 1)
     space = SearchSpace(**config.space)
-    expected = selection.perturbation(space, plain.architecture, judge, config.seed)
+    expected = selection.perturbation(space, plain.architecture, evaluator, config.seed)
     assert Genotype.load(tmp_path / "changed" / "genotype.json") == expected
     assert loop_config().search.choice == "likeliest"
 
@@ -462,13 +463,8 @@ def test_the_search_reports_the_cost_of_discretisation(done):
 def test_the_supernet_with_hard_logits_is_the_derived_network(small):
     import jax
 
-    from manas_jax.models.network import (
-        Network,
-        genotype_logits,
-        inherit,
-        init_variables,
-        variable_shapes,
-    )
+    from manas_jax.models.network import Network, genotype_logits
+    from manas_jax.models.variables import inherit, init_variables, variable_shapes
 
     genotype, _ = small
     space = genotype.space

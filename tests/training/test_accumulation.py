@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from manas_jax.search.run import Gradients
-from manas_jax.training.accumulation import in_parts, part_shapes
+from manas_jax.search.step import SceneGrads
+from manas_jax.training.accumulation import accumulate, microbatch_shapes
 
 
 def _batch(scenes=6):
@@ -28,14 +28,14 @@ def _on(part, before):
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_mean_of_the_parts_is_that_of_the_batch(parts):
-    made = in_parts(_on, _batch(), parts, carried="count")
+    made = accumulate(_on, _batch(), parts, carry="count")
     np.testing.assert_allclose(made["gradient"], _on(_batch(), None)["gradient"], rtol=1e-6)
     assert made["count"] == parts
 
 
 def test_every_scene_is_in_one_part():
     seen = []
-    in_parts(lambda part, _: seen.append(np.asarray(part["clean"])) or part, _batch(), 3)
+    accumulate(lambda part, _: seen.append(np.asarray(part["clean"])) or part, _batch(), 3)
     assert sorted(np.concatenate(seen)) == list(range(6))
     assert [len(part) for part in seen] == [2, 2, 2]
 
@@ -43,15 +43,15 @@ def test_every_scene_is_in_one_part():
 def test_carried_field_of_a_tuple():
     def on(part, before):
         stats = part["clean"].sum() + (before.batch_stats if before else 0)
-        return Gradients(part["clean"].mean(), part["clean"].sum(), stats, {"loss": 1.0})
+        return SceneGrads(part["clean"].mean(), part["clean"].sum(), stats, {"loss": 1.0})
 
-    made = in_parts(on, _batch(), 2, carried="batch_stats")
-    assert (made.weights, made.architecture, made.batch_stats) == (2.5, 7.5, 15.0)
-    assert made.terms == {"loss": 1.0}
+    made = accumulate(on, _batch(), 2, carry="batch_stats")
+    assert (made.params, made.architecture, made.batch_stats) == (2.5, 7.5, 15.0)
+    assert made.metrics == {"loss": 1.0}
 
 
 def test_shapes_of_a_part():
-    shapes = part_shapes(jax.device_put(_batch()), 3)
+    shapes = microbatch_shapes(jax.device_put(_batch()), 3)
     assert {k: v.shape for k, v in shapes.items()} == {"rainy": (2, 2), "clean": (2,)}
 
 
@@ -60,8 +60,11 @@ import json, runpy, sys
 import jax, numpy as np
 sys.path.insert(0, "tests")
 from conftest import narrow_config, scene_batch
-from manas_jax import build, objectives, search, sharding, state, train
-from manas_jax.models.network import init_variables
+from manas_jax.runtime import sharding
+from manas_jax.search.step import SearchStep
+from manas_jax.training import build, losses, state
+from manas_jax.training.step import TrainStep
+from manas_jax.models.variables import init_variables
 from manas_jax.space import random_genotype
 
 config = narrow_config(search__scenes=8, search__crop=8)
@@ -76,15 +79,16 @@ for devices in (1, 4):
     mesh = sharding.make_mesh(devices)
     batch = sharding.shard_batch(scene_batch(scenes=8), mesh)
     for hypergradient in ("exact",):
-        step = search.make_step(
-            network, *optimizers, hypergradient=hypergradient, weights=weights, accumulate=2,
-            complexity_model=objectives.ComplexityModel(network.space, 16, 16))
+        step = SearchStep(
+            network, *optimizers, hypergradient=hypergradient, devices=devices,
+            loss_weights=weights, microbatches=2,
+            complexity_model=losses.ComplexityModel(network.space, 16, 16))
         fresh = sharding.replicate(state.init_search(network, *optimizers, seed=0), mesh)
         step.compile(fresh, build.batch_shapes(config, config.search, mesh))
         made[hypergradient, devices] = step(fresh, batch, batch)[1]
-    step = train.make_step(derived, adam, weights=weights, accumulate=2)
+    step = TrainStep(derived, adam, loss_weights=weights, microbatches=2)
     fresh = sharding.replicate(
-        state.init_train(init_variables(derived, 0), adam, average=False), mesh)
+        state.init_train(init_variables(derived, 0), adam, ema=False), mesh)
     step.compile(fresh, build.batch_shapes(config, config.search, mesh))
     made["train", devices] = step(fresh, batch)[1]
 print(json.dumps({f"{name} {devices}": {k: float(v) for k, v in terms.items()}

@@ -10,7 +10,8 @@ import pytest
 
 from manas_jax import cost
 from manas_jax.config import LossWeights
-from manas_jax.models.network import Network, init_architecture, init_variables
+from manas_jax.models.network import Network, init_architecture
+from manas_jax.models.variables import init_variables
 from manas_jax.space import COLUMNS, SearchSpace
 from manas_jax.training import losses
 
@@ -86,8 +87,8 @@ PLAIN = {
 @pytest.mark.parametrize("name", RESTORATION)
 def test_term_is_its_plain_formula(name, versions):
     outputs, clean = _images(versions)
-    _, terms = losses.restoration(outputs, clean, LossWeights())
-    np.testing.assert_allclose(terms[name], PLAIN[name](outputs, clean), rtol=2e-5, atol=1e-7)
+    _, metrics = losses.restoration_loss(outputs, clean, LossWeights())
+    np.testing.assert_allclose(metrics[name], PLAIN[name](outputs, clean), rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("versions", [1, 2, 3, 5])
@@ -105,14 +106,14 @@ def test_internal_gradient_is_that_of_the_pairs(versions):
 
 @pytest.mark.parametrize("name", RESTORATION)
 def test_restoration_term_off_on_and_alone(name):
-    """The gradient is the weighed sum of the terms' own gradients, and none of one that is off."""
+    """The gradient is the weighted sum of the terms' own gradients, none of one that is off."""
     outputs, clean = _images(3)
 
     def gradient(weights, scale=1.0):
-        return jax.grad(lambda o: losses.restoration(o, clean, weights, scale)[0])(outputs)
+        return jax.grad(lambda o: losses.restoration_loss(o, clean, weights, scale)[0])(outputs)
 
     alone = dataclasses.replace(OFF, **{name: 1.0})
-    own = jax.grad(lambda o: losses.restoration(o, clean, alone)[1][name])(outputs)
+    own = jax.grad(lambda o: losses.restoration_loss(o, clean, alone)[1][name])(outputs)
     assert np.abs(own).max() > 0
     np.testing.assert_allclose(gradient(alone), own, atol=1e-9)
     np.testing.assert_allclose(
@@ -129,7 +130,7 @@ def test_restoration_term_off_on_and_alone(name):
 
 def test_all_off_is_zero():
     outputs, clean = _images(2)
-    loss, slope = jax.value_and_grad(lambda o: losses.restoration(o, clean, OFF)[0])(outputs)
+    loss, slope = jax.value_and_grad(lambda o: losses.restoration_loss(o, clean, OFF)[0])(outputs)
     assert loss == 0
     assert not np.any(slope)
 
@@ -137,10 +138,10 @@ def test_all_off_is_zero():
 def test_perfect_outputs_cost_only_variation():
     _, clean = _images(1)
     outputs = np.repeat(clean[:, None], 3, axis=1)
-    _, terms = losses.restoration(outputs, clean, LossWeights())
+    _, metrics = losses.restoration_loss(outputs, clean, LossWeights())
     for name in ("mse", "ssim", "internal"):
-        np.testing.assert_allclose(terms[name], 0, atol=1e-6)
-    assert terms["tv"] > 0
+        np.testing.assert_allclose(metrics[name], 0, atol=1e-6)
+    assert metrics["tv"] > 0
 
 
 @pytest.mark.parametrize("name", ARCHITECTURE)
@@ -149,10 +150,10 @@ def test_architecture_term_off_on_and_alone(name):
     model = losses.ComplexityModel(SPACE, 16, 16)
 
     def gradient(weights):
-        return jax.grad(lambda a: losses.architecture(a, weights, model)[0])(logits)
+        return jax.grad(lambda a: losses.architecture_loss(a, weights, model)[0])(logits)
 
     alone = gradient(dataclasses.replace(OFF, **{name: 3.0}))
-    own = jax.grad(lambda a: losses.architecture(a, OFF, model)[1][name])(logits)
+    own = jax.grad(lambda a: losses.architecture_loss(a, OFF, model)[1][name])(logits)
     jax.tree.map(lambda a, o: np.testing.assert_allclose(a, 3 * o, atol=1e-7), alone, own)
     touched = {key for key, slope in own.items() if np.any(slope)}
     expected = {"entropy_columns": {"columns"}, "entropy_attention": {"attention"}}
@@ -232,7 +233,7 @@ def test_complexity_share_mixes_both_units():
     logits = init_architecture(SPACE, 0, scale=1.0)
     for share in (0.0, 0.25, 1.0):
         weights = dataclasses.replace(OFF, complexity=2.0, complexity_macs_share=share)
-        loss, _ = losses.architecture(logits, weights, model)
+        loss, _ = losses.architecture_loss(logits, weights, model)
         wanted = share * model.macs(logits) + (1 - share) * model.parameters(logits)
         np.testing.assert_allclose(loss, 2 * wanted, rtol=1e-6)
 
@@ -250,10 +251,10 @@ def test_scene_objective_of_a_network(space, make_batch, versions):
     variables, architecture = init_variables(network, 0), init_architecture(space, 0)
     batch = make_batch(versions=versions)
     weights = LossWeights()
-    objective = jax.jit(losses.scene_objective(network, weights, internal_from=4))
+    objective = jax.jit(losses.scene_loss_fn(network, weights, internal_from=4))
     arguments = variables["params"], architecture, variables["batch_stats"]
     before, (stats, early) = objective(*arguments, 3, batch)
-    after, (_, terms) = objective(*arguments, 4, batch)
+    after, (_, metrics) = objective(*arguments, 4, batch)
     outputs, _ = jax.jit(
         lambda: network.apply(
             variables,
@@ -266,11 +267,11 @@ def test_scene_objective_of_a_network(space, make_batch, versions):
     outputs = np.asarray(outputs).reshape(2, versions, 8, 8, 3)
     plain = {name: formula(outputs, batch["clean"]) for name, formula in PLAIN.items()}
     for name, value in plain.items():
-        np.testing.assert_allclose(terms[name], value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(early[name], value, rtol=1e-4, atol=1e-6)
     total = sum(getattr(weights, name) * value for name, value in plain.items())
     np.testing.assert_allclose(after, total, rtol=1e-4)
     np.testing.assert_allclose(before, total - plain["internal"], rtol=1e-4)
-    assert terms["restoration"] == after
+    assert metrics["restoration"] == after
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), stats, arguments[2])
     assert all(jax.tree.leaves(moved))

@@ -1,0 +1,107 @@
+"""What other stages and commands read of the workdir of a search or a training."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from manas_jax.errors import UserError
+from manas_jax.models.network import Network
+from manas_jax.models.variables import variable_shapes
+from manas_jax.runtime import distributed, sharding
+from manas_jax.space import Genotype
+from manas_jax.training import build
+from manas_jax.training.state import SearchState, TrainState, init_search, init_train
+from manas_jax.workdir.checkpoints import Checkpoints
+from manas_jax.workdir.weights import load_derived
+
+PyTree = Any
+
+
+def fresh_search_state(config: ConfigDict, network: Network) -> SearchState:
+    """The state that a search of the configuration starts from."""
+    return init_search(
+        network,
+        build.search_weight_optimizer(config.search),
+        build.architecture_optimizer(config.search),
+        config.seed,
+    )
+
+
+def load_search(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
+    """The newest search state of a workdir, on the host.
+
+    Raises:
+      UserError: nothing was searched here, or the checkpoint is damaged.
+    """
+    folder = pathlib.Path(workdir) / "search" / "checkpoints"
+    if not folder.exists():
+        raise UserError(f"{folder} is missing: run the search first (stage=search)")
+    fresh = fresh_search_state(config, build.network(config))
+    with Checkpoints(folder) as checkpoints:
+        state = checkpoints.restore(sharding.replicate(fresh, sharding.make_mesh()))
+    if state is None:
+        raise UserError(f"{folder} holds no checkpoint: run the search first (stage=search)")
+    return jax.device_get(state)
+
+
+def load_trained(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Network, PyTree, int]:
+    """The trained network of a workdir.
+
+    Returns:
+      The derived network, its variables with the best validation score, and their step.
+
+    Raises:
+      UserError: nothing was trained here, or the checkpoint is damaged.
+    """
+    folder = pathlib.Path(workdir) / "train" / "checkpoints"
+    network = build.network(config, find_genotype(config, workdir))
+    if not folder.exists():
+        raise UserError(f"{folder} is missing: train first (stage=train)")
+    with Checkpoints(folder) as checkpoints:
+        template = train_template(config, network, sharding.make_mesh())
+        state = checkpoints.restore_best(template)
+        if state is None:
+            raise UserError(f"{folder} holds no checkpoint: train first (stage=train)")
+        return network, jax.device_get(state.variables), int(state.step)
+
+
+def train_template(config: ConfigDict, network: Network, mesh: Mesh) -> TrainState:
+    """Shapes of a training state, replicated over a mesh."""
+    optimizer: optax.GradientTransformation = build.train_optimizer(config.train)
+    shapes = jax.eval_shape(
+        lambda variables: init_train(variables, optimizer, ema=bool(config.train.ema)),
+        variable_shapes(network),
+    )
+    replicated = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
+    )
+
+
+def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
+    """The configuration's genotype (or that of its weights), or the one that the search found.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    if config.train.genotype:
+        return Genotype.load(config.train.genotype)
+    if config.train.weights:
+        return load_derived(config.train.weights)[1]
+    file = pathlib.Path(workdir) / "genotype.json"
+
+    def read():
+        if not file.exists():
+            raise UserError(
+                f"{file} is missing: run the search first (stage=search) or set train.genotype=FILE"
+            )
+        return Genotype.load(file).to_json()
+
+    return Genotype.from_json(distributed.broadcast_from_primary(read))

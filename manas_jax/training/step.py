@@ -1,0 +1,106 @@
+"""One step of the final training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from manas_jax.config import LossWeights
+from manas_jax.models.network import Network
+from manas_jax.runtime.compilation import CompileStats, ParallelCompiler
+from manas_jax.training import losses
+from manas_jax.training.accumulation import accumulate, microbatch_shapes
+from manas_jax.training.state import TrainState
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+
+
+class TrainStep:
+    """(state, batch) -> (state, metrics)."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: optax.GradientTransformation,
+        *,
+        loss_weights: LossWeights,
+        internal_from: int = 0,
+        ema: float = 0.0,
+        microbatches: int = 1,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          network: the derived network.
+          optimizer: updates the weights.
+          loss_weights: coefficients of the loss terms.
+          internal_from: step from which on the internal loss counts.
+          ema: decay of the moving average of weights and statistics; 0 for none.
+          microbatches: number of microbatches per batch, see `accumulation.accumulate`.
+        """
+        self._optimizer = optimizer
+        self._ema = ema
+        self._microbatches = microbatches
+        self._loss_fn = losses.scene_loss_fn(network, loss_weights, internal_from)
+        if microbatches == 1:
+            self.weight_step = jax.jit(self.weight_step, donate_argnums=0)
+        else:
+            self._grad = jax.jit(self._grad)
+            self._update = jax.jit(self._update, donate_argnums=(0, 2))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Updates the weights."""
+        return self.weight_step(state, batch)
+
+    def weight_step(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """What `__call__` does; with one microbatch a single program."""
+
+        def on_microbatch(microbatch, previous):
+            batch_stats = previous["batch_stats"] if previous else state.batch_stats
+            return self._grad(state.params, batch_stats, state.step, microbatch)
+
+        result = accumulate(on_microbatch, batch, self._microbatches, carry="batch_stats")
+        return self._update(state, result["grad"], result["batch_stats"]), result["metrics"]
+
+    def _grad(self, params, batch_stats, step, batch):
+        grad, (batch_stats, metrics) = jax.grad(self._loss_fn, has_aux=True)(
+            params, None, batch_stats, step, batch
+        )
+        return {"grad": grad, "batch_stats": batch_stats, "metrics": metrics}
+
+    def _update(self, state, grad, batch_stats):
+        updates, opt_state = self._optimizer.update(grad, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, state.ema)
+        if self._ema:
+            # Early on the average is over the steps so far, not over the initial weights.
+            decay = jnp.minimum(self._ema, state.step / (state.step + 10))
+            ema = optax.incremental_update(
+                {"params": params, "batch_stats": batch_stats}, state.ema, 1 - decay
+            )
+            new = new.replace(ema=ema)
+        return new
+
+    def compile(self, state: TrainState, batch: Mapping[str, Any]) -> CompileStats:
+        """Compiles the step ahead of the first call.
+
+        Args:
+          state: of which the step will be called.
+          batch: arrays, or shapes with shardings.
+        """
+        with ParallelCompiler(state.step.sharding) as compiler:
+            if self._microbatches == 1:
+                compiler(self.weight_step, state, batch)
+            else:
+                microbatch = microbatch_shapes(batch, self._microbatches)
+                compiler(self._update, state, state.params, state.batch_stats)
+                compiler(self._grad, state.params, state.batch_stats, state.step, microbatch)
+        return dataclasses.replace(compiler.stats, flops=compiler.stats.flops * self._microbatches)
