@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -122,6 +123,15 @@ def make_train_step(config, ops=None):
     return network, optimizer, step
 
 
+def _start() -> None:
+    """Process settings of the commands; the compilation cache only if the environment names one."""
+    from manas_jax.runtime import compilation, malloc
+
+    malloc.tune()
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        compilation.use_cache()
+
+
 def search_step(
     folder: pathlib.Path,
     hypergradient: str = "first_order",
@@ -135,10 +145,10 @@ def search_step(
     import jax
 
     import manas_jax.main  # noqa: F401  # as the command does
-    from manas_jax.runtime import malloc, sharding
+    from manas_jax.runtime import sharding
     from manas_jax.training.state import init_search
 
-    malloc.tune()
+    _start()
     network, optimizers, step = make_search_step(
         configure(space),
         hypergradient=hypergradient,
@@ -146,7 +156,7 @@ def search_step(
     )
     mesh = sharding.make_mesh(1)
     state = sharding.replicate(init_search(network, *optimizers, seed=0), mesh)
-    batches = [_batch(scenes, versions, height, width, seed) for seed in range(2)]
+    batches = [noise_batch(scenes, versions, height, width, seed) for seed in range(2)]
     compilation = _compiled(step, state, sharding.shard_batch(batches[0], mesh))
 
     def run():
@@ -168,17 +178,17 @@ def train_step(
     """A training step of the alternating network on patches of noise."""
     import manas_jax.main  # noqa: F401
     from manas_jax.models.variables import init_variables
-    from manas_jax.runtime import malloc, sharding
+    from manas_jax.runtime import sharding
     from manas_jax.training.state import init_train
 
-    malloc.tune()
+    _start()
     config = configure(space)
     network, optimizer, step = make_train_step(config)
     mesh = sharding.make_mesh(1)
     variables = init_variables(network, config.seed)
     state = init_train(variables, optimizer, ema=bool(config.train.ema))
     state = sharding.replicate(state, mesh)
-    batch = _batch(scenes, versions, height, width)
+    batch = noise_batch(scenes, versions, height, width)
     compilation = _compiled(step, state, sharding.shard_batch(batch, mesh))
 
     def run():
@@ -220,9 +230,8 @@ def inference(
     import numpy as np
 
     from manas_jax.inference.derainer import Derainer
-    from manas_jax.runtime import malloc
 
-    malloc.tune()  # as `manas_jax.derain` does
+    _start()
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
     pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
     network = derainer.network.clone(pool_cell=None)  # operations without padding
@@ -302,7 +311,7 @@ def losses(folder: pathlib.Path, scenes: int = 4, versions: int = 3, side: int =
         return restoration + losses.architecture_loss(logits, weights, model)[0]
 
     gradients = jax.jit(jax.grad(total, argnums=(0, 1)))
-    batch = jax.device_put(_batch(scenes, versions, side, side))
+    batch = jax.device_put(noise_batch(scenes, versions, side, side))
     arguments = batch["rainy"], init_architecture(space, 0), batch["clean"]
     with ParallelCompiler() as compiler:
         compiler(gradients, *arguments)
@@ -525,8 +534,8 @@ def _network_flops(network, height: int, width: int) -> float:
     return 2.0 * cost.derived(network.genotype, height, width).macs
 
 
-def _batch(scenes: int, versions: int, height: int, width: int, seed: int = 0):
-    """Noise in [0, 1] in the shape of a batch."""
+def noise_batch(scenes: int, versions: int, height: int, width: int, seed: int = 0):
+    """A batch of noise in [0, 1]: 'rainy' and 'clean'."""
     import numpy as np
 
     shapes = {"rainy": (scenes, versions, height, width, 3), "clean": (scenes, height, width, 3)}

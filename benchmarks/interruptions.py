@@ -108,7 +108,7 @@ def _same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool
 
 def _resumed_from(said: str) -> dict[str, int]:
     """The step that each stage resumed from, according to the log."""
-    found = re.findall(r"(search|train): goes on from step (\d+)", said)
+    found = re.findall(r"(search|train): resumes at step (\d+)", said)
     return {stage: int(step) for stage, step in found}
 
 

@@ -6,7 +6,7 @@ import functools
 import statistics
 from typing import Any
 
-from benchmarks import RESULTS, parts, picture_parts
+from benchmarks import RESULTS, profile
 from benchmarks.speed import cold_and_warm, ranged
 from benchmarks.tables import load, origin, table
 
@@ -97,29 +97,28 @@ def ratios(*machines: str) -> str:
     return f"{' '.join(origins)}\n\n{table(['case', 'against', *machines], rows)}"
 
 
-def step_parts(machine: str) -> str:
-    """Where a step of the small search spends its time."""
+def gradient_parts(machine: str) -> str:
+    """Time by block of a gradient of the small search, in older records of a whole step."""
     record = load(f"speed/{machine}/parts")
-    step = statistics.median(record["step_seconds"])
-    notes = (
-        f"Step {step:.3g} s, product {record['product_gflops']:.0f} GFLOP/s, compilation "
-        f"{record['compiler_seconds']:.0f} s of all threads. {origin(record['provenance'])}."
-    )
-    return f"{notes}\n\n{table(parts.HEAD, parts.rows(record))}"
+    what = "step" if "step_seconds" in record else "gradient"
+    seconds = statistics.median(record.get("step_seconds") or record["seconds"])
+    notes = f"A {what} takes {seconds:.3g} s; {origin(record['provenance'])}."
+    return f"{notes}\n\n{table(profile.GRADIENT_HEAD, profile.gradient_rows(record))}"
 
 
-def picture_parts_of(machine: str, size: str) -> str:
-    """Where restoring an image with this size of network spends its time."""
+def image_parts(machine: str, size: str) -> str:
+    """Time by block of an image, with this size of network."""
     record = load(f"speed/{machine}/picture_parts")
-    notes = f"{picture_parts.summary(record, size)}. {origin(record['provenance'])}."
-    return f"{notes}\n\n{table(picture_parts.HEAD, picture_parts.rows(record[size]))}"
+    cores = record["provenance"]["machine"]["cores"]
+    notes = f"{profile.image_summary(record[size], cores)}; {origin(record['provenance'])}."
+    return f"{notes}\n\n{table(profile.IMAGE_HEAD, profile.image_rows(record[size]))}"
 
 
 TABLES = {
     **{f"speed_{name}": functools.partial(speed, name) for name in ("epyc", "genoa", "xeon")},
     "speed_ratios": functools.partial(ratios, "epyc", "genoa"),
-    "speed_parts_epyc": functools.partial(step_parts, "epyc"),
-    "speed_parts_xeon": functools.partial(step_parts, "xeon"),
-    "speed_picture_parts_small": functools.partial(picture_parts_of, "xeon", "small"),
-    "speed_picture_parts_paper": functools.partial(picture_parts_of, "xeon", "paper"),
+    "speed_parts_epyc": functools.partial(gradient_parts, "epyc"),
+    "speed_parts_xeon": functools.partial(gradient_parts, "xeon"),
+    "speed_picture_parts_small": functools.partial(image_parts, "xeon", "small"),
+    "speed_picture_parts_paper": functools.partial(image_parts, "xeon", "paper"),
 }
