@@ -108,7 +108,7 @@ def test_peer_death_stops_all_and_run_resumes(tmp_path, number):
     for process in again:
         process.kill()
     _, said = _finish(again)
-    assert f"search: goes on from step {max(saved)} of" in said[0]
+    assert f"search: resumes at step {max(saved)} of" in said[0]
 
 
 @pytest.mark.slow
