@@ -3,7 +3,6 @@
 Programs are compiled for simulated devices in a child process (this file as a script).
 """
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -85,9 +84,9 @@ def _measured(scenes=8, flops=6.0, traffic=2.0, fixed=0.0, count=0, reduced=0):
     }
 
 
-def _predict(measured, system=SYSTEM, stage="train"):
+def _predict(measured, stage="train"):
     return scaling.predict(
-        system, measured, stage,
+        SYSTEM, measured, stage,
         schedule={"train": 10, "search_architecture": 5, "search_weights": 10},
         scene={"images": 3, "bytes": 100},
         pipeline={"files": 6.0},
@@ -98,24 +97,6 @@ def _predict(measured, system=SYSTEM, stage="train"):
 def peaks(monkeypatch):
     """Programs reach the peaks."""
     monkeypatch.setattr(scaling, "SHARES", {"flops": 1.0, "memory_bandwidth": 1.0})
-
-
-def test_costs_have_a_fixed_part_and_one_per_scene():
-    cost = scaling.cost(_measured(fixed=7.0, count=5, reduced=60), share=3)
-    assert cost == scaling.Cost(18.0, 7.0 + 6.0, 100 + 30.0, 5, 60)
-    with pytest.raises(UserError, match="two numbers of --devices"):
-        scaling.cost({"1": _measured()["1"]}, share=3)
-
-
-def test_compute_time_is_that_of_the_slower_of_arithmetic_and_traffic(peaks, monkeypatch):
-    arithmetic, traffic = (
-        _predict({"train": _measured()}),
-        _predict({"train": _measured(traffic=4)}),
-    )
-    assert (arithmetic["compute"], arithmetic["bound"]) == (12 / 10, "arithmetic")
-    assert (traffic["compute"], traffic["bound"]) == (8 / 5, "memory traffic")
-    monkeypatch.setitem(scaling.SHARES, "flops", 0.5)
-    assert _predict({"train": _measured()})["compute"] == 2 * 12 / 10
 
 
 def test_latency_and_bytes_of_collectives_reduce_efficiency(peaks):
@@ -139,13 +120,6 @@ def test_search_step_has_two_programs_and_two_batches(peaks):
     assert predicted["host_images"] == pytest.approx(2 * 8 * 3 / 2.0 / 2)
     assert predicted["host_bytes"] == pytest.approx(predicted["host_images"] / 3 * 100)
     assert predicted["cores"] == {"files": pytest.approx(predicted["host_images"] / 6)}
-
-
-def test_batch_is_rounded_up_to_the_devices(peaks):
-    larger = dataclasses.replace(SYSTEM, devices=16)
-    predicted = _predict({"train": _measured()}, larger)
-    assert predicted["scenes"] == 16 and predicted["compute"] == 6 / 10
-    assert [scaling.batch_size(16, n) for n in (1, 8, 12, 64)] == [16, 16, 24, 64]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"sizes": {}}'])

@@ -1,6 +1,5 @@
 """Cases are measured in processes of their own; records are compared beyond noise."""
 
-import importlib.util
 import itertools
 import json
 import subprocess
@@ -10,7 +9,7 @@ import time
 import conftest
 import pytest
 
-from benchmarks import cases, compare, released, speed
+from benchmarks import cases, compare, speed
 
 
 def _record(seconds=(1.0, 1.1, 1.2), compiling=10.0, peak=1.0, products=(100.0, 100.0), **changes):
@@ -159,13 +158,10 @@ def test_values_measured_once_have_the_tolerance_as_noise():
 
 
 def test_normalised_seconds_do_not_depend_on_the_machine():
+    """And a matrix product that varies widens their range."""
     old, new = _record(), _record((2.0, 2.2, 2.4), products=(50.0, 50.0))
-    plain, normal = (
-        compare.ratio(*(compare.measures(r, normalise=n)["seconds"] for r in (old, new)))
-        for n in (False, True)
-    )
-    assert plain.middle == pytest.approx(2) and normal.middle == pytest.approx(1)
-    # A product that varies widens the range.
+    change = compare.ratio(*(compare.measures(r, normalise=True)["seconds"] for r in (old, new)))
+    assert change.middle == pytest.approx(1)
     varying = compare.measures(_record(products=(80.0, 120.0)), normalise=True)["seconds"]
     assert varying.low / varying.middle == pytest.approx(0.8 * 1.0 / 1.1)
     assert varying.high / varying.middle == pytest.approx(1.2 * 1.2 / 1.1)
@@ -182,33 +178,10 @@ def test_compare_command(tmp_path, capsys):
     assert lines[-1] == "train_small: not measured in the new file"
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"cases": {}}', '{"runs": 1, "cases": {}}'])
+@pytest.mark.parametrize("content", ["", '{"cases": {}}', '{"runs": 1, "cases": {}}'])
 def test_compare_refuses_other_files(content, tmp_path, capsys):
     good, bad = _file(tmp_path / "good.json", losses=_record()), tmp_path / "bad.json"
-    if content is not None:
-        bad.write_text(content)
+    bad.write_text(content)
     assert compare.main([good, str(bad)]) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "bad.json" in message and message.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("files", "torch", "patterns", "message"),
-    [
-        ([], True, [], "no Networks.py; give"),
-        (["Networks.py"], False, [], "pip install torch"),
-        (["Networks.py"], True, ["train_*", "nothing"], "nothing: matches no case"),
-    ],
-)
-def test_errors_of_the_released_command(
-    files, torch, patterns, message, tmp_path, monkeypatch, capsys
-):
-    for name in files:
-        (tmp_path / name).touch()
-    found = importlib.util.find_spec("json") if torch else None
-    monkeypatch.setattr(released.importlib.util, "find_spec", lambda _: found)
-    out = tmp_path / "out.json"
-    assert released.main([str(tmp_path), *patterns, "--out", str(out)]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not out.exists()
