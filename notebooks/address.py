@@ -1,4 +1,4 @@
-"""Writes the repository's address from pyproject.toml into the notebooks.
+"""Writes the repository's address from pyproject.toml into the notebooks and README.
 
 python -m notebooks.address
 """
@@ -10,9 +10,13 @@ import re
 import tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FILES = (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md")
 _HOST = "https://github.com/"
-_CLONED = re.compile(rf"(?<=git clone --quiet --depth 1 {re.escape(_HOST)})[\w.-]+/[\w.-]+")
+# The address follows Colab's own in the badges, and `git clone` in the notebooks.
+_PLACES = (
+    re.compile(r"(?<=colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+(?=/blob/)"),
+    re.compile(rf"(?<=git clone --quiet --depth 1 {re.escape(_HOST)})[\w.-]+/[\w.-]+"),
+)
 
 
 def repository() -> str:
@@ -23,12 +27,14 @@ def repository() -> str:
 
 def fill(text: str, name: str) -> str:
     """Replaces every address in the text by `name`, OWNER/NAME."""
-    return _CLONED.sub(name, text)
+    for place in _PLACES:
+        text = place.sub(name, text)
+    return text
 
 
 def found(text: str) -> list[str]:
     """Every address in the text."""
-    return _CLONED.findall(text)
+    return [name for place in _PLACES for name in place.findall(text)]
 
 
 if __name__ == "__main__":

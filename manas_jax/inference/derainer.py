@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from manas_jax import ops
 from manas_jax.errors import UserError
 from manas_jax.inference import pretrained
 from manas_jax.inference.fold_batch_norm import fold, folded_network
@@ -92,8 +93,12 @@ class Derainer:
         self.variables = dict(variables)
         folded = fold(jax.device_get(self.variables))
         self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
-        folded_apply = folded_network(network).apply
-        self._apply = jax.jit(lambda params, images: jnp.clip(folded_apply(params, images), 0, 1))
+        kernels = ops.default(train=False, dtype=network.ops.dtype)
+        apply = folded_network(network.clone(ops=kernels)).apply
+        self._apply = jax.jit(
+            lambda params, images: jnp.clip(apply(params, images), 0, 1),
+            compiler_options=dict(kernels.compiler_options) or None,
+        )
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
         tile = fitting_tile(network) if tile is None else tile

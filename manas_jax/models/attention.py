@@ -39,7 +39,7 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """(N, H, W, C) -> the same shape. `probabilities` are (candidates,) for each edge."""
         channels = x.shape[-1]
-        groups = self.ops.split(x, self.space.attention_groups)
+        groups = jnp.split(x, self.space.attention_groups, -1)
         edges = iter(range(self.space.edges))
 
         def edge(y: jax.Array) -> jax.Array:
@@ -60,4 +60,5 @@ class Attention(nn.Module):
         y = jnp.concatenate([*nodes, total], axis=-1)
         y = ConvNorm(channels, 1, ops=self.ops, name="merge0")(y, train)
         y = ConvNorm(channels, 1, relu=False, ops=self.ops, name="merge1")(y, train)
-        return gated(x + y, spaces.MODULE_SE_REDUCTION, "module_gate")
+        y = gated(x + y, spaces.MODULE_SE_REDUCTION, "module_gate")
+        return self.ops.materialize(y)

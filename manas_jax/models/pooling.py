@@ -55,7 +55,7 @@ class PooledFeatures:
         if self.cell is None:
             return gate[:, None, None, :]
         height, width = self.x.shape[1:3]
-        columns = _interpolate(gate, self.cell, axis=2)
+        columns = self._ops.materialize(_interpolate(gate, self.cell, axis=2))
         return _interpolate(columns, self.cell, axis=1)[:, :height, :width]
 
 

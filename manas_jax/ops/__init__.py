@@ -15,13 +15,20 @@ from manas_jax.ops.interface import Ops
 from manas_jax.ops.xla import XLA
 
 
-def default(dtype: Any = None) -> Ops:
-    """The fastest implementation to differentiate on JAX's default backend."""
-    if jax.default_backend() == "cpu":
-        from manas_jax.ops.cpu import CPU  # other backends never import it
+def default(*, train: bool, dtype: Any = None) -> Ops:
+    """The fastest implementation on JAX's default backend.
 
-        return dataclasses.replace(CPU, dtype=dtype)
-    return dataclasses.replace(XLA, dtype=dtype)
+    Args:
+      train: whether it is to be differentiated.
+      dtype: type of the computation, see `Ops`.
+    """
+    ops = XLA
+    if jax.default_backend() == "cpu":  # other backends never import these
+        if train:
+            from manas_jax.ops.cpu_train import CPU_TRAIN as ops
+        else:
+            from manas_jax.ops.cpu_inference import CPU_INFERENCE as ops
+    return dataclasses.replace(ops, dtype=dtype)
 
 
 __all__ = ["XLA", "Ops", "default"]

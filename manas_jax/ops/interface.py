@@ -12,6 +12,10 @@ import jax
 from manas_jax.ops.norm import BatchNorm
 
 
+def _identity(x: Any) -> Any:
+    return x
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ops:
     """An implementation of the kernels.
@@ -22,9 +26,13 @@ class Ops:
         (k, k, C, F), k odd; zero padded by dilation * (k // 2) on every side, as PyTorch pads.
       separable_conv: (x, depthwise, pointwise, dilation) -> (N, H, W, F) of x (N, H, W, C),
         depthwise (3, 3, 1, C) and pointwise (1, 1, C, F); zero padded likewise.
-      split: (x, n) -> n arrays (..., C/n) of x (..., C).
       reduce_max: (x, axis) -> the maximum over axes; ties share the gradient.
+      materialize: x -> x, for outputs with several consumers: whether they are written to memory
+        before the loops that read them.
+      simplify: (function) -> the same function without operations that the backend does not need;
+        see `manas_jax.ops.jax_internals`.
       norm: the module that normalises after a convolution, called with (x, train).
+      compiler_options: for `jax.jit`, as a dictionary's items.
       dtype: type of the computation; None for that of inputs and parameters. Parameters and
         statistics stay float32.
     """
@@ -32,9 +40,11 @@ class Ops:
     name: str
     conv: Callable[[jax.Array, jax.Array, int, int], jax.Array]
     separable_conv: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
-    split: Callable[[jax.Array, int], list[jax.Array]]
     reduce_max: Callable[[jax.Array, int | tuple[int, ...]], jax.Array]
+    materialize: Callable[[jax.Array], jax.Array] = _identity
+    simplify: Callable[[Callable], Callable] = _identity
     norm: type[nn.Module] = BatchNorm
+    compiler_options: tuple[tuple[str, str], ...] = ()
     dtype: Any = None
 
     def __repr__(self) -> str:

@@ -42,11 +42,6 @@ def dense_kernel(depthwise: jax.Array, pointwise: jax.Array) -> jax.Array:
     return depthwise.swapaxes(2, 3) * pointwise
 
 
-def split(x: jax.Array, n: int) -> list[jax.Array]:
-    """Splits the channels into n equal groups."""
-    return jnp.split(x, n, -1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def reduce_max(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """`x.max(axis)`, whose gradient ties share, as JAX has it, but which is never NaN.
@@ -73,4 +68,4 @@ def _reduce_max_backward(axis, x, grad):
 reduce_max.defvjp(_reduce_max_forward, _reduce_max_backward)
 
 
-XLA = Ops("xla", conv, separable_conv, split, reduce_max)
+XLA = Ops("xla", conv, separable_conv, reduce_max)

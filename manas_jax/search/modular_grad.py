@@ -113,9 +113,14 @@ def _forward(
         )  # fmt: skip
         return outputs, updates.get("batch_stats", {})
 
-    apply = jax.checkpoint(apply, policy=_save_expensive, prevent_cse=False)
-    outputs, pullback, stats = jax.vjp(apply, params, inputs, probabilities, has_aux=True)
-    return outputs, stats, pullback
+    def vjp(params, inputs, probabilities):
+        checkpointed = jax.checkpoint(apply, policy=_save_expensive, prevent_cse=False)
+        outputs, pullback, stats = jax.vjp(
+            checkpointed, params, inputs, probabilities, has_aux=True
+        )
+        return outputs, stats, pullback
+
+    return module.ops.simplify(vjp)(params, inputs, probabilities)
 
 
 def _save_expensive(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -27,7 +27,9 @@ def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
     dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
     space = genotype.space if genotype else SearchSpace(**config.space)
     options = config.network
-    return Network(space, genotype, ops.default(dtype), options.remat, options.scan)
+    return Network(
+        space, genotype, ops.default(train=True, dtype=dtype), options.remat, options.scan
+    )
 
 
 def weight_schedule(options: ConfigDict) -> optax.Schedule:

@@ -11,7 +11,7 @@ import pytest
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.models.variables import init_variables
-from manas_jax.ops.cpu import CPU
+from manas_jax.ops.cpu_train import CPU_TRAIN
 from manas_jax.runtime import sharding
 from manas_jax.runtime.compilation import ParallelCompiler
 from manas_jax.search.modular_grad import scene_grad
@@ -47,7 +47,7 @@ def _problem(network):
 @pytest.fixture(scope="module")
 def problem():
     with jax.enable_x64(True):
-        yield _problem(Network(SPACE, ops=CPU))
+        yield _problem(Network(SPACE, ops=CPU_TRAIN))
 
 
 def _assert_close(got, wanted):

@@ -9,6 +9,7 @@ in docs/performance_log.md.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from manas_jax.ops import xla
 from manas_jax.ops.blocking import depth_to_space, space_to_depth
-from manas_jax.ops.interface import Ops
+from manas_jax.ops.jax_internals import remove_reduce_precision
 
 FEW, NARROW, WIDE = 4, 8, 32  # channels; XLA:CPU convolves at full speed from WIDE on
 PATCH = 4  # pixels
@@ -89,7 +90,7 @@ def _conv3x3_input_grad(rows: jax.Array, kernel: jax.Array, dilation: int) -> ja
     products = rows.reshape(-1, size * outputs) @ taps
     left, here, right = jnp.split(products.reshape(*rows.shape[:-1], -1), size, axis=-1)
     # The left tap reads what lies before the output.
-    return _shift(left, -dilation) + here + _shift(right, dilation)
+    return shift(left, -dilation) + here + shift(right, dilation)
 
 
 def conv_row_folded(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
@@ -105,7 +106,7 @@ def conv_row_folded(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.A
     x = jnp.pad(x, ((0, 0), (0, 0), (reach, block - reach + -width % block), (0, 0)))
     y = jax.lax.conv_general_dilated(
         x.reshape(n, height, -1, block * inputs),
-        _fold_kernel_rows(kernel, block, dilation),
+        fold_kernel_rows(kernel, block, dilation),
         window_strides=(1, 1),
         padding=((reach, reach), (0, 0)),
         rhs_dilation=(dilation, 1),
@@ -114,13 +115,19 @@ def conv_row_folded(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.A
     return y.reshape(n, height, -1, outputs)[:, :, :width]
 
 
-def _fold_kernel_rows(kernel: jax.Array, block: int, dilation: int) -> jax.Array:
-    """Kernel on blocks of pixels: (k, k, C, F) -> (k, 2, block * C, block * F)."""
+def fold_kernel_rows(kernel: jax.Array, block: int, dilation: int = 1) -> jax.Array:
+    """Kernel along pixels of a row (_, k, C, F) -> along blocks (_, b, block * C, block * F).
+
+    A block's first pixel reads from b blocks, the first of which is its own.
+    """
+    if block == dilation == 1:
+        return kernel
     size, inputs, outputs = kernel.shape[1:]
-    other, source, target, tap = np.ogrid[:2, :block, :block, :size]
+    blocks = 1 + -(-dilation * (size - 1) // block)
+    other, source, target, tap = np.ogrid[:blocks, :block, :block, :size]
     matches = jnp.asarray(block * other + source == target + dilation * tap, kernel.dtype)
     folded = jnp.einsum("bsxt,yxio->ybsito", matches.swapaxes(2, 3), kernel, precision=EXACT)
-    return folded.reshape(-1, 2, block * inputs, block * outputs)
+    return folded.reshape(-1, blocks, block * inputs, block * outputs)
 
 
 # --- 3x3 convolutions of stride 2 -----------------------------------------------------------------
@@ -168,15 +175,15 @@ def _conv3x3_stride2_kernel_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
     rows = x.reshape(n, height, 2, width, 2 * inputs)
 
     def taps(row):  # the last pixel before a pair and those of the pair: taps 0, 1 and 2
-        before = _shift(row[..., inputs:], 1, channels=3 * inputs)
-        pair = _shift(row, 0, offset=inputs, channels=3 * inputs)
+        before = shift(row[..., inputs:], 1, channels=3 * inputs)
+        pair = shift(row, 0, offset=inputs, channels=3 * inputs)
         return (before + pair).reshape(-1, 3 * inputs)
 
     def product(row, grads):
         return taps(row).T @ grads.reshape(-1, grads.shape[-1])
 
-    following = _shift(grad, -1, axis=1, offset=outputs, channels=2 * outputs)
-    both = following + _shift(grad, 0, channels=2 * outputs)
+    following = shift(grad, -1, axis=1, offset=outputs, channels=2 * outputs)
+    both = following + shift(grad, 0, channels=2 * outputs)
     even = product(rows[:, :, 0], grad)
     odd = product(rows[:, :, 1], both).reshape(-1, 2, outputs)
     return jnp.stack([odd[:, 1], even, odd[:, 0]]).reshape(3, 3, inputs, outputs)
@@ -269,7 +276,7 @@ def _depthwise_blocks(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Arr
 # --- shifts ---------------------------------------------------------------------------------------
 
 
-def _shift(
+def shift(
     x: jax.Array, step: int, axis: int = 2, offset: int = 0, channels: int | None = None
 ) -> jax.Array:
     """x[i - step] along an axis, zero beyond the borders.
@@ -288,34 +295,14 @@ def _neighbours(x: jax.Array, step: int, axis: int) -> jax.Array:
     As a sum of padded arrays, which XLA:CPU writes in one pass; concatenating takes twice as long.
     """
     c = x.shape[-1]
-    before, here, after = (_shift(x, (1 - i) * step, axis, i * c, 3 * c) for i in range(3))
+    before, here, after = (shift(x, (1 - i) * step, axis, i * c, 3 * c) for i in range(3))
     return before + here + after
 
 
-# --- channels -------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def split(x: jax.Array, n: int) -> list[jax.Array]:
-    """Splits the channels; a product with the identity ends the loops of the gradient.
-
-    XLA:CPU would fuse all that computes the groups' gradients into the loop that concatenates
-    them, which runs on a single thread. It fuses nothing into a matrix product.
-    """
-    return xla.split(x, n)
-
-
-def _split_forward(x, n):
-    return xla.split(x, n), None
-
-
-def _split_backward(n, residuals, grads):
-    del n, residuals
-    identity = jnp.eye(grads[0].shape[-1], dtype=grads[0].dtype)
-    return (jnp.concatenate([jnp.matmul(x, identity, precision=EXACT) for x in grads], -1),)
-
-
-split.defvjp(_split_forward, _split_backward)
-
-
-CPU = Ops("cpu", conv, separable_conv, split, xla.reduce_max)
+CPU_TRAIN = dataclasses.replace(
+    xla.XLA,
+    name="cpu_train",
+    conv=conv,
+    separable_conv=separable_conv,
+    simplify=remove_reduce_precision,
+)
