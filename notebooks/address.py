@@ -1,4 +1,4 @@
-"""Writes the repository's address from pyproject.toml into the notebooks and README.
+"""Writes the repository's address from pyproject.toml into the notebooks.
 
 python -m notebooks.address
 """
@@ -10,13 +10,9 @@ import re
 import tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "README.md")
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _HOST = "https://github.com/"
-# The address follows Colab's own in the badges, and `git clone` in the notebooks.
-_PLACES = (
-    re.compile(r"(?<=colab\.research\.google\.com/github/)[^/\s]+/[^/\s]+(?=/blob/)"),
-    re.compile(rf"(?<=git clone --quiet --depth 1 {re.escape(_HOST)})[\w.-]+/[\w.-]+"),
-)
+_CLONED = re.compile(rf"(?<=git clone --quiet --depth 1 {re.escape(_HOST)})[\w.-]+/[\w.-]+")
 
 
 def repository() -> str:
@@ -27,14 +23,12 @@ def repository() -> str:
 
 def fill(text: str, name: str) -> str:
     """Replaces every address in the text by `name`, OWNER/NAME."""
-    for place in _PLACES:
-        text = place.sub(name, text)
-    return text
+    return _CLONED.sub(name, text)
 
 
 def found(text: str) -> list[str]:
     """Every address in the text."""
-    return [name for place in _PLACES for name in place.findall(text)]
+    return _CLONED.findall(text)
 
 
 if __name__ == "__main__":

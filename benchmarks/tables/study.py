@@ -35,7 +35,7 @@ SWEEP = {"complexity_0": "0", "first_order": "0.01", "complexity_01": "0.1", "co
 
 
 def overview() -> str:
-    """README's table: every source of genotypes, and its gain over random ones of equal MACs."""
+    """Every source of genotypes, and its gain over random ones of equal MACs."""
     summary = load("study/summary")
     head = [
         "genotypes from", "cells, seeds", "validation PSNR", "million MACs",

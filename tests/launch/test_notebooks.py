@@ -66,20 +66,13 @@ def test_imports_of_the_package_resolve(name):
                     importlib.import_module(f"{node.module}.{alias.name}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_badge_links_to_the_notebook_in_the_repository(name):
-    url = f"https://colab.research.google.com/github/{address.repository()}/blob/main/notebooks"
-    for text in (_read(name).cells[0].source, (ROOT / "README.md").read_text()):
-        assert f"]({url}/{name}.ipynb)" in text
-
-
 def test_address_is_that_of_pyproject():
-    """All files have the address in pyproject.toml, and another one can be filled in."""
+    """All notebooks have the address in pyproject.toml, and another one can be filled in."""
     texts = [file.read_text() for file in address.FILES]
-    assert [set(address.found(text)) for text in texts] == [{address.repository()}] * 3
+    assert [set(address.found(text)) for text in texts] == [{address.repository()}] * len(texts)
     changed = [address.fill(text, "somebody/else") for text in texts]
     assert not any(address.repository() in text for text in changed)
-    assert [set(address.found(text)) for text in changed] == [{"somebody/else"}] * 3
+    assert [set(address.found(text)) for text in changed] == [{"somebody/else"}] * len(texts)
     assert [address.fill(text, address.repository()) for text in changed] == texts
 
 
