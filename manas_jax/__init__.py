@@ -1,4 +1,8 @@
-"""MANAS in JAX: image de-raining networks that design themselves."""
+"""Image de-raining networks found by architecture search: MANAS (IEEE TCSVT 2023) in JAX.
+
+`Derainer.from_pretrained` restores pictures; `list_pretrained` names the weights that ship with
+the package.
+"""
 
 import importlib
 import os
