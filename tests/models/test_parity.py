@@ -20,6 +20,9 @@ from manas_jax.config import LossWeights
 from manas_jax.inference import import_torch
 from manas_jax.models import attention, candidates, columns, layers
 from manas_jax.models.network import Network
+from manas_jax.ops import XLA
+from manas_jax.ops.cpu_inference import CPU_INFERENCE
+from manas_jax.ops.cpu_train import CPU_TRAIN
 from manas_jax.space import CANDIDATES, SearchSpace
 from manas_jax.training import losses
 from manas_jax.workdir import weights
@@ -191,21 +194,34 @@ def test_every_tensor_is_accounted_for(name):
     assert parameters == cost.derived(imported.genotype, 8, 8).parameters
 
 
-@MODES
-@pytest.mark.parametrize("name", ["network_a", "network_b", "supernet"])
-def test_network(name, train):
+NETWORKS = [
+    *(
+        (XLA, name, mode)
+        for name in ("network_a", "network_b", "supernet")
+        for mode in ("eval", "train")
+    ),
+    (CPU_TRAIN, "supernet", "train"),
+    (CPU_INFERENCE, "network_a", "eval"),
+]
+
+
+@pytest.mark.parametrize(("ops", "name", "mode"), NETWORKS)
+def test_network(ops, name, mode):
     _, imported = _network(name)
     prefix = "supernet" if imported.supernet else "net"
-    network = Network(imported.space, None if imported.supernet else imported.genotype)
+    network = Network(imported.space, None if imported.supernet else imported.genotype, ops)
     variables = {k: imported.variables[k] for k in ("params", "batch_stats")}
     x = _channels_last(_load(name)[f"{prefix}/input"])
 
     def apply(variables, x, logits):
-        return network.apply(variables, x, logits, train=train, mutable=["batch_stats"])[0]
+        return network.apply(variables, x, logits, train=mode == "train", mutable=["batch_stats"])[
+            0
+        ]
 
-    run = jax.jit(apply, compiler_options={"xla_backend_optimization_level": 0})
+    options = {"xla_backend_optimization_level": 0, **dict(ops.compiler_options)}
+    run = jax.jit(apply, compiler_options=options)
     output = run(variables, x, imported.variables.get("architecture"))
-    recorded = _load(name)[f"{prefix}/output_{'train' if train else 'eval'}"]
+    recorded = _load(name)[f"{prefix}/output_{mode}"]
     _assert_close(output, recorded)
 
 
