@@ -6,6 +6,7 @@ modules are held against plain formulas in test_formulas.py, everywhere.
 """
 
 import functools
+import itertools
 import json
 import os
 import pathlib
