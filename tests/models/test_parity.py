@@ -196,11 +196,7 @@ def test_every_tensor_is_accounted_for(name):
 
 
 NETWORKS = [
-    *(
-        (XLA, name, mode)
-        for name in ("network_a", "network_b", "supernet")
-        for mode in ("eval", "train")
-    ),
+    *itertools.product([XLA], ["network_a", "network_b", "supernet"], ["eval", "train"]),
     (CPU_TRAIN, "supernet", "train"),
     (CPU_INFERENCE, "network_a", "eval"),
 ]
