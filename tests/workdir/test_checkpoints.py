@@ -15,11 +15,11 @@ from manas_jax.training.state import init_train
 from manas_jax.workdir.checkpoints import Checkpoints
 
 
-def _state(step=0, average=True, width=3):
+def _state(step=0, ema=True, width=3):
     draw = np.random.default_rng(step)
     params = {"layer": {"kernel": draw.normal(size=(width, 2)).astype(np.float32)}}
     stats = {"norm": {"mean": draw.normal(size=2).astype(np.float32)}}
-    fresh = init_train({"params": params, "batch_stats": stats}, optax.adamw(1e-3), average=average)
+    fresh = init_train({"params": params, "batch_stats": stats}, optax.adamw(1e-3), ema=ema)
     fresh = fresh.replace(step=jnp.asarray(step, jnp.int32))
     return sharding.replicate(fresh, sharding.make_mesh(1))
 
@@ -31,15 +31,15 @@ def _assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("average", [True, False])
-def test_round_trip(tmp_path, average):
-    state = _state(4, average)
+@pytest.mark.parametrize("ema", [True, False])
+def test_round_trip(tmp_path, ema):
+    state = _state(4, ema)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.restore(_state(0, average)) is None
+        assert checkpoints.restore(_state(0, ema)) is None
         assert checkpoints.latest_step is None
         checkpoints.save(4, state, 20.0)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(_state(0, average))
+        restored = checkpoints.restore(_state(0, ema))
     _assert_same(restored, state)
     assert restored.weights["layer"]["kernel"].sharding == state.step.sharding
 
@@ -188,7 +188,7 @@ def test_unfinished_checkpoint_is_ignored(tmp_path):
     assert not unfinished.exists()
 
 
-@pytest.mark.parametrize("other", [{"width": 4}, {"average": False}])
+@pytest.mark.parametrize("other", [{"width": 4}, {"ema": False}])
 def test_checkpoint_of_another_structure(tmp_path, other):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1), 20.0)
