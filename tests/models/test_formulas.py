@@ -5,6 +5,8 @@ BatchNorm with eps 1e-5), which the authors' networks are made of. test_parity.p
 modules against recorded outputs of theirs, where these are at hand.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -387,15 +389,17 @@ def _network(images, p, s, train, column_weights, attention_weights):
 
 @MODES
 def test_supernet(train):
+    """With few candidates per edge: test_attention_mixed has them all."""
+    space = dataclasses.replace(SPACE, candidates=("none", "CBAM", "dil_conv_3x3_spatial"))
     (images,) = _inputs((2, 8, 10, 3))
     draw = np.random.default_rng(3)
     logits = {
         "columns": draw.normal(0, 1, (2, 2)).astype(np.float32),
-        "attention": draw.normal(0, 1, (3, 3, len(CANDIDATES))).astype(np.float32),
+        "attention": draw.normal(0, 1, (3, 3, len(space.candidates))).astype(np.float32),
     }
-    p, s, output, _ = _run(Network(SPACE), images, train, logits)
+    p, s, output, _ = _run(Network(space), images, train, logits)
     odds = {k: np.exp(v) / np.exp(v).sum(-1, keepdims=True) for k, v in _double(logits).items()}
-    edges = [[dict(zip(CANDIDATES, e, strict=True)) for e in m] for m in odds["attention"]]
+    edges = [[dict(zip(space.candidates, e, strict=True)) for e in m] for m in odds["attention"]]
     _assert_close(output, _network(_double(images), p, s, train, odds["columns"], edges))
 
 

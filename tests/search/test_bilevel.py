@@ -356,7 +356,8 @@ def test_architecture_gradient_includes_regularization_and_complexity():
     weights = LossWeights(mse=0.0, ssim=0.0, tv=0.0, internal=0.0)
     _, state, step = _real(TINIEST, "first_order", weights=weights)
     model = losses.ComplexityModel(TINIEST, 16, 16)
-    wanted = jax.grad(lambda a: losses.architecture_loss(a, weights, model)[0])(state.architecture)
+    slope = jax.jit(jax.grad(lambda a: losses.architecture_loss(a, weights, model)[0]))
+    wanted = slope(state.architecture)
     assert np.abs(wanted["attention"]).max() > 1e-5
     moved = _moved(step, state, *BATCHES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), moved, wanted)

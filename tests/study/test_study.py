@@ -477,8 +477,8 @@ def test_the_supernet_with_hard_logits_is_the_derived_network(small):
     images = draw.uniform(0, 1, (1, 16, 16, 3)).astype(np.float32)
     inherited = inherit(supernet, variable_shapes(derived))
     np.testing.assert_allclose(
-        Network(space).apply(supernet, images, genotype_logits(genotype)),
-        derived.apply(inherited, images),
+        jax.jit(Network(space).apply)(supernet, images, genotype_logits(genotype)),
+        jax.jit(derived.apply)(inherited, images),
         atol=1e-5,
     )
 

@@ -110,10 +110,11 @@ def test_restoration_term_off_on_and_alone(name):
     outputs, clean = _images(3)
 
     def gradient(weights, scale=1.0):
-        return jax.grad(lambda o: losses.restoration_loss(o, clean, weights, scale)[0])(outputs)
+        slope = jax.jit(jax.grad(lambda o: losses.restoration_loss(o, clean, weights, scale)[0]))
+        return slope(outputs)
 
     alone = dataclasses.replace(OFF, **{name: 1.0})
-    own = jax.grad(lambda o: losses.restoration_loss(o, clean, alone)[1][name])(outputs)
+    own = jax.jit(jax.grad(lambda o: losses.restoration_loss(o, clean, alone)[1][name]))(outputs)
     assert np.abs(own).max() > 0
     np.testing.assert_allclose(gradient(alone), own, atol=1e-9)
     np.testing.assert_allclose(
@@ -150,10 +151,10 @@ def test_architecture_term_off_on_and_alone(name):
     model = losses.ComplexityModel(SPACE, 16, 16)
 
     def gradient(weights):
-        return jax.grad(lambda a: losses.architecture_loss(a, weights, model)[0])(logits)
+        return jax.jit(jax.grad(lambda a: losses.architecture_loss(a, weights, model)[0]))(logits)
 
     alone = gradient(dataclasses.replace(OFF, **{name: 3.0}))
-    own = jax.grad(lambda a: losses.architecture_loss(a, OFF, model)[1][name])(logits)
+    own = jax.jit(jax.grad(lambda a: losses.architecture_loss(a, OFF, model)[1][name]))(logits)
     jax.tree.map(lambda a, o: np.testing.assert_allclose(a, 3 * o, atol=1e-7), alone, own)
     touched = {key for key, slope in own.items() if np.any(slope)}
     expected = {"entropy_columns": {"columns"}, "entropy_attention": {"attention"}}
@@ -191,8 +192,9 @@ def test_entropy_of_saturated_logits_is_finite(gap, choices):
 
 def test_entropy_pushes_towards_one_choice():
     logits = jnp.array([[0.3, 0.0, -0.2]])
+    slope = jax.jit(jax.grad(losses.binary_entropy))
     for _ in range(50):
-        logits -= 5 * jax.grad(losses.binary_entropy)(logits)
+        logits -= 5 * slope(logits)
     assert jax.nn.softmax(logits)[0, 0] > 0.9
 
 
