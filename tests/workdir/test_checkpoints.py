@@ -41,7 +41,7 @@ def test_round_trip(tmp_path, ema):
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(_state(0, ema))
     _assert_same(restored, state)
-    assert restored.weights["layer"]["kernel"].sharding == state.step.sharding
+    assert restored.params["layer"]["kernel"].sharding == state.step.sharding
 
 
 def test_two_newest_and_the_best_are_kept(tmp_path):
@@ -168,7 +168,7 @@ def test_checkpoint_without_a_score_is_never_the_best(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite_state_is_not_saved(tmp_path, value):
     broken = _state(2)
-    broken.weights["layer"]["kernel"] = broken.weights["layer"]["kernel"].at[0, 0].set(value)
+    broken.params["layer"]["kernel"] = broken.params["layer"]["kernel"].at[0, 0].set(value)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1), 20.0)
         with pytest.raises(Diverged, match="kernel"):
