@@ -1,14 +1,24 @@
 """What several test files share: quick compilation, tiny configurations and spaces."""
 
+import atexit
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 
 # Every program here is run a few times at most, so quick to compile counts; commands that the
 # tests start inherit it. It has to be set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Compiling is most of what the tests take: pytest's workers, the tests and the commands that they
+# start share what any of them has compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="manas_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import numpy as np
 import pytest
@@ -22,6 +32,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives each worker a run of neighbouring tests, which share fixtures and programs."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
+
 
 NARROW = {
     "channels": (4, 8),
@@ -223,7 +242,7 @@ def run_stages(loop_config):
     """A function (workdir, **changes) that runs the stages; all its runs share compiled steps.
 
     They may, because their configurations differ in nothing that a step is made of. That a fresh
-    compilation gives the same bits is shown by a run in a process of its own.
+    compilation gives the same bits is shown by a slow test in a process of its own.
     """
     from manas_jax import main
     from manas_jax.search import run as search_run

@@ -206,12 +206,17 @@ main.run(conftest.narrow_config(**json.loads(sys.argv[2]), stage="search"), sys.
 """
 
 
-def test_resumes_after_sigkill_during_a_save(tmp_path, finished, run_stages, loop_changes):
-    """SIGKILL one step after a save has begun, in a process with a compilation of its own."""
+@pytest.mark.parametrize(
+    "cache",
+    ["true", pytest.param("false", marks=pytest.mark.slow)],
+    ids=["cached programs", "programs of its own"],
+)
+def test_resumes_after_sigkill_during_a_save(tmp_path, finished, run_stages, loop_changes, cache):
+    """SIGKILL one step after a save has begun, in another process."""
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), json.dumps(loop_changes)],
         cwd=ROOT,
-        env=dict(os.environ),
+        env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": cache},
         capture_output=True,
         text=True,
         timeout=400,
