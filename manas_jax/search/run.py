@@ -21,7 +21,7 @@ from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.training import build, losses, stage
 from manas_jax.training.evaluator import Validation
 from manas_jax.training.metric_logger import MetricLogger
-from manas_jax.training.restore import fresh_search_state, load_search
+from manas_jax.training.restore import fresh_search_state, load_genotype, load_search
 from manas_jax.training.state import SearchState
 
 WEIGHTS_ROLE, ARCHITECTURE_ROLE = 0, 1  # of the batches' seeds
@@ -128,7 +128,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
             log_fn=functools.partial(_log_architecture, space),
         ),
     )
-    return Genotype.load(workdir / "genotype.json")
+    return load_genotype(workdir)
 
 
 def supernet_evaluator(

@@ -7,7 +7,6 @@ import pathlib
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -74,7 +73,7 @@ def load_trained(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Networ
 
 def train_template(config: ConfigDict, network: Network, mesh: Mesh) -> TrainState:
     """Shapes of a training state, replicated over a mesh."""
-    optimizer: optax.GradientTransformation = build.train_optimizer(config.train)
+    optimizer = build.train_optimizer(config.train)
     shapes = jax.eval_shape(
         lambda variables: init_train(variables, optimizer, ema=bool(config.train.ema)),
         variable_shapes(network),
@@ -95,6 +94,15 @@ def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
         return Genotype.load(config.train.genotype)
     if config.train.weights:
         return load_derived(config.train.weights)[1]
+    return load_genotype(workdir)
+
+
+def load_genotype(workdir: str | os.PathLike) -> Genotype:
+    """The genotype that a search found, read by the primary process for all of them.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
     file = pathlib.Path(workdir) / "genotype.json"
 
     def read():
