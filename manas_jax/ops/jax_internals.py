@@ -19,17 +19,19 @@ def remove_reduce_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def simplified(*args: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         try:
-            return _evaluate_without_reduce_precision(function, *args)
+            closed = _without_reduce_precision(closed)
+            outputs = jax.extend.core.jaxpr_as_fun(closed)(*jax.tree.leaves(args))
         except (AttributeError, TypeError) as error:
             logging.warning("jax.extend has changed, slower steps: %s", error)
             return function(*args)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return simplified
 
 
-def _evaluate_without_reduce_precision(function: Callable[..., Any], *args: Any) -> Any:
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+def _without_reduce_precision(closed: Any) -> Any:
     eqns, same = [], {}
 
     def resolve(x):
@@ -41,5 +43,4 @@ def _evaluate_without_reduce_precision(function: Callable[..., Any], *args: Any)
         else:
             eqns.append(eqn.replace(invars=[resolve(x) for x in eqn.invars]))
     jaxpr = closed.jaxpr.replace(eqns=eqns, outvars=[resolve(x) for x in closed.jaxpr.outvars])
-    run = jax.extend.core.jaxpr_as_fun(closed.replace(jaxpr=jaxpr))
-    return jax.tree.unflatten(jax.tree.structure(shapes), run(*jax.tree.leaves(args)))
+    return closed.replace(jaxpr=jaxpr)

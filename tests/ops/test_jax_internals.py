@@ -30,5 +30,5 @@ def test_function_stays_where_jax_has_changed(monkeypatch):
     def changed(*_):
         raise AttributeError("jaxpr_as_fun")
 
-    monkeypatch.setattr(jax_internals, "_evaluate_without_reduce_precision", changed)
+    monkeypatch.setattr(jax_internals, "_without_reduce_precision", changed)
     assert jax_internals.remove_reduce_precision(lambda x: x + 1)(1) == 2
