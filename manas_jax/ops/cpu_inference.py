@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manas_jax.ops import cpu_train, xla
+from manas_jax.ops import cpu_train
 from manas_jax.ops.cpu_train import WIDE, conv_row_folded, fold_kernel_rows, shift
 
 MANY = 16  # channels
@@ -35,13 +35,11 @@ def materialize(x: jax.Array) -> jax.Array:
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
     """Convolution, by the implementation that is fastest for its size."""
     side, _, inputs, outputs = kernel.shape
-    if side > 1 and stride == 1:
-        # With fewer outputs than inputs, winograd's sums over inputs cost more than they save.
-        if (side, dilation) == (3, 1) and MANY <= inputs <= outputs:
-            return winograd_conv3x3(materialize(x), kernel)
-        if max(inputs, outputs) <= MANY:
-            return conv_row_folded(materialize(x), kernel, dilation)
-        return xla.conv(x, kernel, stride, dilation)
+    # With fewer outputs than inputs, winograd's sums over inputs cost more than they save.
+    if (side, stride, dilation) == (3, 1, 1) and MANY <= inputs <= outputs:
+        return winograd_conv3x3(materialize(x), kernel)
+    if side > 1 and stride == 1 and max(inputs, outputs) <= MANY:
+        return conv_row_folded(materialize(x), kernel, dilation)
     return cpu_train.conv(x, kernel, stride, dilation)
 
 
