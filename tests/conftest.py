@@ -130,6 +130,23 @@ def experiments():
     return {p.stem: runpy.run_path(str(p))["get_config"] for p in (ROOT / "configs").glob("*.py")}
 
 
+@pytest.fixture
+def float64():
+    """Arrays of the test are float64."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(*shapes):
+    """Normal arrays of the shapes, the same at each call, in JAX's default float."""
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
 @pytest.fixture(scope="session")
 def count_compilations():
     """A context manager that yields the list of compilations within it."""

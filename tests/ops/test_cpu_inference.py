@@ -4,20 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import draw
 
 from manas_jax.ops import XLA, cpu_inference
 from manas_jax.ops.cpu_inference import CPU_INFERENCE
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def _draw(*shapes):
-    rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 CONVOLUTIONS = {  # side, stride, dilation, inputs, outputs
@@ -36,7 +28,7 @@ CONVOLUTIONS = {  # side, stride, dilation, inputs, outputs
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (3, 24)], ids=str)
 def test_conv_equals_reference(kind, size):
     side, stride, dilation, inputs, outputs = CONVOLUTIONS[kind]
-    x, kernel = _draw((2, *size, inputs), (side, side, inputs, outputs))
+    x, kernel = draw((2, *size, inputs), (side, side, inputs, outputs))
     got, wanted = (
         jax.jit(ops.conv, static_argnums=(2, 3))(x, kernel, stride, dilation)
         for ops in (CPU_INFERENCE, XLA)
@@ -47,7 +39,7 @@ def test_conv_equals_reference(kind, size):
 @pytest.mark.parametrize("channels", [(5, 7), (16, 16), (20, 40)], ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (4, 5), (7, 12), (8, 8), (5, 3)], ids=str)
 def test_winograd_equals_reference(channels, size):
-    x, kernel = _draw((2, *size, channels[0]), (3, 3, *channels))
+    x, kernel = draw((2, *size, channels[0]), (3, 3, *channels))
     got = jax.jit(cpu_inference.winograd_conv3x3)(x, kernel)
     np.testing.assert_allclose(got, XLA.conv(x, kernel, 1, 1), atol=1e-11)
 

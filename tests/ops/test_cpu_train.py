@@ -6,20 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import draw
 
 from manas_jax.ops import XLA, cpu_train, xla
 from manas_jax.ops.cpu_train import CPU_TRAIN
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def _draw(*shapes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def _assert_same(ours, reference, *args):
@@ -61,7 +53,7 @@ CONVOLUTIONS = {  # side, stride, dilation, inputs, outputs
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (2, 24)], ids=str)
 def test_conv_equals_reference(kind, size):
     side, stride, dilation, inputs, outputs = CONVOLUTIONS[kind]
-    args = _draw((2, *size, inputs), (side, side, inputs, outputs))
+    args = draw((2, *size, inputs), (side, side, inputs, outputs))
     ours, reference = (
         functools.partial(ops.conv, stride=stride, dilation=dilation) for ops in (CPU_TRAIN, XLA)
     )
@@ -72,7 +64,7 @@ def test_conv_equals_reference(kind, size):
 @pytest.mark.parametrize(("side", "dilation"), [(3, 1), (3, 2), (7, 1)])
 @pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (16, 16), (3, 12)])
 def test_row_folded_conv_equals_reference(inputs, outputs, side, dilation, size):
-    args = _draw((2, *size, inputs), (side, side, inputs, outputs))
+    args = draw((2, *size, inputs), (side, side, inputs, outputs))
     np.testing.assert_allclose(
         jax.jit(cpu_train.conv_row_folded, static_argnums=2)(*args, dilation),
         xla.conv(*args, dilation=dilation),
@@ -83,7 +75,7 @@ def test_row_folded_conv_equals_reference(inputs, outputs, side, dilation, size)
 @pytest.mark.parametrize("size", [(1, 1), (8, 12), (13, 6)])
 @pytest.mark.parametrize(("side", "dilation"), [(1, 1), (3, 1), (3, 2), (7, 1), (7, 2)])
 def test_space_to_depth_conv_equals_reference(side, dilation, size):
-    args = _draw((2, *size, 2), (side, side, 2, 3))
+    args = draw((2, *size, 2), (side, side, 2, 3))
     _assert_same(
         functools.partial(cpu_train.conv_space_to_depth, dilation=dilation),
         functools.partial(xla.conv, dilation=dilation),
@@ -104,7 +96,7 @@ SEPARABLE = {
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1), (3, 12)], ids=str)
 def test_separable_conv_equals_reference(kind, size):
     inputs, outputs, dilation = SEPARABLE[kind]
-    args = _draw((2, *size, inputs), (3, 3, 1, inputs), (1, 1, inputs, outputs))
+    args = draw((2, *size, inputs), (3, 3, 1, inputs), (1, 1, inputs, outputs))
     ours, reference = (
         functools.partial(ops.separable_conv, dilation=dilation) for ops in (CPU_TRAIN, XLA)
     )

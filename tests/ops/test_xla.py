@@ -8,27 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import draw
 
 from manas_jax import ops
 from manas_jax.ops import norm, xla
 from manas_jax.ops.blocking import depth_to_space, space_to_depth
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def _draw(*shapes):
-    rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize(("side", "dilation"), [(1, 1), (3, 1), (3, 2), (7, 1)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_conv_is_its_definition(side, dilation, stride):
-    x, kernel = _draw((2, 6, 8, 3), (side, side, 3, 4))
+    x, kernel = draw((2, 6, 8, 3), (side, side, 3, 4))
     reach = dilation * (side // 2)
     padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     wanted = np.zeros((2, 6 // stride, 8 // stride, 4))
@@ -40,7 +32,7 @@ def test_conv_is_its_definition(side, dilation, stride):
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_separable_conv_is_two_convolutions(dilation):
-    x, depthwise, pointwise = _draw((2, 5, 7, 3), (3, 3, 1, 3), (1, 1, 3, 4))
+    x, depthwise, pointwise = draw((2, 5, 7, 3), (3, 3, 1, 3), (1, 1, 3, 4))
     y = jax.lax.conv_general_dilated(
         x,
         depthwise,
@@ -75,7 +67,7 @@ def test_reduce_max_has_the_gradient_of_max(axis, channels):
 
 
 def test_batch_norm_has_the_gradient_of_its_definition():
-    args = _draw((3, 4, 5, 6), (6,), (6,))
+    args = draw((3, 4, 5, 6), (6,), (6,))
 
     def reference(x, scale, bias):
         mean = x.mean((0, 1, 2))
@@ -94,7 +86,7 @@ def test_batch_norm_has_the_gradient_of_its_definition():
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 def test_batch_norm_equals_flax(train, affine):
-    (x,) = _draw((3, 4, 5, 6))
+    (x,) = draw((3, 4, 5, 6))
     x = 3 * x + 1
     ours = norm.BatchNorm(affine=affine, momentum=0.8)
     theirs = nn.BatchNorm(

@@ -35,12 +35,6 @@ TINIEST = SearchSpace(
 FIELDS = dataclasses.fields(SearchState)
 
 
-@pytest.fixture
-def double():
-    with jax.enable_x64(True):
-        yield
-
-
 # A smooth little model: tanh layers, architecture as softmax weights of their inputs.
 
 
@@ -102,7 +96,7 @@ def _relative(a, b):
 
 @pytest.mark.parametrize("clip", [0.0, 0.05], ids=["free", "clipped"])
 @pytest.mark.parametrize("xi", [1.0, 0.3])
-def test_exact_is_the_gradient_of_the_unrolled_loss(double, xi, clip):
+def test_exact_is_the_gradient_of_the_unrolled_loss(float64, xi, clip):
     loss, weights, trace, architecture = _smooth_losses()
     optimizer, state = _sgd(trace, weights, clip)
 
@@ -117,7 +111,7 @@ def test_exact_is_the_gradient_of_the_unrolled_loss(double, xi, clip):
     assert _relative(first, ours) > 1e-3  # the second term is there to be got wrong
 
 
-def test_finite_difference_converges_with_slope_two(double):
+def test_finite_difference_converges_with_slope_two(float64):
     loss, weights, trace, architecture = _smooth_losses()
     optimizer, state = _sgd(trace, weights)
     problem = _smooth_problem(loss, optimizer, state, 1.0)
@@ -131,7 +125,7 @@ def test_finite_difference_converges_with_slope_two(double):
     assert 1.98 < slope < 2.02, (slope, errors)
 
 
-def test_virtual_step_has_momentum_decay_and_schedule(double):
+def test_virtual_step_has_momentum_decay_and_schedule(float64):
     """Left out, each of them would show; the state itself stays where it is."""
     loss, weights, trace, architecture = _smooth_losses()
     rates = optax.linear_schedule(0.1, 0.0, 10)
@@ -151,7 +145,7 @@ def test_virtual_step_has_momentum_decay_and_schedule(double):
         assert _relative(ahead, wrong) > 1e-5
 
 
-def test_without_virtual_step_all_equal_first_order_exactly(double):
+def test_without_virtual_step_all_equal_first_order_exactly(float64):
     loss, weights, trace, architecture = _smooth_losses()
     optimizer, state = _sgd(trace, weights)
     problem = _smooth_problem(loss, optimizer, state, 0.0)
@@ -221,7 +215,7 @@ def _moved(step, state, *batches):
         pytest.param(CANDIDATES, marks=pytest.mark.slow, id="all"),
     ],
 )
-def test_exact_step_equals_central_differences_for_every_logit(double, candidates):
+def test_exact_step_equals_central_differences_for_every_logit(float64, candidates):
     """Columns and attention, through the step that the search runs."""
     space = SearchSpace(
         (4, 8), (2,), (1,), stem_blocks=1, attention_groups=1, candidates=candidates
