@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
 import pathlib
 import platform
@@ -22,14 +23,26 @@ def use_cache() -> None:
     """Caches compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already.
 
     They lie in the user's cache folder, one folder per host: programs for one CPU need not run on
-    another one that shares the home folder.
+    another one that shares the home folder. Where that folder cannot be used, logs a warning, and
+    nothing is cached.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(root) / "manas_jax" / platform.node()
+        try:
+            folder = _cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(f"{folder} is of another user, or read-only")
+        except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+            logging.warning("compiled programs are not cached on disk: %s", error)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # A step consists of many programs, most of which compile in less than JAX's default of 1 s.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _cache_folder() -> pathlib.Path:
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(root) / "manas_jax" / platform.node()
 
 
 @dataclasses.dataclass(frozen=True)

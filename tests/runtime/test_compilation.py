@@ -130,3 +130,26 @@ def test_cache_folder_is_that_of_the_user_and_host(monkeypatch, tmp_path):
         assert folder.parent == tmp_path / ".cache" / "manas_jax"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("reason", ["home", "file", "closed"])
+def test_without_a_usable_cache_folder_nothing_is_cached(monkeypatch, tmp_path, caplog, reason):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if reason == "home":
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+        def no_home():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(pathlib.Path, "home", no_home)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if reason == "file":
+        (tmp_path / "cache").write_text("")
+    if reason == "closed":  # not by its mode, as root may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    compilation.use_cache()
+    assert jax.config.jax_compilation_cache_dir == before
+    (record,) = caplog.records
+    assert "not cached on disk: " in record.getMessage()
