@@ -9,13 +9,15 @@ import numpy as np
 from PIL import Image
 
 from manas_jax.inference.image_files import encoders
-from manas_jax.inference.image_files.palette import fit_palette
+from manas_jax.inference.image_files.palette import fit_palette, pack
 from manas_jax.inference.image_files.pixels import Page
 
+_SAMPLE = 2**16  # pixels that the first guess at a palette is made from
 
-def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+
+def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Pillow's options for the same comment and playback."""
-    return {key: image.info[key] for key in ("loop", "comment") if key in image.info}
+    return {key: image.info[key] for key in ("loop", "comment") if key in image.info}, []
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
@@ -34,9 +36,11 @@ def _with_palette(page: Page) -> Image.Image:
     samples = page.samples
     opaque = samples[..., 3] >= 128 if page.mode == "RGBA" else np.ones(samples.shape[:2], bool)
     size = 256 if opaque.all() else 255
-    colours = np.unique(samples[opaque][:, :3], axis=0)
+    packed = np.unique(pack(samples[opaque][:, :3]))
+    colours = packed.astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
     if len(colours) > size:
-        image = Image.fromarray(samples[opaque][None, :, :3])
+        chosen = samples[opaque][None, :: 1 + opaque.sum() // _SAMPLE, :3]
+        image = Image.fromarray(np.ascontiguousarray(chosen))
         image = image.quantize(size, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette = np.column_stack([colours, np.full(len(colours), 255, np.uint8)])

@@ -6,6 +6,9 @@ import numpy as np
 from scipy.spatial import KDTree
 
 _ITERATIONS = 4
+_CELL = np.uint32(0xFFFCFCFC)
+"""Colours that agree in these bits of `pack` get one entry, as pictures have too many to search for
+each; unless the palette holds them exactly."""
 
 
 def fit_palette(
@@ -24,19 +27,33 @@ def fit_palette(
     Returns:
       Indices, uint8 (H, W), and the fitted palette.
     """
-    colours, inverse, counts = np.unique(
-        np.column_stack([rgb.reshape(-1, 3), alpha.ravel()]),
-        axis=0,
-        return_inverse=True,
-        return_counts=True,
-    )
-    indices = _nearest(colours, palette)
-    for _ in range(_ITERATIONS):
-        if (palette[indices] == colours).all():
-            break
-        palette = move_to_means(palette, indices, colours, counts)
-        indices = _nearest(colours, palette)
-    return indices[inverse].reshape(alpha.shape).astype(np.uint8), palette
+    pixels = pack(rgb, alpha).ravel()
+    indices, found = _find(pixels, palette)
+    if not found.all():
+        cells, inverse, counts = np.unique(pixels & _CELL, return_inverse=True, return_counts=True)
+        sums = (np.bincount(inverse, x) for x in rgb.reshape(-1, 3).T)
+        colours = np.column_stack([*(x / counts for x in sums), cells >> 24])
+        for _ in range(_ITERATIONS):
+            palette = move_to_means(palette, _nearest(colours, palette), colours, counts)
+        nearest = _nearest(colours, palette)
+        indices, found = _find(pixels, palette)
+        indices = np.where(found, indices, nearest[inverse])
+    return indices.reshape(alpha.shape).astype(np.uint8), palette
+
+
+def pack(rgb: np.ndarray, alpha: np.ndarray | int = 255) -> np.ndarray:
+    """uint8 (..., 3) and alpha (...) as one uint32 (...) per colour."""
+    packed = np.empty((*rgb.shape[:-1], 4), np.uint8)
+    packed[..., 0], packed[..., 1:] = alpha, rgb
+    return packed.view(">u4")[..., 0].astype(np.uint32)
+
+
+def _find(pixels: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of the packed `pixels` (N,) an entry, and whether the entry is of its colour."""
+    packed = pack(palette[:, :3], palette[:, 3])
+    order = np.argsort(packed, kind="stable")
+    entries = order[np.searchsorted(packed[order], pixels).clip(max=len(order) - 1)]
+    return entries, packed[entries] == pixels
 
 
 def move_to_means(
@@ -47,7 +64,7 @@ def move_to_means(
     Args:
       palette: uint8 (entries, 4).
       indices: (N,) the entry of each colour.
-      colours: (N, 3) or (N, 4), of which RGB counts.
+      colours: numbers (N, 3) or (N, 4), of which RGB counts.
       counts: (N,) pixels of each colour; one by default.
     """
     weights = np.ones(len(indices)) if counts is None else counts
