@@ -19,7 +19,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -76,12 +75,12 @@ class Plan:
     Attributes:
       jobs: one per file, in the order of the inputs.
       problems: folders that cannot be read, one line each.
-      others: number of files in the folders that are neither pictures nor videos.
+      others: files in the folders that are neither pictures nor videos, or hidden: their suffixes.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
-    others: int = 0
+    others: list[str] = dataclasses.field(default_factory=list)
 
 
 def plan(inputs: Sequence[str], out: str, *, compare: bool = False) -> Plan:
@@ -129,7 +128,7 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list
             bar.set_postfix_str(_printable(job.source.name if job.source else ""), refresh=True)
             try:
                 _derain(job, restore, bar)
-            except (UserError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            except Exception as error:  # one file may not stop the others
                 problems.append(_error_line(job, error))
                 tqdm.write(problems[-1], file=sys.stderr)
             bar.update()
@@ -139,6 +138,7 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 if a file failed, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(format="warning: %(message)s")
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # repeats what its exceptions say
     try:
@@ -158,9 +158,14 @@ def _main(options: argparse.Namespace) -> int:
     jobs = [job for job in planned.jobs if options.overwrite or not _exists(job)]
     if not jobs and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):
         raise UserError(f"{planned.jobs[0].target} exists; --overwrite replaces it")
-    problems = [_printable(line) for line in planned.problems]
+    obstacles = {job: _obstacle(job) for job in jobs}
+    jobs = [job for job in jobs if not obstacles[job]]
+    # Files share a line where it is their folder that cannot be written.
+    problems = [*planned.problems, *dict.fromkeys(filter(None, obstacles.values()))]
+    problems = [_printable(line) for line in problems]
     for line in problems:
         print(line, file=sys.stderr)
+    failed = len(planned.problems) + len(obstacles) - len(jobs)
     if jobs:
         malloc.tune()
         derainer = Derainer.from_pretrained(options.weights, tile=options.tile)
@@ -169,10 +174,12 @@ def _main(options: argparse.Namespace) -> int:
         def restore(pixels: np.ndarray) -> np.ndarray:
             return derainer(pixels, self_ensemble=options.self_ensemble)
 
-        problems += run(jobs, restore, progress=not options.quiet)
+        failures = run(jobs, restore, progress=not options.quiet)
+        problems += failures
+        failed += len(failures)
     one_line_says_all = problems and len(planned.jobs) == 1 and not planned.problems
     if not options.quiet and not one_line_says_all:
-        print(_summary(planned, len(jobs), len(problems)), file=sys.stderr)
+        print(_summary(planned, len(obstacles), failed), file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -181,16 +188,17 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
 
     Args:
       planned: the plan.
-      tried: number of its jobs that were run.
+      tried: number of its jobs whose outputs did not exist.
       failed: number of jobs that failed and folders that cannot be read.
     """
     done = tried + len(planned.problems) - failed
     existing = len(planned.jobs) - tried
+    suffixes = ", ".join(sorted({suffix or "no suffix" for suffix in planned.others}))
     counts = {
         f"{done} of {len(planned.jobs)} de-rained": True,
         f"{failed} failed, see above": failed,
         f"{existing} existing skipped (--overwrite replaces them)": existing,
-        f"{planned.others} of other kinds ignored": planned.others,
+        f"{len(planned.others)} of other kinds ignored ({_printable(suffixes)})": planned.others,
     }
     return "; ".join(text for text, applies in counts.items() if applies)
 
@@ -205,12 +213,15 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
     _check_suffix(job, picture.format)
     restored = [restore(frame) for frame in picture.frames]
     if job.target:
-        image_files.write(picture, restored, job.target)
+        image_files.write(picture, restored, job.target, like=job.source)
     else:
         _write_to_standard_output(picture, restored)
     if job.comparison:
         both = np.concatenate([_to_8_bits(picture.frames[0]), _to_8_bits(restored[0])], axis=1)
-        images.write_png(job.comparison, both)
+        images.write_png(job.comparison, both, like=job.source)
+    if picture.left_out:
+        line = f"{job}: warning: written without its {' and '.join(picture.left_out)}"
+        tqdm.write(_printable(line), file=sys.stderr)
 
 
 def _write_to_standard_output(picture: image_files.Picture, restored: Sequence[np.ndarray]) -> None:
@@ -255,15 +266,19 @@ def _stream_target(out: str, several: bool) -> pathlib.Path | None:
 
 def _file_target(name: str, out: str, several: bool) -> pathlib.Path | None:
     source, place = pathlib.Path(name), pathlib.Path(out)
-    if not os.path.lexists(source):
-        raise UserError(f"{name}: no such file or folder")
+    try:
+        source.lstat()
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file or folder") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     if not _is_known(source):
         raise UserError(f"{name}: has the suffix of neither a picture nor a video")
     if out == STREAM:
         if several or video.is_video(source):
             raise UserError("standard output takes a single picture")
         return None
-    if several or place.is_dir() or not _is_known(place):
+    if several or os.path.isdir(place) or not _is_known(place):
         return _folder(place) / source.name
     if video.is_video(source) != video.is_video(place):
         raise UserError(f"{name} and {out}: pictures stay pictures and videos videos")
@@ -290,13 +305,14 @@ def _add_folder(
         folders[:] = sorted(f for f in folders if os.path.realpath(here / f) != skipped)
         known = [here / file for file in sorted(files) if _is_known(here / file)]
         planned.jobs += [Job(file, base / file.relative_to(folder), compare) for file in known]
-        planned.others += len(files) - len(known)
+        others = (here / file for file in files if not _is_known(here / file))
+        planned.others += ["hidden" if f.name.startswith(".") else f.suffix.lower() for f in others]
     if before == len(planned.jobs) + len(planned.problems):
         raise UserError(f"{folder}: holds no pictures or videos")
 
 
 def _folder(place: pathlib.Path) -> pathlib.Path:
-    if os.path.lexists(place) and not place.is_dir():
+    if os.path.lexists(place) and not os.path.isdir(place):
         raise UserError(f"{place} is a file, but a folder is needed: give -o another path")
     return place
 
@@ -307,6 +323,21 @@ def _is_known(path: pathlib.Path) -> bool:
 
 def _exists(job: Job) -> bool:
     return job.target is not None and os.path.lexists(job.target)
+
+
+def _obstacle(job: Job) -> str | None:
+    """Why an output cannot be written, if that is known beforehand."""
+    for target in filter(None, (job.target, job.comparison)):
+        folder = next(folder for folder in target.parents if os.path.lexists(folder))
+        if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
+            return f"cannot write to the folder {folder}"
+        try:
+            (folder / target.name).lstat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # such as a name that is too long
+            return f"cannot write {target}: {error.strerror}"
+    return None
 
 
 def _check_targets(jobs: Sequence[Job]) -> None:
@@ -375,7 +406,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", action="store_true", help="also write before and after side by side"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser
 
 

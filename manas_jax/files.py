@@ -15,11 +15,17 @@ from manas_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replacing(
+    path: str | os.PathLike, like: str | os.PathLike | None = None
+) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; the file written there replaces `path` on exit.
 
     The temporary has the suffix of `path`. After an error `path` is unchanged and the temporary is
     removed.
+
+    Args:
+      path: the file.
+      like: a file whose permissions it gets, as far as the umask allows.
 
     Raises:
       OSError: the file cannot be renamed.
@@ -28,6 +34,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     # Random and short, as the name of the file itself may have the maximal length.
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
+        if like is not None:  # before there is anything to read
+            temporary.touch(os.stat(like).st_mode & 0o666 | 0o600)
         yield temporary
         os.replace(temporary, path)
     finally:
@@ -36,7 +44,9 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def output_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def output_file(
+    path: str | os.PathLike, like: str | os.PathLike | None = None
+) -> Iterator[pathlib.Path]:
     """`replacing` for a file that the user names: creates its folder, explains what goes wrong.
 
     Raises:
@@ -44,7 +54,7 @@ def output_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with replacing(path, like) as temporary:
             yield temporary
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

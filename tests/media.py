@@ -1,6 +1,7 @@
 """Noise images in Pillow's modes, their encoded bytes, and what a video holds."""
 
 import io
+import struct
 
 import av
 import numpy as np
@@ -36,6 +37,55 @@ def encoded(image, format, **options):
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def raw_tiff(data, size, bits, photometric, tags=None, order="<"):
+    """A TIFF of one strip of `data`, without compression.
+
+    Args:
+      data: bytes as the file stores them.
+      size: (height, width).
+      bits: per sample of a pixel, a tuple.
+      photometric: 0 white is zero, 1 black is zero, 2 RGB, 3 palette, 5 CMYK, 6 YCbCr, 8 Lab.
+      tags: further ones, each a tuple of 16-bit numbers.
+      order: "<" or ">", of bytes.
+    """
+    fields = {256: size[1:], 257: size[:1], 258: bits, 259: (1,), 262: (photometric,)}
+    fields |= {273: (0,), 277: (len(bits),), 278: size[:1], 279: (len(data),)} | (tags or {})
+    start = 8 + 2 + 12 * len(fields) + 4  # of what does not fit the entries
+    far, entries = b"", b""
+    for tag, values in sorted(fields.items()):
+        kind = "L" if tag in (273, 279) else "H"
+        packed = struct.pack(f"{order}{len(values)}{kind}", *values)
+        if tag == 273:
+            offset_at = 8 + 2 + len(entries) + 8
+        if len(packed) > 4:
+            packed, far = struct.pack(f"{order}L", start + len(far)), far + packed
+        entries += struct.pack(f"{order}HHL", tag, "HL".index(kind) + 3, len(values))
+        entries += packed.ljust(4, b"\0")
+    header = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HL", 42, 8)
+    directory = header + struct.pack(f"{order}H", len(fields)) + entries + bytes(4) + far
+    content = bytearray(directory + data)
+    struct.pack_into(f"{order}L", content, offset_at, len(directory))
+    return bytes(content)
+
+
+UNREADABLE_TIFFS = {
+    "signed samples": ((8,), 1, {339: (2,)}),
+    "signed or beyond 16 bits": ((16,), 1, {339: (2,)}),
+    "beyond 16 bits": ((32,), 1, {}),
+    "floating-point": ((32,), 1, {339: (3,)}),
+    "unusual kind of samples": ((16,), 1, {339: (3,)}),
+    "samples of 12 bits": ((12,), 1, {}),
+    "kind of samples": ((10, 10, 10), 2, {}),
+    "Lab colours": ((8, 8, 8), 8, {}),
+    "separate planes": ((16, 16, 16), 2, {284: (2,)}),
+    "in separate planes": ((8,), 0, {284: (2,)}),
+    "separate": ((8, 8, 8, 8), 2, {284: (2,), 338: (1,)}),
+    "subsampled colours": ((8, 8, 8), 6, {}),
+    "a palette of 8 bits": ((8,), 3, {320: tuple(range(256)) * 3}),
+}
+"""Part of the message -> bits, photometric and tags of TIFFs whose samples are not understood."""
 
 
 def look(path):

@@ -61,6 +61,21 @@ def command(weights, capsys, compiled_once):
     return run
 
 
+@pytest.fixture
+def identity(capsys, monkeypatch):
+    """Runs the command in this process without a network; returns its status and lines."""
+    monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
+    monkeypatch.setattr(
+        derain.Derainer, "from_pretrained", lambda *_, **__: lambda pixels, **_: pixels
+    )
+
+    def run(*arguments):
+        status = derain.main([*map(str, arguments)])
+        return status, capsys.readouterr().err.splitlines()
+
+    return run
+
+
 def of_random_size(mode, draw):
     return noise_image(mode, *draw.integers(1, 40, 2), seed=draw)
 
@@ -153,15 +168,15 @@ def bad_files(draw):
         suffix = "tif" if format == "TIFF" else format.lower()
         yield f"half ä.{suffix}", whole[: len(whole) // 2], ""
         known = format in ("JPEG", "PPM")  # by fewer bytes than these
-        reason = "cannot be read as an image" if known else "no picture"
+        reason = "cannot be read as an image" if known else "no image"
         yield f"head.{suffix}", whole[:7], reason
     for format in ("PNG", "JPEG", "GIF", "BMP"):
         content = claiming(format, 30_000, 30_000)
-        yield f"huge.{format.lower()}", content, "claims 30000x30000 pixels"
+        yield f"huge.{format.lower()}", content, "30000x30000, more than"
         content = claiming(format, 32_000, 32_000)
-        yield f"beyond.{format.lower()}", content, "claims 32000x32000 pixels"
-    yield "text\nin lines.png", b"not an image, " * 19, "no picture"
-    yield "archive.webp", b"PK\3\4" + noise(99, seed=draw).tobytes(), "no picture"
+        yield f"beyond.{format.lower()}", content, "32000x32000, more than"
+    yield "text\nin lines.png", b"not an image, " * 19, "no image"
+    yield "archive.webp", b"PK\3\4" + noise(99, seed=draw).tobytes(), "no image"
     yield "text.mp4", b"not a video, " * 19, "cannot be read as a video"
     yield "noise.mkv", noise(999, seed=draw).tobytes(), "cannot be read as a video"
     yield "floats.tiff", encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating"
@@ -263,7 +278,7 @@ def test_folder_of_good_and_hostile_files(hostile, tmp_path, weights, network, c
     *lines, summary = finished.stderr.splitlines()
     assert summary == (
         f"{len(good)} of {len(good) + len(bad)} de-rained; {len(bad)} failed, see above; "
-        f"{len(others)} of other kinds ignored"
+        f"{len(others)} of other kinds ignored (.part, .txt, hidden, no suffix)"
     )
     found_lines = collections.Counter()
     for path, reason in bad.items():
@@ -423,7 +438,7 @@ def test_quiet_prints_errors_only(street, tmp_path, command):
         ("a.png - -o out", "standard input cannot be combined"),
         ("- -o below", "below is a folder: give -o a file"),
         ("a.png -o out --tile 5", "tile = 5: give more than"),
-        ("{} -o out".format("x" * 5000 + ".png"), "no such file or folder"),
+        ("{} -o out".format("x" * 5000 + ".png"), "cannot be read (File name too long)"),
     ],
 )
 def test_wrong_usage_is_refused(arguments, reason, street, command, monkeypatch):
@@ -449,6 +464,67 @@ def test_unknown_weights_are_refused(wrong, street, capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and wrong in line
     assert not os.path.exists("out")
+
+
+def test_what_is_left_out_is_said_also_quietly(tmp_path, identity):
+    source = tmp_path / "motion.jpg"
+    source.write_bytes(still("JPEG", "RGB")(np.random.default_rng(0)) + b"\0\0\0\x18ftypmp42")
+    status, lines = identity(source, "-o", tmp_path / "out.jpg", "--quiet")
+    assert (status, lines) == (0, [f"{source}: warning: written without its film"])
+
+
+def test_outputs_that_cannot_be_written_are_named_before_anything_is_read(
+    street, tmp_path, identity, monkeypatch
+):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    # Not by its mode, as root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
+    monkeypatch.setattr(derain.image_files, "read", None)
+    assert identity(street, "-o", closed) == (
+        1, [f"cannot write to the folder {closed}", "0 of 3 de-rained; 3 failed, see above"],
+    )  # fmt: skip
+    long = street / f"{'x' * 250}.png"
+    shutil.copy(street / "a.png", long)
+    assert identity(long, "-o", tmp_path / "out", "--compare") == (
+        1, [f"cannot write {tmp_path}/out/{long.name}.compare.png: File name too long"],
+    )  # fmt: skip
+
+
+def test_whatever_a_file_makes_a_library_raise_concerns_that_file_alone(
+    street, tmp_path, identity, monkeypatch
+):
+    encode = image_files.png.encode
+
+    def fail(content, pages):
+        if content == (street / "a.png").read_bytes():
+            raise ZeroDivisionError("division\nby zero")
+        return encode(content, pages)
+
+    monkeypatch.setattr(image_files.png, "encode", fail)
+    status, (line, summary) = identity(street, "-o", tmp_path / "out")
+    assert status == 1 and summary == "2 of 3 de-rained; 1 failed, see above"
+    assert line == (
+        f"{street / 'a.png'}: cannot be stored as PNG (division by zero); convert it first"
+    )
+    assert names(tmp_path / "out") == ["b.png", "below/c.png"]
+
+
+def test_private_pictures_stay_private(street, tmp_path, identity):
+    (street / "a.png").chmod(0o600)
+    assert identity(street / "a.png", "-o", tmp_path / "out", "--compare")[0] == 0
+    written = list((tmp_path / "out").iterdir())
+    assert len(written) == 2 and all(path.stat().st_mode & 0o777 == 0o600 for path in written)
+
+
+def test_suffixes_of_ignored_files_are_named(street, tmp_path, identity):
+    for name in ("a.heic", "b.HEIC", ".DS_Store", "notes"):
+        (street / name).write_bytes(b"")
+    shutil.copy(street / "a.png", street / "d.jfif")
+    assert identity(street, "-o", tmp_path / "out") == (
+        0, ["4 of 4 de-rained; 4 of other kinds ignored (.heic, hidden, no suffix)"],
+    )  # fmt: skip
 
 
 def test_target_suffix_of_another_format_is_refused(street, tmp_path, command):

@@ -12,22 +12,39 @@ Pixels are 8-bit RGB of shape (height, width, 3). Other files are converted as f
 `inference.image_files` reads and writes images without such losses.
 """
 
+from __future__ import annotations
+
+import contextlib
+import io
 import os
-import struct
-import zlib
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from manas_jax.errors import UserError
 from manas_jax.files import has_suffix, output_file
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
+)
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""Pillow's names of the formats that are read; others may run programs, as EPS does."""
 
 _EXIF_ORIENTATION = 0x0112
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError)
-"""What Pillow raises for damaged files, which depends on the format and on the damage."""
+_EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+# TIFF tags and some of their values.
+_BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR = 258, 259, 262, 266, 284
+_COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 338, 339, 530
+_UNCOMPRESSED, _WHITE_IS_ZERO, _PALETTE, _YCBCR = 1, 0, 3, 6
+_SEPARATE_PLANES, _PREMULTIPLIED, _UNSIGNED = 2, 1, 1
+
+# Pillow refuses longer texts and profiles of PNGs, by default from 1 MiB on.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 
 
 def is_image(path) -> bool:
@@ -39,45 +56,40 @@ def read(path) -> np.ndarray:
     """Decodes an image file to RGB, uint8 (height, width, 3), as the module's docstring states.
 
     Raises:
-      UserError: the file is missing, empty, truncated, not an image, or holds samples without a
-        standard range (floating point, or integers beyond 16 bits).
+      UserError: the file is missing, unreadable, empty, truncated, not an image, or holds samples
+        whose brightness is not known, see `unsupported`.
     """
-    with _open(path) as image:
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "I" or image.mode.startswith("I;16"):
-                return _from_16_bit(np.asarray(image), path)
-            if image.mode == "F":
-                raise UserError(
-                    f"{path}: floating-point samples have no standard range; convert it to 8 or "
-                    "16 bits"
-                )
-            return np.array(image.convert("RGB"))
-        except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-            raise UserError(damage_message(path, error)) from error
+    with opened(path, path) as image:
+        if problem := unsupported(image):
+            raise UserError(f"{path}: {problem}")
+        white_is_zero = is_16_bit_white_is_zero(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            return _from_16_bit(np.asarray(image), white_is_zero)
+        return np.array(image.convert("RGB"))
 
 
 def size(path) -> tuple[int, int]:
     """Returns the (height, width) of what `read` returns, from the file's header alone.
 
     Raises:
-      UserError: the file is missing, empty or not an image.
+      UserError: the file is missing, unreadable, empty or not an image.
     """
-    with _open(path) as image:
-        try:
-            width, height = image.size
-            # `getexif` may decode the file if it has no EXIF.
-            has_exif = "exif" in image.info or image.format == "TIFF"
-            swapped = has_exif and image.getexif().get(_EXIF_ORIENTATION) in _SWAPPED
-        except DECODE_ERRORS as error:
-            raise UserError(damage_message(path, error)) from error
+    with opened(path, path) as image:
+        width, height = image.size
+        # Pillow has swapped the sides of a TIFF already. `getexif` decodes a PNG without EXIF.
+        if image.format != "PNG" or _EXIF_KEYS & image.info.keys():
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _SWAPPED
+        else:
+            turned = False
+        swapped = turned and image.format != "TIFF"
     return (width, height) if swapped else (height, width)
 
 
-def write_png(path, pixels: np.ndarray) -> None:
+def write_png(path, pixels: np.ndarray, like=None) -> None:
     """Writes uint8 `pixels` of shape (height, width, 3) as PNG, completely or not at all.
 
-    Missing folders are created.
+    Missing folders are created. `like` is a file whose permissions it gets.
 
     Raises:
       ValueError: `pixels` is not uint8 of shape (height, width, 3).
@@ -85,30 +97,116 @@ def write_png(path, pixels: np.ndarray) -> None:
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"expected uint8 of shape (H, W, 3), got {pixels.dtype} of {pixels.shape}")
-    with output_file(path) as temporary:
+    with output_file(path, like) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def _open(path) -> Image.Image:
+@contextlib.contextmanager
+def opened(source: str | os.PathLike | io.BytesIO, name: object) -> Iterator[Image.Image]:
+    """Opens an image with Pillow; whatever Pillow raises within becomes a UserError.
+
+    Args:
+      source: its path, or its content.
+      name: what messages call it.
+
+    Raises:
+      UserError: the file is missing, unreadable or no image, or Pillow cannot decode it.
+    """
+    content = source if isinstance(source, io.BytesIO) else None
+    with contextlib.ExitStack() as stack:
+        if content is None:
+            content = stack.enter_context(_open_file(source))
+        try:
+            with Image.open(content, formats=FORMATS) as image:
+                yield image
+        except UserError:
+            raise
+        except UnidentifiedImageError:
+            raise UserError(
+                f"{name}: no image of a known format ({', '.join(FORMATS)}), a damaged one, or one "
+                "with an unusual kind of samples; convert it to PNG with 8 or 16 bits"
+            ) from None
+        except Exception as error:  # of any type, as formats and their metadata have many parsers
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{name}: cannot be read as an image ({reason}); copy it again or remove it"
+            ) from error
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of an image file.
+
+    Raises:
+      UserError: the file is missing, unreadable, empty or not a regular file.
+    """
+    with _open_file(path) as file:
+        return file.read()
+
+
+def _open_file(path: str | os.PathLike) -> BinaryIO:
     try:
-        return Image.open(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image") from error
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(damage_message(path, error)) from error
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading from a pipe would block
+            raise UserError(f"{path}: not a regular file; remove it")
+        if not status.st_size:
+            raise UserError(f"{path}: the file is empty (0 bytes); copy it again or remove it")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image") from None
+    except (OSError, ValueError) as error:  # a name may hold a null character
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
 
 
-def damage_message(path, error: Exception) -> str:
-    """The error message for an image that Pillow cannot decode."""
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return f"{path}: the file is empty (0 bytes); copy it again or remove it"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path}: cannot be read as an image ({reason}); copy it again or remove it"
+def unsupported(image: Image.Image) -> str | None:
+    """Why it is not known how bright the samples are that Pillow reads; None if it is known.
+
+    Pillow ignores some of what a file states about its samples, or has no mode for it.
+
+    Args:
+      image: as `opened` gives it, not loaded yet.
+
+    Returns:
+      What is wrong with the file and what to do.
+    """
+    if image.mode == "F":
+        return "floating-point samples have no standard range; convert it to 8 or 16 bits"
+    if image.mode == "I" and image.format != "PPM":
+        return "samples that are signed or beyond 16 bits; convert it to 8 or 16 bits, unsigned"
+    if image.mode == "LAB":
+        return "Lab colours; convert it to RGB"
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        return "CMYK without the marker that says whether 0 is white; convert it to RGB"
+    return _unsupported_tiff(image.tag_v2) if image.format == "TIFF" else None
 
 
-def _from_16_bit(samples: np.ndarray, path) -> np.ndarray:
+def is_16_bit_white_is_zero(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF of 16 bits, which Pillow applies to fewer bits only."""
+    return (
+        image.format == "TIFF"
+        and image.mode.startswith("I;16")
+        and image.tag_v2.get(_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+    )
+
+
+def _unsupported_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str | None:
+    bits, photometric = set(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
+    uncompressed = tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
+    plain = bits == {8} and photometric != _WHITE_IS_ZERO and tags.get(_FILL_ORDER, 1) == 1
+    plain = plain and _PREMULTIPLIED not in tags.get(_EXTRA_SAMPLES, ())
+    if set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != {_UNSIGNED}:
+        return "signed samples; convert it to 8 or 16 bits, unsigned"
+    if not bits <= {1, 2, 4, 8, 16}:
+        return f"samples of {max(bits)} bits; convert it to 8 or 16 bits"
+    if tags.get(_PLANAR) == _SEPARATE_PLANES and not plain:
+        return "channels in separate planes; interleave them"
+    if photometric == _YCBCR and uncompressed and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1):
+        return "subsampled colours without compression; convert it to RGB"
+    if photometric == _PALETTE and max(tags.get(_COLOUR_MAP, (0,))) in range(1, 256):
+        return "a palette of 8 bits, where TIFF has 16; convert it to RGB"
+    return None
+
+
+def _from_16_bit(samples: np.ndarray, white_is_zero: bool) -> np.ndarray:
     """Upper bytes of (height, width) samples, as Pillow reduces 16-bit RGB, in 3 channels."""
-    if samples.min() < 0 or samples.max() > 65535:
-        raise UserError(f"{path}: integer samples beyond 16 bits; convert it to 8 or 16 bits")
     gray = (samples.astype(np.uint16) >> 8).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1)
+    return np.repeat((255 - gray if white_is_zero else gray)[..., None], 3, axis=-1)

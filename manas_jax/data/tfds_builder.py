@@ -135,6 +135,6 @@ def _encodable(image: ImageLike) -> str | np.ndarray:
         with Image.open(image) as opened:
             plain = opened.format in ("PNG", "JPEG") and opened.mode in ("RGB", "L")
             rotated = "exif" in opened.info and opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
-    except (OSError, SyntaxError):  # which `images.read` explains
+    except Exception:  # which `images.read` explains
         plain, rotated = False, False
     return image if plain and not rotated else images.read(image)

@@ -1,10 +1,12 @@
 """Reading and writing images: sample formats by value, damaged files by message."""
 
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from media import UNREADABLE_TIFFS, raw_tiff
 from PIL import Image
 
 from manas_jax.data import images
@@ -89,12 +91,14 @@ def test_16_bit_colour_is_scaled(tmp_path):
     np.testing.assert_array_equal(images.read(tmp_path / "a.png"), samples >> 8)
 
 
-def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
-    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(images.read(tmp_path / "a.png"), np.rot90(RGB, -1))
-    assert images.size(tmp_path / "a.png") == (9, 6)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(images.read(path), np.rot90(RGB, -1))
+    assert images.size(path) == (9, 6)
 
 
 @pytest.mark.parametrize("function", [images.read, images.size])
@@ -116,15 +120,37 @@ def test_truncated_files_are_named(tmp_path, suffix):
         images.read(path)
 
 
-def test_missing_files_and_samples_without_range(tmp_path):
+def test_missing_files_and_pipes(tmp_path):
     with pytest.raises(UserError, match="no such image"):
         images.read(tmp_path / "none.png")
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(UserError, match="floating-point"):
-        images.read(tmp_path / "float.tif")
-    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "wide.tif")
-    with pytest.raises(UserError, match="beyond 16 bits"):
-        images.read(tmp_path / "wide.tif")
+    os.mkfifo(tmp_path / "pipe.png")
+    for function in (images.read, images.size):
+        with pytest.raises(UserError, match=r"pipe\.png: not a regular file"):
+            function(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("reason", UNREADABLE_TIFFS)
+def test_samples_that_are_not_understood(tmp_path, reason):
+    bits, photometric, tags = UNREADABLE_TIFFS[reason]
+    path = tmp_path / "a.tif"
+    path.write_bytes(raw_tiff(bytes(range(1, 97)), (4, 2), bits, photometric, tags))
+    with pytest.raises(UserError, match=reason):
+        images.read(path)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_tiff_where_0_is_white(tmp_path, bits):
+    samples = np.array([[0, 1, 0, 0, 1, 1, 1, 0]] * 2) * (2**bits - 1)
+    stored = np.packbits(samples, 1) if bits == 1 else samples.astype(f"<u{bits // 8}")
+    path = tmp_path / "a.tif"
+    path.write_bytes(raw_tiff(stored.tobytes(), samples.shape, (bits,), 0))
+    np.testing.assert_array_equal(images.read(path)[..., 1], np.where(samples, 0, 255))
+
+
+def test_formats_that_run_programs_are_not_read(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(UserError, match="no image of a known format"):
+        images.read(tmp_path / "a.png")
 
 
 def test_write_png_round_trip_leaves_nothing_else(tmp_path):
@@ -154,5 +180,6 @@ def test_write_png_rejects_other_arrays(tmp_path):
 
 
 def test_is_image():
+    assert images.is_image("a.jfif") and images.is_image("a.JPE") and images.is_image("a.pnm")
     assert images.is_image("a/B.JPG") and images.is_image("x.webp")
     assert not images.is_image("Thumbs.db") and not images.is_image("a/._b.png")

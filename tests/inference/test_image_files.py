@@ -12,9 +12,10 @@ import av
 import numpy as np
 import pytest
 import tifffile
-from media import encoded, noise, noise_image
+from media import UNREADABLE_TIFFS, encoded, noise, noise_image, raw_tiff
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
+from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files
 from manas_jax.inference.image_files import encoders
@@ -239,6 +240,46 @@ def test_tiff_with_unspecified_extra_channel_is_refused(dtype):
         image_files.read(source)
 
 
+def test_16_bit_tiff_where_0_is_white():
+    samples = noise(HEIGHT, WIDTH, dtype=np.uint16)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, photometric="miniswhite")
+    (frame,) = image_files.read(buffer.getvalue()).frames
+    np.testing.assert_array_equal(frame[..., 1], 65535 - samples)
+    with tifffile.TiffFile(io.BytesIO(through(buffer.getvalue()))) as file:
+        assert file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISBLACK
+        np.testing.assert_array_equal(file.asarray(), 65535 - samples)
+
+
+@pytest.mark.parametrize("reason", UNREADABLE_TIFFS)
+def test_tiff_of_samples_that_are_not_understood_is_refused(reason):
+    bits, photometric, tags = UNREADABLE_TIFFS[reason]
+    with pytest.raises(UserError, match=reason):
+        image_files.read(raw_tiff(bytes(range(1, 97)), (4, 2), bits, photometric, tags))
+
+
+def test_greyscale_tiff_with_premultiplied_alpha_is_refused():
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, noise(HEIGHT, WIDTH, 2), photometric="minisblack", extrasamples=["assocalpha"]
+    )
+    with pytest.raises(UserError, match="premultiplied"):
+        image_files.read(buffer.getvalue())
+
+
+def test_photoshop_layers_and_directories_beside_the_pages_are_left_out():
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        layers = (37724, 7, 6, b"layers", True)
+        writer.write(noise(HEIGHT, WIDTH, 3), photometric="rgb", subifds=1, extratags=[layers])
+        writer.write(noise(4, 4, 3), photometric="rgb")
+    source = buffer.getvalue()
+    left_out = ["directories beside the pages (SubIFDs)", "Photoshop layers"]
+    assert image_files.read(source).left_out == left_out
+    result = through(source)
+    assert b"layers" not in result and image_files.read(result).left_out == []
+
+
 def test_tiff_keeps_jpeg_compression():
     source = encoded(Image.fromarray(smooth(3)), "TIFF", compression="jpeg")
     result = image_of(through(source))
@@ -431,6 +472,26 @@ def test_transparent_colour_of_16_bit_rgb():
     np.testing.assert_array_equal(after, expected)
 
 
+def test_higher_bits_of_a_transparent_colour_are_ignored():
+    source = encoded(in_mode("L"), "PNG", transparency=5)
+    odd = source.replace(chunk(b"tRNS", b"\0\5"), chunk(b"tRNS", b"\1\5"))
+    assert odd != source
+    result = through(odd, lambda x: np.full_like(x, 5))
+    assert (b"tRNS", b"\1\5") in chunks_of(result)
+    np.testing.assert_array_equal(
+        np.asarray(image_of(result)) == 5, np.asarray(image_of(source)) == 5
+    )
+
+
+def test_png_with_texts_and_profiles_of_megabytes():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "dry " * 2**19, zip=True)
+    text.add_itxt("Long", "wet " * 2**19, zip=True)
+    source = encoded(in_mode("RGB"), "PNG", pnginfo=text, icc_profile=bytes(2**21))
+    others = [c for c in chunks_of(source) if c[0] != b"IDAT"]
+    assert [c for c in chunks_of(through(source)) if c[0] != b"IDAT"] == others
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_alpha_is_unchanged(mode):
     source = encoded(in_mode(mode), "PNG")
@@ -544,13 +605,82 @@ def test_apng_keeps_its_default_image():
     np.testing.assert_array_equal(np.asarray(result.convert("RGB")), np.asarray(frames[2]))
 
 
-def test_mpo_keeps_the_first_image(tmp_path):
+def test_mpo_keeps_the_first_image():
     frames = [Image.fromarray(smooth(3)), Image.fromarray(noise(HEIGHT, WIDTH, 3))]
     source = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     picture = image_files.read(source)
     assert picture.format == "JPEG" and len(picture.frames) == 1
+    assert picture.left_out == ["further images (1)"]
     result = through(source)
     assert b"MPF\0" not in result and image_of(result).format == "JPEG"
+
+
+def jpeg_with_xmp(properties, behind=b"", **options):
+    xmp = f"<rdf:Description xmlns:dc='http://purl.org/dc/elements/1.1/' {properties}"
+    return encoded(Image.fromarray(smooth(3)), "JPEG", xmp=xmp.encode(), **options) + behind
+
+
+GAIN_MAP = (
+    "xmlns:Container='http://ns.google.com/photos/1.0/container/' "
+    "xmlns:Item='http://ns.google.com/photos/1.0/container/item/' "
+    "xmlns:hdrgm='http://ns.adobe.com/hdr-gain-map/1.0/' hdrgm:Version='1.0' dc:title='rain'>"
+    "<Container:Directory><rdf:Seq><Container:Item Item:Semantic='GainMap'/></rdf:Seq>"
+    "</Container:Directory></rdf:Description>"
+)
+FILM = (
+    "xmlns:GCamera='http://ns.google.com/photos/1.0/camera/' GCamera:MotionPhoto='1' "
+    'GCamera:MicroVideoOffset="28" GCamera:BurstID="7" dc:title=\'rain\'>'
+    "<GCamera:MicroVideo>1</GCamera:MicroVideo><GCamera:MotionPhotoVersion /></rdf:Description>"
+)
+SMALL_JPEG = encoded(Image.new("L", (4, 4)), "JPEG")
+SMALL_FILM = b"\0\0\0\x1cftypisom" + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("properties", "behind", "left_out"),
+    [
+        (GAIN_MAP, SMALL_JPEG, ["HDR gain map"]),
+        (FILM, SMALL_FILM, ["film"]),
+        (GAIN_MAP + FILM, SMALL_JPEG + SMALL_FILM, ["HDR gain map", "film"]),
+        ("/>", SMALL_JPEG * 2, ["further images (2)"]),
+        ("/>", b"notes", ["5 bytes behind the image"]),
+        ("/>", bytes(99), []),
+        (GAIN_MAP, b"", []),
+    ],
+)
+def test_what_lies_behind_a_jpeg_goes_with_all_claims_to_it(properties, behind, left_out):
+    source = jpeg_with_xmp(properties, behind, progressive=True)
+    assert image_files.read(source).left_out == left_out
+    result = through(source)
+    xmp = image_of(result).info["xmp"]
+    for claim in (b"hdrgm:", b"GainMap", b"MicroVideo", b"MotionPhoto", b"Container:"):
+        assert claim not in xmp
+    for name in (b"dc:title='rain'", b'BurstID="7"'):
+        assert (name in xmp) == (name in source)
+    assert result.endswith(b"\xff\xd9") and result.count(b"\xff\xd9") == 1
+
+
+def test_jpeg_with_junk_between_segments():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    source = encoded(
+        Image.fromarray(smooth(3)), "JPEG", exif=exif, icc_profile=ICC, comment=b"dry", quality=95
+    )
+    clean = image_of(through(source))
+    parts = [source[:2], source[2:20], source[20:]]  # SOI, JFIF, EXIF and all others
+    assert parts[2].startswith(b"\xff\xe1")
+    after = image_of(through(parts[0] + parts[1] + b"junk\xff\xff\0\xff" + parts[2]))
+    assert after.info == clean.info and after.getexif()[ORIENTATION] == 6
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(clean))
+
+
+def test_an_encoded_image_that_nothing_reads_is_refused(monkeypatch, tmp_path):
+    picture = image_files.read(encoded(in_mode("RGB"), "PNG"), "a.png")
+    encode = image_files.png.encode
+    monkeypatch.setattr(image_files.png, "encode", lambda *x: encode(*x)[:-30])
+    with pytest.raises(UserError, match=r"a\.png: cannot be stored as PNG"):
+        image_files.write(picture, picture.frames, tmp_path / "b.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_write_respects_umask_and_refuses_other_frames(tmp_path):
@@ -579,7 +709,32 @@ def test_write_respects_umask_and_refuses_other_frames(tmp_path):
         image_files.write(picture, picture.frames, source / "below.png")
 
 
+def test_outputs_are_no_more_readable_than_inputs(tmp_path):
+    source, target = tmp_path / "in.png", tmp_path / "out.png"
+    source.write_bytes(encoded(in_mode("RGB"), "PNG"))
+    picture = image_files.read(source)
+    for mode, expected in ((0o600, 0o600), (0o400, 0o600), (0o640, 0o640), (0o777, 0o644)):
+        source.chmod(mode)
+        image_files.write(picture, picture.frames, target, like=source)
+        assert target.stat().st_mode & 0o777 == expected
+
+
+def test_pictures_of_one_row(tmp_path):
+    wide = encoded(Image.fromarray(np.resize(noise(1, 999, 3), (1, 2_200_000, 3))), "PNG")
+    np.testing.assert_array_equal(
+        image_files.read(through(wide)).frames[0], image_files.read(wide).frames[0]
+    )
+    header = struct.pack(">IIBBBBB", 2_200_000, 1, 16, 2, 0, 0, 0)
+    data = zlib.compress(bytes(2_200_000 * 6 + 1))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    with pytest.raises(UserError, match="too many pixels for colours of 16 bits"):
+        image_files.read(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
 def test_is_picture():
+    for format in images.FORMATS:
+        suffixes = [k for k, v in Image.registered_extensions().items() if v == format]
+        assert all(image_files.is_picture(f"a{suffix}") for suffix in suffixes)
     assert image_files.is_picture("a/B.PNG") and image_files.is_picture("a.gif")
     assert not image_files.is_picture(".a.png") and not image_files.is_picture("a.mp4")
 
@@ -594,14 +749,14 @@ def test_errors_name_the_file_and_the_problem(tmp_path):
         assert str(path) in message and "\n" not in message and "object at" not in message
         return message
 
-    with pytest.raises(UserError, match="no such picture"):
+    with pytest.raises(UserError, match="no such image"):
         image_files.read(tmp_path / "none.png")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="not a regular file"):
         image_files.read(tmp_path)
     with pytest.raises(UserError, match=r"upload\.png: the file is empty"):
         image_files.read(b"", "upload.png")
     assert "empty" in complaint(b"")
-    assert "no picture" in complaint(b"not a picture at all, but long enough to be one")
+    assert "no image" in complaint(b"not a picture at all, but long enough to be one")
     for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
         content = encoded(Image.fromarray(noise(40, 40, 3)), format)
         complaint(content[: len(content) // 2])
@@ -615,14 +770,22 @@ def test_errors_name_the_file_and_the_problem(tmp_path):
 def test_decompression_bombs_are_refused_and_large_images_are_not(monkeypatch):
     limit = Image.MAX_IMAGE_PIXELS
     header = struct.pack(">IIBBBBB", 40000, 25001, 1, 0, 0, 0, 0)
-    with pytest.raises(UserError, match="claims 40000x25001"):
+    with pytest.raises(UserError, match="40000x25001, more than 3,000"):
         image_files.read(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(20)))
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "MAX_PIXELS", HEIGHT * WIDTH * 3)
+        patch.setattr(image_files, "MAX_BYTES", HEIGHT * WIDTH * 3 * 3)
         frames = moving()
         source = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-        with pytest.raises(UserError, match="frame 4 of 4"):
+        with pytest.raises(UserError, match="in 4 frames, more than"):
             image_files.read(source)
+    small = [Image.new("L", (1, 1), 20 * i) for i in range(11)]
+    bomb = encoded(small[0], "GIF", save_all=True, append_images=small[1:])
+    assert bomb[6:10] == b"\1\0\1\0"
+    bomb = bomb[:6] + struct.pack("<HH", 9459, 9459) + bomb[10:]
+    monkeypatch.setattr(image_files.decode, "read_page", None)  # nothing is decoded
+    with pytest.raises(UserError, match=r"984,199,491 pixels in 11 frames, more than \d+ bytes"):
+        image_files.read(bomb)
+    monkeypatch.undo()
     # What Pillow would refuse, in small: its limit is twice this.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings():

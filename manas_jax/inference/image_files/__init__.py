@@ -17,8 +17,12 @@ Colours keep their ICC profile and are never converted to another one.
 
 Limits of formats and encoders: animations are encoded again, so frames look the same, while
 disposal, blending and cropping are the encoder's choice, which also merges equal frames; PNG loses
-interlacing and TIFF its tiles; only the first image of a JPEG with several (MPO) stays; directories
-beside a TIFF's pages (SubIFDs) are dropped; lossy formats lose quality again.
+interlacing and TIFF its tiles; lossy formats lose quality again.
+
+What shows the pixels a second time would keep the rain: EXIF thumbnails are made from the new
+pixels, other previews are removed. What `Picture.left_out` names goes with all claims to it: what
+lies behind the first image of a JPEG (gain maps, films, further images), SubIFDs and Photoshop
+layers in TIFF.
 """
 
 from __future__ import annotations
@@ -27,15 +31,13 @@ import contextlib
 import dataclasses
 import io
 import os
-import pathlib
-import struct
 import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from manas_jax.data import images
 from manas_jax.errors import UserError
@@ -43,15 +45,15 @@ from manas_jax.files import has_suffix, output_file
 from manas_jax.inference.image_files import bmp, decode, gif, jpeg, png, ppm, tiff, webp
 from manas_jax.inference.image_files.pixels import Page, rgb, with_rgb
 
-SUFFIXES = images.SUFFIXES | {".apng", ".gif", ".pbm"}
-MAX_PIXELS = 10**9
-"""Files whose headers claim more, in all frames together, are refused undecoded."""
+SUFFIXES = images.SUFFIXES | {".apng", ".gif"}
+MAX_BYTES = 3 * 10**9
+"""Files whose headers claim more bytes of RGB, in all frames together, are refused undecoded."""
 MAX_PIXELS_PER_BYTE = 8 * 1032
 """DEFLATE packs 1032:1 at most (https://zlib.net/zlib_tech.html), and a pixel takes a bit at least.
 JPEG, GIF and lossy WebP stay below. Frames of one colour can exceed it in lossless WebP and in fax
-TIFF, so it is applied to frames beyond `TRUSTED_PIXELS` only."""
+TIFF, so it is applied to files beyond `TRUSTED_PIXELS` only."""
 TRUSTED_PIXELS = 89_478_485
-"""Smaller frames are decoded however short the file is. The value is Pillow's own limit."""
+"""Fewer pixels are decoded however short the file is. The value is Pillow's own limit."""
 
 _FORMATS: dict[str, ModuleType] = {
     "PNG": png,
@@ -62,10 +64,10 @@ _FORMATS: dict[str, ModuleType] = {
     "GIF": gif,
     "PPM": ppm,
 }
-"""Pillow's name of a format -> the module with its `storage` and `encode`."""
-# Raised for damaged files: also by Pillow's parsers of metadata.
-_DAMAGE = (*images.DECODE_ERRORS, IndexError, KeyError, TypeError, OverflowError)
+"""Pillow's name of a format -> the module with its `storage` and `encode`.
 
+`storage(image, content)` returns how the current frame is stored, as `encode` needs it, and what
+`encode` leaves out of the file, in words."""
 _pillow_limit = threading.RLock()
 
 
@@ -79,11 +81,13 @@ class Picture:
       frames: RGB, uint8 or uint16 of shape (H, W, 3), upright and read-only: one frame of a still
         image, all of an animation or a TIFF of several pages. The pages of a TIFF may differ in
         size and bit depth.
+      left_out: what the file holds beside them that `write` leaves out, such as 'film'.
     """
 
     name: str
     format: str
     frames: Sequence[np.ndarray] = dataclasses.field(repr=False)
+    left_out: Sequence[str]
     _pages: Sequence[Page] = dataclasses.field(repr=False)
     _content: bytes = dataclasses.field(repr=False)
 
@@ -102,27 +106,24 @@ def read(source: str | os.PathLike | bytes, name: str | None = None) -> Picture:
 
     Raises:
       UserError: missing, unreadable, empty, truncated, of an unknown format, of more than
-        `MAX_PIXELS` or more than its bytes can hold, or of samples that cannot be written back
-        (floating point, beyond 16 bits, 16-bit CMYK or PPM, Lab).
+        `MAX_BYTES` or more than its bytes can hold, or of samples that are not understood or cannot
+        be written back (floating point, signed, 12 bits, 16-bit CMYK or PPM, Lab, and others).
     """
     content, name = _load(source, name)
-    with _open(content, name) as image:
-        format = "JPEG" if image.format == "MPO" else image.format
-        count = 1 if format == "JPEG" else getattr(image, "n_frames", 1)
-        pages, pixels = [], 0
-        for index in range(count):
-            image.seek(index)
-            pixels += image.width * image.height
-            _check_size(image, f"frame {index + 1} of {count}", pixels, len(content), name)
-            storage = _FORMATS[format].storage(image, content)
-            pages.append(decode.read_page(image, index, count, content, name, storage))
-    return Picture(name, format, [rgb(page) for page in pages], pages, content)
+    with _without_pillow_limit(), images.opened(io.BytesIO(content), name) as image:
+        format, count = _format_and_count(image)
+        _check_size(image, count, len(content), name)
+        pages = _read_pages(image, content, name)
+    left_out = list(dict.fromkeys(item for page in pages for item in page.left_out))
+    return Picture(name, format, [rgb(page) for page in pages], left_out, pages, content)
 
 
 def write(
     picture: Picture,
     restored: Sequence[np.ndarray],
     target: str | os.PathLike | BinaryIO,
+    *,
+    like: str | os.PathLike | None = None,
 ) -> None:
     """Writes `picture` with new RGB; a file is written completely or not at all.
 
@@ -131,6 +132,7 @@ def write(
       restored: new RGB in the shapes and types of `picture.frames`. With the old RGB lossless
         formats get the same samples again.
       target: a path, of any suffix, or a binary stream.
+      like: a file whose permissions `target` gets.
 
     Raises:
       ValueError: `restored` differs from `picture.frames` in number, shape or type.
@@ -143,49 +145,60 @@ def write(
     try:
         with _without_pillow_limit():
             content = _FORMATS[picture.format].encode(picture._content, pages)
-    except (OSError, OverflowError, RuntimeError, struct.error) as error:  # beyond the format
+            _check_readable(content, pages)
+    except MemoryError:
+        raise
+    except Exception as error:  # of any type, as formats and their metadata have many encoders
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{picture.name}: cannot be stored as {picture.format} ({error}); convert it first"
+            f"{picture.name}: cannot be stored as {picture.format} ({reason}); convert it first"
         ) from error
     if hasattr(target, "write"):
         target.write(content)
     else:
-        with output_file(target) as temporary:
+        with output_file(target, like=like) as temporary:
             temporary.write_bytes(content)
+
+
+def _format_and_count(image: Image.Image) -> tuple[str, int]:
+    """Pillow's name of the format, and the number of frames that are restored."""
+    if image.format in ("JPEG", "MPO"):
+        return "JPEG", 1
+    return image.format, getattr(image, "n_frames", 1)
+
+
+def _read_pages(image: Image.Image, content: bytes, name: str) -> list[Page]:
+    format, count = _format_and_count(image)
+    pages = []
+    for index in range(count):
+        image.seek(index)
+        storage, left_out = _FORMATS[format].storage(image, content)
+        page = decode.read_page(image, index, count, content, name, storage)
+        pages.append(dataclasses.replace(page, left_out=left_out))
+    return pages
+
+
+def _check_readable(content: bytes, pages: Sequence[Page]) -> None:
+    """Raises an error unless `content` is an image file of such pages."""
+    with images.opened(io.BytesIO(content), "the encoded image") as image:
+        again = _read_pages(image, content, "the encoded image")
+    expected, found = (
+        [(page.orientation, page.samples.shape[:2], page.samples.dtype) for page in pages]
+        for pages in (pages, again)
+    )
+    # Encoders of animations merge frames that are equal.
+    if found[:1] != expected[:1] or (len(found) != len(expected) and image.format == "TIFF"):
+        raise ValueError("it would come back as another image")
 
 
 def _load(source: str | os.PathLike | bytes, name: str | None) -> tuple[bytes, str]:
     """Content and name."""
-    if isinstance(source, bytes):
-        name, content = name or "the picture", source
-    else:
-        name = name or os.fspath(source)
-        try:
-            content = pathlib.Path(source).read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"{name}: no such picture") from None
-        except OSError as error:
-            raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
-    if not content:
+    if not isinstance(source, bytes):
+        return images.read_bytes(source), name or os.fspath(source)
+    name = name or "the picture"
+    if not source:
         raise UserError(f"{name}: the file is empty (0 bytes); copy it again or remove it")
-    return content, name
-
-
-@contextlib.contextmanager
-def _open(content: bytes, name: str) -> Iterator[Image.Image]:
-    """Opens an image with Pillow; errors of decoding within become a UserError."""
-    try:
-        with (
-            _without_pillow_limit(),
-            Image.open(io.BytesIO(content), formats=tuple(_FORMATS)) as image,
-        ):
-            yield image
-    except UnidentifiedImageError:
-        raise UserError(
-            f"{name}: no picture of a known format ({', '.join(_FORMATS)}), or a damaged one"
-        ) from None
-    except _DAMAGE as error:
-        raise UserError(images.damage_message(name, error)) from error
+    return source, name
 
 
 @contextlib.contextmanager
@@ -202,20 +215,28 @@ def _without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _check_size(image: Image.Image, frame: str, total: int, file_size: int, name: str) -> None:
-    """Refuses decompression bombs, by what the header claims.
+def _check_size(image: Image.Image, count: int, file_size: int, name: str) -> None:
+    """Refuses decompression bombs by what the headers claim; decodes nothing.
 
     Args:
-      image: the file at one of its frames.
-      frame: which one, for messages.
-      total: pixels of this and all earlier frames.
+      image: the file at its first frame.
+      count: its frames; all have the same canvas, but for the pages of a TIFF.
       file_size: bytes.
       name: what messages call the file.
     """
-    claim = f"{name}: claims {image.width}x{image.height} pixels in {frame}"
-    if total > MAX_PIXELS:
-        raise UserError(f"{claim}, more than {MAX_PIXELS:,} in all; split it into smaller ones")
-    if image.width * image.height > max(TRUSTED_PIXELS, MAX_PIXELS_PER_BYTE * file_size):
+    pixels = size = 0
+    for index in range(count if image.format == "TIFF" else 1):
+        if index:
+            image.seek(index)
+        area = image.width * image.height * (1 if image.format == "TIFF" else count)
+        pixels += area
+        size += area * decode.bytes_per_pixel(image)
+    image.seek(0)
+    frames = f" in {count} frames" if count > 1 else f", {image.width}x{image.height}"
+    claim = f"{name}: claims {pixels:,} pixels{frames}"
+    if size > MAX_BYTES:
+        raise UserError(f"{claim}, more than {MAX_BYTES:,} bytes; split it into smaller ones")
+    if pixels > max(TRUSTED_PIXELS, MAX_PIXELS_PER_BYTE * file_size):
         raise UserError(
             f"{claim}, more than {file_size:,} bytes can hold; copy it again or remove it"
         )

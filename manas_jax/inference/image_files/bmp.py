@@ -11,10 +11,10 @@ from manas_jax.inference.image_files import encoders
 from manas_jax.inference.image_files.pixels import Page
 
 
-def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Pillow's options for the same resolution, and where and how the samples are stored."""
     options = {key: image.info[key] for key in ("dpi",) if key in image.info}
-    return {"options": options, "tile": image.tile[0]}
+    return {"options": options, "tile": image.tile[0]}, []
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:

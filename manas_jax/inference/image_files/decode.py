@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from manas_jax.data import images
 from manas_jax.errors import UserError
-from manas_jax.inference.image_files import png, tiff
+from manas_jax.inference.image_files import encoders, png, tiff
 from manas_jax.inference.image_files.pixels import Page, upright
 
-_EQUIVALENT_MODES = {"RGBX": "RGB", "YCbCr": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
+_COLOUR_OF_16_BITS = ("RGB;16", "RGBA;16", "LA;16")
+_EQUIVALENT_MODES = {"RGBX": "RGB", "YCbCr": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
 
 
 def read_page(
@@ -34,7 +36,7 @@ def read_page(
     """
     is_tiff, is_animation = image.format == "TIFF", count > 1 and image.format != "TIFF"
     rawmode = _rawmode(image)
-    if problem := _unsupported(image, rawmode):
+    if problem := _unsupported(image, rawmode, is_animation):
         raise UserError(f"{name}: {problem}")
     # Pillow turns a TIFF upright when it loads and drops the tag; a PNG's may follow its pixels.
     orientation = image.tag_v2.get(ExifTags.Base.Orientation, 1) if is_tiff else 1
@@ -42,17 +44,18 @@ def read_page(
         rawmode = rawmode.replace("a", "A")
         _set_rawmode(image, rawmode)
     palette = None
-    if rawmode.startswith(("RGB;16", "RGBA;16", "LA;16")):
-        if is_animation:
-            raise UserError(f"{name}: animation of 16 bits; convert it to 8 bits")
+    if rawmode.startswith(_COLOUR_OF_16_BITS):
         mode, samples = _colour_of_16_bits(image, index, rawmode, content)
     else:
+        white_is_zero = images.is_16_bit_white_is_zero(image)
         image.load()
         if image.format == "GIF" or is_animation:  # Pillow changes the mode between frames
             frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
         else:
             frame = image.convert(_EQUIVALENT_MODES.get(image.mode, image.mode))
         mode, samples, palette = _samples(frame)
+        if white_is_zero:  # written as black-is-zero, as Pillow does with fewer bits
+            samples = 65535 - samples
     if not is_tiff:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         samples = upright(samples, orientation)
@@ -78,14 +81,17 @@ def _set_rawmode(image: Image.Image, rawmode: str) -> None:
     ]
 
 
-def _unsupported(image: Image.Image, rawmode: str) -> str | None:
+def bytes_per_pixel(image: Image.Image) -> int:
+    """Bytes of a pixel of the current frame as RGB of its bit depth."""
+    return 6 if image.mode.startswith("I") or ";16" in _rawmode(image) else 3
+
+
+def _unsupported(image: Image.Image, rawmode: str, is_animation: bool) -> str | None:
     """Why the samples cannot be written back, and what to do; None if they can."""
-    if image.mode == "F":
-        return "floating-point samples have no agreed range; convert it to 8 or 16 bits"
-    if image.mode == "I" and image.format != "PPM":
-        return "integer samples beyond 16 bits; convert it to 8 or 16 bits"
-    if image.mode == "LAB":
-        return "Lab colours; convert it to RGB"
+    if problem := images.unsupported(image):
+        return problem
+    if image.mode == "La":
+        return "greyscale with premultiplied alpha; convert it to RGB"
     if rawmode.startswith("CMYK;16"):
         return "16-bit CMYK; convert it to 8 bits or to RGB"
     if image.format == "TIFF" and tiff.has_unknown_channel(image):
@@ -95,6 +101,11 @@ def _unsupported(image: Image.Image, rawmode: str) -> str | None:
         maximum = maximum[-1] if isinstance(maximum, tuple) else maximum
         if maximum > 255:
             return "PPM of 16 bits; convert it to PNG or TIFF"
+    if rawmode.startswith(_COLOUR_OF_16_BITS):
+        if is_animation:
+            return "animation of 16 bits; convert it to 8 bits"
+        if not encoders.fits_ffmpeg(image.width, image.height):
+            return "too many pixels for colours of 16 bits; convert it to 8 bits or split it"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from manas_jax.inference.image_files.pixels import Page, stored_samples
+from manas_jax.inference.image_files.pixels import Page, rgb, stored_samples
 
 
 def pillow_image(page: Page) -> Image.Image:
@@ -21,6 +22,14 @@ def pillow_image(page: Page) -> Image.Image:
     image = Image.fromarray(samples)
     image.putpalette(page.palette[:, :3].tobytes())
     return image
+
+
+def thumbnail_source(page: Page) -> Image.Image:
+    """The page as RGB of 8 bits, as the file stores it."""
+    colours = stored_samples(dataclasses.replace(page, samples=rgb(page)))
+    return Image.fromarray(
+        colours if colours.dtype == np.uint8 else (colours >> 8).astype(np.uint8)
+    )
 
 
 def with_pillow(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -38,6 +47,11 @@ def animation_options(pages: Sequence[Page]) -> dict[str, Any]:
 def is_16_bit_colour(page: Page) -> bool:
     """Whether there are several channels of 16 bits, which Pillow cannot hold."""
     return page.samples.dtype == np.uint16 and page.mode != "L"
+
+
+def fits_ffmpeg(width: int, height: int) -> bool:
+    """Whether FFmpeg takes an image of this size (`av_image_check_size` in libavutil)."""
+    return (width + 128) * (height + 128) < 2**31 // 8
 
 
 def with_ffmpeg(codec: str, pixel_format: str, samples: np.ndarray, options: dict) -> bytes:

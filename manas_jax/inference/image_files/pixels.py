@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Page:
       transparent: the colour that stands for transparent; of '1', 'L' and 'RGB'.
       duration: milliseconds; of an animation.
       storage: how the file stores the pixels, as its format's `encode` needs it.
+      left_out: what its format's `encode` leaves out of the file, in words.
     """
 
     mode: str
@@ -33,6 +34,7 @@ class Page:
     transparent: tuple[int, ...] | None = None
     duration: float | None = None
     storage: dict[str, Any] = dataclasses.field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
 
 # EXIF orientation -> how stored samples are turned upright, and back.

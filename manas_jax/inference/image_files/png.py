@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 
-from manas_jax.inference.image_files import encoders
+from manas_jax.inference.image_files import encoders, previews
 from manas_jax.inference.image_files.pixels import Page, stored_samples
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -18,11 +19,11 @@ _COLOUR_TYPE_CHUNKS = frozenset({b"tRNS", b"bKGD", b"sBIT", b"hIST"})  # their l
 _PIXEL_FORMATS = {"LA": "ya16be", "RGB": "rgb48be", "RGBA": "rgba64be"}  # FFmpeg's, of 16 bits
 
 
-def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Bit depth, and options of an animation."""
     _, header = next(_chunks(content))
     playback = {key: image.info[key] for key in ("loop", "default_image") if key in image.info}
-    return {"bits": header[_BIT_DEPTH], **playback}
+    return {"bits": header[_BIT_DEPTH], **playback}, []
 
 
 def transparent_colour(image: Image.Image, mode: str, bits: int) -> tuple[int, ...] | None:
@@ -30,11 +31,13 @@ def transparent_colour(image: Image.Image, mode: str, bits: int) -> tuple[int, .
     value = image.info.get("transparency")
     if mode not in ("1", "L", "RGB"):
         return None
-    if value is None or isinstance(value, tuple):
-        return value
+    if value is None:
+        return None
+    # Higher bits are to be ignored (PNG specification, section 11.3.2.1).
+    colour = [x & (2**bits - 1) for x in (value if isinstance(value, tuple) else (value,))]
     if mode == "L" and bits < 8:  # Pillow scales samples to 8 bits, but not this value
-        value = value * 255 // (2**bits - 1)
-    return (bool(value) if mode == "1" else value,)
+        colour = [x * 255 // (2**bits - 1) for x in colour]
+    return tuple(map(bool, colour) if mode == "1" else colour)
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
@@ -58,11 +61,17 @@ def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     else:
         bits = min(first.storage["bits"], 8)  # Pillow reads it for greyscale and palettes only
         encoded = encoders.with_pillow(encoders.pillow_image(first), "PNG", bits=bits)
-    return _with_pixels(content, encoded)
+    return _with_pixels(content, encoded, encoders.thumbnail_source(first))
 
 
-def _with_pixels(source: bytes, encoded: bytes) -> bytes:
-    """`source` with the pixel chunks of `encoded`; its other chunks stay where they are."""
+def _with_pixels(source: bytes, encoded: bytes, image: Image.Image) -> bytes:
+    """`source` with the pixel chunks of `encoded`; its other chunks stay where they are.
+
+    Args:
+      source: a file.
+      encoded: a file.
+      image: what a thumbnail in EXIF is made from.
+    """
     new = [chunk for chunk in _chunks(encoded) if chunk[0] in _PIXEL_CHUNKS]
     transparency = [chunk for kind, chunk in _chunks(encoded) if kind == b"tRNS"]
     old = list(_chunks(source))
@@ -76,8 +85,13 @@ def _with_pixels(source: bytes, encoded: bytes) -> bytes:
             result += ([] if same_type else transparency) + pixels
             pixels, transparency = [], []
         elif kind not in _PIXEL_CHUNKS and (same_type or kind not in _COLOUR_TYPE_CHUNKS):
-            result.append(chunk)
+            result.append(_exif_chunk(chunk, image) if kind == b"eXIf" else chunk)
     return b"".join([_SIGNATURE, *result, new[-1][1]])
+
+
+def _exif_chunk(chunk: bytes, image: Image.Image) -> bytes:
+    named = b"eXIf" + previews.in_exif(chunk[8:-4], image)
+    return struct.pack(">L", len(named) - 4) + named + struct.pack(">L", zlib.crc32(named))
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -11,9 +11,9 @@ from manas_jax.inference.image_files import encoders
 from manas_jax.inference.image_files.pixels import Page
 
 
-def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Nothing: there is one layout per mode."""
-    return {}
+    return {}, []
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from manas_jax.inference.image_files import encoders
+from manas_jax.inference.image_files import encoders, previews
 from manas_jax.inference.image_files.pixels import Page, stored_samples
 
 Directory = TiffImagePlugin.ImageFileDirectory_v2
@@ -18,12 +18,14 @@ Directory = TiffImagePlugin.ImageFileDirectory_v2
 # Tags that describe how the pixels are stored: the encoder's values replace them.
 _PIXEL_TAGS = frozenset(
     {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 288, 289, 292, 293, 317, 320}
-    | {322, 323, 324, 325, 330, 332, 334, 338, 339, 340, 341, 347, *range(512, 522)}
+    | {322, 323, 324, 325, 332, 334, 338, 339, 340, 341, 347, *range(512, 522)}
     | {529, 530, 531, 532}
 )
 _COMPRESSION, _OFFSETS, _SAMPLES_PER_PIXEL, _COUNTS, _PREDICTOR, _EXTRA_SAMPLES = (
     259, 273, 277, 279, 317, 338,
 )  # fmt: skip
+_LEFT_OUT = {330: "directories beside the pages (SubIFDs)", 37724: "Photoshop layers"}
+_PREVIEWS = {700: previews.in_xmp, 34377: previews.in_photoshop_resources}
 _INTEROPERABILITY = 40965  # holds an offset within EXIF's own directory
 _HORIZONTAL, _DEFLATE, _OLD_DEFLATE = 2, 8, 32946
 _FFMPEG_COMPRESSION = {"raw": "raw", "packbits": "packbits", "tiff_lzw": "lzw"}  # else deflate
@@ -33,15 +35,17 @@ _PILLOW_COMPRESSION = frozenset(
 _BILEVEL_COMPRESSION = _PILLOW_COMPRESSION | {"tiff_ccitt", "group3", "group4"}
 
 
-def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Compression, predictor and kind of alpha, and the tags to keep."""
     horizontal = image.tag_v2.get(_PREDICTOR) == _HORIZONTAL
-    return {
+    left_out = [name for tag, name in _LEFT_OUT.items() if tag in image.tag_v2]
+    options = {
         "compression": image.info.get("compression", "raw"),
         "extra_samples": image.tag_v2.get(_EXTRA_SAMPLES, (2,))[:1],
         "tags": _metadata_tags(image),
         **({"predictor": _HORIZONTAL} if horizontal else {}),
     }
+    return options, left_out
 
 
 def has_unknown_channel(image: Image.Image) -> bool:
@@ -55,9 +59,9 @@ def _metadata_tags(image: Image.Image) -> Directory:
         if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             entries = image.getexif().get_ifd(tag)
             tags[tag] = {key: entries[key] for key in entries if key != _INTEROPERABILITY}
-        elif tag not in _PIXEL_TAGS:
+        elif tag not in _PIXEL_TAGS and tag not in _LEFT_OUT:
             tags.tagtype[tag] = image.tag_v2.tagtype[tag]
-            tags[tag] = value
+            tags[tag] = _PREVIEWS[tag](value) if tag in _PREVIEWS else value
     return tags
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from manas_jax.inference.image_files import encoders
+from manas_jax.inference.image_files import encoders, previews
 from manas_jax.inference.image_files.pixels import Page
 
 _QUALITY = 95
 _LOSSLESS_EFFORT = 80  # what "quality" means for lossless WebP
 
 
-def storage(image: Image.Image, content: bytes) -> dict[str, Any]:
+def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Pillow's options for the same metadata, playback and kind of compression."""
     keys = ("icc_profile", "exif", "xmp", "loop", "background")
     options = {key: image.info[key] for key in keys if key in image.info}
-    return options | {"lossless": _is_lossless(content)}
+    return options | {"lossless": _is_lossless(content)}, []
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
@@ -29,6 +29,11 @@ def encode(content: bytes, pages: Sequence[Page]) -> bytes:
         options["quality"] = _LOSSLESS_EFFORT
     else:
         options["alpha_quality"] = 100
+    if "exif" in options:
+        image = encoders.thumbnail_source(pages[0])
+        options["exif"] = previews.in_exif(options["exif"], image)
+    if "xmp" in options:
+        options["xmp"] = previews.in_xmp(options["xmp"])
     first, *rest = (encoders.pillow_image(page) for page in pages)
     if rest:
         options |= encoders.animation_options(pages) | {"append_images": rest}

@@ -1,0 +1,91 @@
+"""Metadata that shows the pixels once more: made from the new pixels, or removed."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+
+from PIL import Image
+
+from manas_jax.inference.image_files import encoders
+
+_QUALITIES = (90, 75, 50, 25)
+_JPEG_OFFSET, _JPEG_LENGTH = 513, 514  # EXIF tags
+_PHOTOSHOP_THUMBNAILS = (1033, 1036)  # Adobe Photoshop File Formats Specification
+_XMP_THUMBNAILS = re.compile(rb"<(\w+:Thumbnails)\b[^>]*>.*?</\1\s*>", re.DOTALL)
+
+
+def in_exif(exif: bytes, image: Image.Image) -> bytes:
+    """EXIF with a thumbnail of `image`, or without one if that takes more bytes than the old one.
+
+    All offsets stay, on which the notes of camera makers depend.
+
+    Args:
+      exif: a TIFF header and what follows it.
+      image: RGB, as the file stores it.
+    """
+    try:
+        return _with_thumbnail(bytearray(exif), image)
+    except (struct.error, IndexError, KeyError):  # not EXIF, or damaged: nothing shows it
+        return exif
+
+
+def in_photoshop_resources(resources: bytes) -> bytes:
+    """Photoshop's image resources without its thumbnails."""
+    kept, position = [], 0
+    while resources[position : position + 4] == b"8BIM" and position + 12 <= len(resources):
+        (number,) = struct.unpack_from(">H", resources, position + 4)
+        data = position + 6 + (resources[position + 6] + 2) // 2 * 2  # after a name, padded
+        if data + 4 > len(resources):
+            break
+        (length,) = struct.unpack_from(">L", resources, data)
+        end = data + 4 + (length + 1) // 2 * 2
+        if number not in _PHOTOSHOP_THUMBNAILS:
+            kept.append(resources[position:end])
+        position = end
+    return b"".join([*kept, resources[position:]])
+
+
+def in_xmp(xmp: bytes) -> bytes:
+    """XMP without thumbnails."""
+    return _XMP_THUMBNAILS.sub(b"", xmp)
+
+
+def _with_thumbnail(exif: bytearray, image: Image.Image) -> bytes:
+    order = {b"II": "<", b"MM": ">"}[bytes(exif[:2])]
+    (first,) = struct.unpack_from(f"{order}L", exif, 4)
+    (entries,) = struct.unpack_from(f"{order}H", exif, first)
+    link = first + 2 + 12 * entries
+    (second,) = struct.unpack_from(f"{order}L", exif, link)
+    if not second:
+        return bytes(exif)
+    (entries,) = struct.unpack_from(f"{order}H", exif, second)
+    places = {}  # tag -> where its value is
+    for entry in range(second + 2, second + 2 + 12 * entries, 12):
+        (tag,) = struct.unpack_from(f"{order}H", exif, entry)
+        places[tag] = entry + 8
+    if _JPEG_OFFSET in places and _JPEG_LENGTH in places:
+        (start,) = struct.unpack_from(f"{order}L", exif, places[_JPEG_OFFSET])
+        (length,) = struct.unpack_from(f"{order}L", exif, places[_JPEG_LENGTH])
+        old = bytes(exif[start : start + length])
+        new = _thumbnail(old, image)
+        exif[start : start + len(old)] = (new or b"").ljust(len(old), b"\0")
+        if new:
+            struct.pack_into(f"{order}L", exif, places[_JPEG_LENGTH], len(new))
+            return bytes(exif)
+    struct.pack_into(f"{order}L", exif, link, 0)
+    return bytes(exif)
+
+
+def _thumbnail(old: bytes, image: Image.Image) -> bytes | None:
+    """A JPEG of at most the old one's size in pixels and in bytes; None if that is not possible."""
+    try:
+        with Image.open(io.BytesIO(old), formats=("JPEG",)) as previous:
+            size = previous.size
+    except Exception:  # Pillow raises many types
+        return None
+    small = image.copy()
+    small.thumbnail(size)
+    candidates = (encoders.with_pillow(small, "JPEG", quality=quality) for quality in _QUALITIES)
+    return next((jpeg for jpeg in candidates if len(jpeg) <= len(old)), None)
