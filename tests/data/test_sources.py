@@ -61,7 +61,7 @@ def _breakages():
         "smaller than the crop": (small, r"norain/2\.png: 7x16 .* 8x8"),
         "zero bytes, clean": (write("norain/0.png", b""), r"norain/0\.png: the file is empty"),
         "zero bytes, rainy": (write("rain/0.png", b""), r"rain/0\.png: the file is empty"),
-        "not an image": (write("rain/0.png", b"text"), r"rain/0\.png: cannot be read"),
+        "not an image": (write("rain/0.png", b"text"), r"rain/0\.png: no image of a known"),
         "emptied folder": (emptied, r"norain: no images"),
         "no rainy folder": (without_rain_folder, r"norain: there is no folder of rainy"),
         "two clean folders": (two_clean_folders, r"has both clean and norain"),
