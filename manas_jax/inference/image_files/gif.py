@@ -44,9 +44,11 @@ def _with_palette(page: Page) -> Image.Image:
         image = image.quantize(size, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette = np.column_stack([colours, np.full(len(colours), 255, np.uint8)])
+    rgb = samples[..., :3]
     if not opaque.all():
-        palette = np.concatenate([palette, np.zeros((1, 4), np.uint8)])
-    rgb = np.where(opaque[..., None], samples[..., :3], 0)
+        hidden = rgb[~opaque][0]
+        palette = np.concatenate([palette, [[*hidden, 0]]]).astype(np.uint8)
+        rgb = np.where(opaque[..., None], rgb, hidden)
     indices, palette = fit_palette(rgb, opaque * np.uint8(255), palette)
     image = encoders.pillow_image(Page("P", indices, palette=palette))
     if not opaque.all():
