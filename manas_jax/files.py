@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import re
 import secrets
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from manas_jax.errors import UserError
 
@@ -20,8 +21,9 @@ def replacing(
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; the file written there replaces `path` on exit.
 
-    The temporary has the suffix of `path`. After an error `path` is unchanged and the temporary is
-    removed.
+    The temporary has the suffix of `path`. A file that is replaced passes its permissions on. After
+    an error `path` is unchanged and the temporary is removed; after a power cut there is either the
+    old file or the new one, as both file and folder are synchronised with the disk.
 
     Args:
       path: the file.
@@ -37,10 +39,26 @@ def replacing(
         if like is not None:  # before there is anything to read
             temporary.touch(os.stat(like).st_mode & 0o666 | 0o600)
         yield temporary
+        with contextlib.suppress(OSError):  # no such file yet, or a file system without permissions
+            temporary.chmod(path.stat().st_mode & 0o777)
+        _synchronise(temporary)
         os.replace(temporary, path)
+        _synchronise(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _synchronise(path: pathlib.Path) -> None:
+    """Waits until a file or folder is on disk; see fsync(2)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system without fsync
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -76,6 +94,46 @@ def write_json(path: str | os.PathLike, fields: Any) -> None:
     text = json.dumps(fields, indent=1, default=plain) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+class Listing(NamedTuple):
+    """What a folder holds, without hidden entries, in natural order.
+
+    Attributes:
+      files: regular files, or links to such, with one of the suffixes asked for.
+      folders: folders, or links to such, except those that contain the folder itself.
+    """
+
+    files: list[pathlib.Path]
+    folders: list[pathlib.Path]
+
+
+def list_folder(path: str | os.PathLike, suffixes: Collection[str]) -> Listing:
+    """Lists the folders in a folder, and the files with one of `suffixes` (lower case).
+
+    Raises:
+      UserError: the folder is missing or cannot be read, or an entry with such a suffix is neither
+        a file nor a folder: a pipe, or a link to nothing.
+    """
+    path = pathlib.Path(path)
+    listing = Listing([], [])
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: natural_order(entry.name))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            inner = path / entry.name
+            if entry.is_dir():
+                if not (entry.is_symlink() and path.resolve().is_relative_to(inner.resolve())):
+                    listing.folders.append(inner)
+            elif has_suffix(inner, suffixes):
+                if not entry.is_file():
+                    raise UserError(f"{inner} is neither a file nor a folder; remove it")
+                listing.files.append(inner)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot read this folder ({reason})") from None
+    return listing
 
 
 def has_suffix(path: str | os.PathLike, suffixes: Collection[str]) -> bool:

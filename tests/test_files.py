@@ -1,7 +1,9 @@
 """Files: complete or absent, suffixes, natural order, lists in messages."""
 
 import json
+import os
 import pathlib
+import stat
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import (
     first_few,
     has_suffix,
+    list_folder,
     natural_order,
     output_file,
     replacing,
@@ -46,6 +49,34 @@ def test_replacing_takes_names_as_long_as_names_can_be(tmp_path):
     with replacing(tmp_path / name) as temporary:
         temporary.write_text("x")
     assert _names(tmp_path) == [name]
+
+
+def test_replacing_keeps_permissions(tmp_path):
+    file = tmp_path / "a"
+    file.write_text("old")
+    file.chmod(0o600)
+    with replacing(file) as temporary:
+        temporary.write_text("new")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_replacing_reaches_the_disk_before_and_after_the_rename(tmp_path, monkeypatch):
+    events = []
+    rename = os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: events.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("rename"), rename(*paths)))
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("x")
+    assert events == [str(temporary), "rename", str(tmp_path)]
+
+
+def test_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def closed(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"cannot read this folder \(Permission denied\)"):
+        list_folder(tmp_path, {".png"})
 
 
 def test_output_file_creates_its_folder(tmp_path):

@@ -13,9 +13,14 @@ CLEAN_FOLDERS = frozenset(
 )
 RAINY_FOLDERS = frozenset({"rain", "rainy", "input", "rainy_image", "rainy_images", "data", "lq"})
 
-# Names (in lower case) of folders of training and of test images.
-TRAIN_FOLDERS = frozenset({"train", "training"})
-TEST_FOLDERS = frozenset({"test", "testing"})
+# Words (in lower case) in the names of folders of training and of test images: `testset`,
+# `rain_data_train_Light`, `RainTrainL`.
+TRAIN_WORDS = frozenset({"train", "training", "trainset"})
+TEST_WORDS = frozenset({"test", "testing", "testset"})
+
+# Names (in lower case) of published splits without such a word.
+TRAIN_FOLDERS = frozenset({"rain12600"})
+TEST_FOLDERS = frozenset({"rain100l", "rain100h", "rain1400", "real_test_1000"})
 
 # Words that tell the role in a file name: `norain-1.png`, `7_rain.png`, `7_rain_2.png`.
 CLEAN_WORDS = ("norain", "no_rain", "nonrain", "clean", "target", "ground_truth", "gt")

@@ -12,7 +12,7 @@ from manas_jax.data import catalog, duplicates, images, pairing
 from manas_jax.data.scene import Half, Scene, read
 from manas_jax.data.splits import train_and_test
 from manas_jax.errors import UserError
-from manas_jax.files import natural_order
+from manas_jax.files import list_folder, natural_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ def find(name: str, root) -> tuple[dict[str, FoundSplit], tuple[str, ...]]:
         without their counterpart.
     """
     dataset = get(name)
-    root = pathlib.Path(root).expanduser()
-    if not root.is_dir():
+    root = pathlib.Path(os.path.expanduser(root))
+    if not os.path.isdir(root):  # unlike `is_dir`, also for a path that no folder can have
         raise UserError(f"{root} is not a folder; name the one that holds {dataset.title}")
     files = _images_below(root)
     splits, used = {}, set()
@@ -198,10 +198,9 @@ def _number(match: re.Match) -> int:
 
 def _images_below(root: pathlib.Path) -> list[str]:
     """Paths relative to `root`, with forward slashes, in natural order."""
-    found = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        above = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if above == "." else above + "/"
-        found += [prefix + name for name in names if images.is_image(name)]
+    found, folders = [], [root]
+    while folders:
+        listing = list_folder(folders.pop(), images.SUFFIXES)
+        found += [file.relative_to(root).as_posix() for file in listing.files]
+        folders += listing.folders
     return sorted(found, key=natural_order)

@@ -2,20 +2,26 @@
 
 import collections
 import dataclasses
+import logging
+import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 from manas_jax.data import catalog, images, pairing
 from manas_jax.data.scene import Scene
 from manas_jax.errors import UserError
-from manas_jax.files import first_few, natural_order
+from manas_jax.files import Listing, first_few, list_folder
+
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+"""Words of a name: RainTrainL has Rain, Train and L."""
 
 
 def load(root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     """Loads training and test scenes below the folder `root`.
 
-    `root` has a train folder, a test folder or both; if it has neither, all of it is for training.
-    Each of them, by the folder names in `catalog`, is one of
+    `root` has a training folder, a test folder or both, by the names in `catalog`; or it has
+    folders that do; or all of it is for training. Each of these folders is one of
 
     - a folder of clean images and one of rainy images, paired by name (see `pairing`);
     - images whose names tell the role (`norain-1.png` and `rain-1.png`, `7_clean.png` and
@@ -27,38 +33,98 @@ def load(root) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
       Training scenes, test scenes.
 
     Raises:
-      UserError: the folder is missing or empty, or images lack their counterpart.
+      UserError: the folder is missing, empty or cannot be read, or images lack their counterpart.
     """
     root = pathlib.Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike `is_dir`, also for a path that no folder can have
         raise UserError(f"data.root: {root} is not a folder")
-    folders = _folders(root)
-    train = _named(folders, catalog.TRAIN_FOLDERS, root)
-    test = _named(folders, catalog.TEST_FOLDERS, root)
-    if train is None and test is None:
-        return _scenes_in(root), ()
-    return (_scenes_in(train) if train else ()), (_scenes_in(test) if test else ())
+    return _splits_in(root)
+
+
+def split_role(name: str) -> str:
+    """'train', 'test' or '', by the words in the name of a folder.
+
+    A name with words of both, such as `train_test`, has no role.
+    """
+    words = {word.lower() for word in _WORDS.findall(name)}
+    train, test = words & catalog.TRAIN_WORDS, words & catalog.TEST_WORDS
+    return "" if bool(train) == bool(test) else "train" if train else "test"
+
+
+def _splits_in(folder: pathlib.Path) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+    listing = _list(folder)
+    splits = _split_folders(listing, folder)
+    if splits:
+        others = [inner for inner in listing.folders if inner not in splits.values()]
+        if others or listing.files:
+            ignored = first_few([*others, *listing.files])
+            logging.warning("data: %s: beside training and test data, ignored", ignored)
+        train, test = (_scenes_in(splits[role]) if role in splits else () for role in _ROLES)
+        return train, test
+    if listing.files or _pair_folders(listing, folder):
+        return _scenes_in(folder), ()
+    parts = [(inner, _splits_in(inner)) for inner in listing.folders]
+    train, test = (_join([(inner, part[i]) for inner, part in parts]) for i in range(2))
+    if not train and not test:
+        raise UserError(f"{folder}: no images in this folder")
+    return train, test
+
+
+_ROLES = ("train", "test")
+
+
+def _split_folders(listing: Listing, parent: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of training and of test images, by role."""
+    published = dict.fromkeys(catalog.TRAIN_FOLDERS, "train")
+    published |= dict.fromkeys(catalog.TEST_FOLDERS, "test")
+    found = collections.defaultdict(list)
+    for folder in listing.folders:
+        role = split_role(folder.name)
+        # Rain100L may be the test split, or the dataset with both.
+        if not role and folder.name.lower() in published:
+            holds_splits = any(split_role(inner.name) for inner in _list(folder).folders)
+            role = "" if holds_splits else published[folder.name.lower()]
+        if role:
+            found[role].append(folder)
+    return {role: _only(folders, parent) for role, folders in found.items()}
+
+
+def _pair_folders(listing: Listing, parent: pathlib.Path) -> tuple[pathlib.Path | None, ...]:
+    """The folders of clean and of rainy images; empty if there is neither."""
+    found = tuple(
+        _only([path for path in listing.folders if path.name.lower() in names], parent)
+        for names in (catalog.CLEAN_FOLDERS, catalog.RAINY_FOLDERS)
+    )
+    return found if any(found) else ()
 
 
 def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
-    folders = _folders(folder)
-    clean = _named(folders, catalog.CLEAN_FOLDERS, folder)
-    rainy = _named(folders, catalog.RAINY_FOLDERS, folder)
-    if clean and rainy:
-        return _pairs(_images(clean), _images(rainy))
-    if clean or rainy:
+    listing = _list(folder)
+    if pair := _pair_folders(listing, folder):
+        clean, rainy = pair
+        if clean and rainy:
+            return _pairs(_images(clean), _images(rainy))
         present, absent = (clean, "rainy") if clean else (rainy, "clean")
         raise UserError(
             f"{present}: there is no folder of {absent} images beside it; name it one of "
             f"{sorted(catalog.RAINY_FOLDERS if clean else catalog.CLEAN_FOLDERS)}"
         )
-    files = _images(folder, may_be_empty=bool(folders))
-    if files:
-        return _scenes_of_files(files)
+    if listing.files:
+        return _scenes_of_files(listing.files)
+    if not listing.folders:
+        raise UserError(f"{folder}: no images in this folder")
+    return _join([(inner, _scenes_in(inner)) for inner in listing.folders])
+
+
+def _join(parts: Sequence[tuple[pathlib.Path, Sequence[Scene]]]) -> tuple[Scene, ...]:
+    """The scenes of several folders, named FOLDER/NAME where more than one has any."""
+    parts = [(folder, scenes) for folder, scenes in parts if scenes]
+    if len(parts) == 1:
+        return tuple(parts[0][1])
     return tuple(
-        dataclasses.replace(scene, name=f"{inner.name}/{scene.name}")
-        for inner in folders
-        for scene in _scenes_in(inner)
+        dataclasses.replace(scene, name=f"{folder.name}/{scene.name}")
+        for folder, scenes in parts
+        for scene in scenes
     )
 
 
@@ -90,24 +156,19 @@ def _pairs(clean: Iterable[pathlib.Path], rainy: Iterable[pathlib.Path]) -> tupl
     return tuple(Scene(key, path, tuple(versions[key])) for key, path in by_key.items())
 
 
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(inner, key=natural_order)
+def _list(folder: pathlib.Path) -> Listing:
+    return list_folder(folder, images.SUFFIXES)
 
 
-def _images(folder: pathlib.Path, *, may_be_empty: bool = False) -> list[pathlib.Path]:
-    found = sorted(filter(images.is_image, folder.iterdir()), key=natural_order)
-    if not found and not may_be_empty:
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not (found := _list(folder).files):
         raise UserError(f"{folder}: no images in this folder")
     return found
 
 
-def _named(
-    folders: Iterable[pathlib.Path], names: frozenset[str], parent: pathlib.Path
-) -> pathlib.Path | None:
-    """The folder with one of `names`, if there is one."""
-    found = [path for path in folders if path.name.lower() in names]
-    if len(found) > 1:
-        listed = " and ".join(path.name for path in found)
+def _only(folders: Sequence[pathlib.Path], parent: pathlib.Path) -> pathlib.Path | None:
+    """The only folder, or None without any."""
+    if len(folders) > 1:
+        listed = " and ".join(path.name for path in folders)
         raise UserError(f"{parent}: has both {listed}; keep one of them")
-    return found[0] if found else None
+    return folders[0] if folders else None

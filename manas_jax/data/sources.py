@@ -1,6 +1,10 @@
 """Loads the scenes that a configuration names, and splits them."""
 
+import dataclasses
+import logging
 import os
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,6 +12,7 @@ from manas_jax.data import catalog, duplicates, finder, folders, photographs, sp
 from manas_jax.data.scene import ImageLike, Scene, size
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError
+from manas_jax.files import first_few
 
 
 def load_splits(config, crop: int) -> Splits:
@@ -16,7 +21,7 @@ def load_splits(config, crop: int) -> Splits:
     Only headers of images are read and, of clean files of equal length, the bytes: scenes with
     byte-identical clean images are merged, and training scenes whose clean image is also a test
     image are left out. Without a test folder `test` is empty; without training scenes all but
-    `test` are.
+    `test` are. Training images that a folder calls test images are warned about.
 
     Args:
       config: the `data` part of a run's configuration, of which `source`, `root`, `tfds_name`,
@@ -39,6 +44,11 @@ def load_splits(config, crop: int) -> Splits:
             )
     training, test = duplicates.merge_identical(training), duplicates.merge_identical(test)
     training = duplicates.exclude(training, test)
+    if called_test := _called_test(training, config.root):
+        logging.warning(
+            "data: training images with 'test' in their path, such as %s: check data.root",
+            first_few(called_test, 1),
+        )
     for scene in (*training, *test):
         _check_sizes(scene)
     for scene in training:
@@ -58,6 +68,25 @@ def load_splits(config, crop: int) -> Splits:
         seed=config.split_seed,
         limit=config.limit,
     )
+
+
+def log_splits(found: Splits) -> None:
+    """Logs the number of scenes of each split, with an example."""
+    for field in dataclasses.fields(found):
+        if scenes := getattr(found, field.name):
+            example = _label(scenes[0].clean, scenes[0])
+            logging.info("data: %d scenes for %s, such as %s", len(scenes), field.name, example)
+        else:
+            logging.info("data: no scenes for %s", field.name)
+
+
+def _called_test(training: Sequence[Scene], root: str) -> list[str]:
+    """The files, below the parent of `root`, of training scenes in a folder of test images."""
+    parent = pathlib.Path(os.path.abspath(os.path.expanduser(root))).parent
+    files = [scene.clean for scene in training if isinstance(scene.clean, str)]
+    paths = [pathlib.Path(os.path.relpath(file, parent)) for file in files]
+    roles = {folder: folders.split_role(folder) for path in paths for folder in path.parts[:-1]}
+    return [str(path) for path in paths if "test" in map(roles.get, path.parts[:-1])]
 
 
 def _load(config, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:

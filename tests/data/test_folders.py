@@ -1,9 +1,12 @@
 """Folders: every layout that is detected, every mistake in names."""
 
-import pytest
-from fake_data import save_flat, value, write_pair_folder
+import logging
+import os
 
-from manas_jax.data import folders
+import pytest
+from fake_data import data_config, save_flat, value, write_pair_folder
+
+from manas_jax.data import folders, sources
 from manas_jax.errors import UserError
 
 PAIR_LAYOUTS = {
@@ -63,3 +66,82 @@ def test_files_with_inconsistent_roles(tmp_path):
 def test_empty_folder(tmp_path):
     with pytest.raises(UserError, match="no images"):
         folders.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("Rain100L/train", "Rain100L/test"),
+        ("a/Rain100L/train", "a/Rain100L/test"),
+        ("RainTrainL", "Rain100L"),
+        ("train/RainTrainL", "test/Rain100L"),
+        ("rain_data_train_Light", "rain_data_test_Light"),
+        ("trainset", "testset"),
+        ("DID-MDN-training", "DID-MDN-test"),
+        ("Rain12600", "Rain1400"),
+        ("TRAIN", "Testing"),
+    ],
+)
+def test_splits_by_published_names_and_in_a_folder_above(tmp_path, train, test):
+    write_pair_folder(tmp_path / train, count=4)
+    write_pair_folder(tmp_path / test, count=2, first=50)
+    found = folders.load(tmp_path)
+    assert [[scene.name for scene in split] for split in found] == [list("0123"), ["50", "51"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["contest", "latest", "train_test", "strain", "Rain100", "test1x", "untrained"]
+)
+def test_names_without_a_split(name):
+    assert folders.split_role(name) == ("test" if name == "test1x" else "")
+
+
+def test_several_datasets_with_splits_of_their_own(tmp_path):
+    for first, dataset in enumerate(["Rain100L", "Rain14000"]):
+        write_pair_folder(tmp_path / dataset / "training", count=1, first=first)
+        write_pair_folder(tmp_path / dataset / "testing", count=1, first=first + 50)
+    training, test = folders.load(tmp_path)
+    assert [scene.name for scene in training] == ["Rain100L/0", "Rain14000/1"]
+    assert [scene.name for scene in test] == ["Rain100L/50", "Rain14000/51"]
+
+
+def test_what_lies_beside_the_splits_is_named(tmp_path, caplog):
+    write_pair_folder(tmp_path / "train")
+    write_pair_folder(tmp_path / "validation")
+    folders.load(tmp_path)
+    assert "validation: beside training and test data, ignored" in caplog.text
+
+
+def test_training_on_images_called_test_is_warned_about(tmp_path, caplog):
+    write_pair_folder(tmp_path / "data" / "test", count=4)
+    sources.load_splits(data_config(root=str(tmp_path / "data" / "test")), crop=8)
+    assert "'test' in their path, such as test/norain/0.png" in caplog.text
+    caplog.clear()
+    write_pair_folder(tmp_path / "data" / "train", count=4, first=9)
+    found = sources.load_splits(data_config(root=str(tmp_path / "data")), crop=8)
+    assert not caplog.text
+    with caplog.at_level(logging.INFO):
+        sources.log_splits(found)
+    assert f"4 scenes for test, such as {tmp_path}/data/test/norain/0.png" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing"])
+def test_entries_that_are_no_files(tmp_path, kind):
+    write_pair_folder(tmp_path)
+    odd = tmp_path / "rain" / "9.png"
+    os.mkfifo(odd) if kind == "pipe" else odd.symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"rain/9\.png is neither a file nor a folder"):
+        folders.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_root_that_no_folder_can_have(tmp_path, name):
+    with pytest.raises(UserError, match="is not a folder"):
+        folders.load(tmp_path / name)
+
+
+def test_folders_in_a_circle(tmp_path):
+    write_pair_folder(tmp_path / "A", count=1)
+    (tmp_path / "B").symlink_to(tmp_path)
+    assert [scene.name for scene in folders.load(tmp_path)[0]] == ["0"]
