@@ -21,6 +21,12 @@ class Diverged(UserError):
     """A loss, or a value computed from diverged parameters, is no longer finite."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; its type where it has none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 def disk_error(error: BaseException, path: str | os.PathLike) -> str | None:
     """Describes an error that means that a disk is full or read-only.
 

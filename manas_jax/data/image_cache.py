@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from manas_jax.data.lazy_tf import tf
 from manas_jax.data.scene import ImageLike, read
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
 
 
 class ImageCache:
@@ -39,7 +38,7 @@ class ImageCache:
         self._starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
         self._fits = self._starts[-1] <= config.cache_gib * 2**30
         self._tensors = None
-        self._failure = None
+        self._failure = ""
         self._disk = None
         if not self._fits and config.cache_dir:
             self._disk = _Disk(os.path.expanduser(config.cache_dir), self._starts)
@@ -74,38 +73,48 @@ class ImageCache:
         return tf.ensure_shape(rows[:, left : left + side], (side, side, 3))
 
     def _crop(self, image: int, corner: np.ndarray, side: int) -> np.ndarray:
-        """`patch` of an image that is not in memory."""
+        """`patch` of an image that is not in memory; zeros if it cannot be read, see `check`."""
         (top, left), width = corner, self._sizes[image, 1]
-        if self._disk and image in self._disk:
-            rows = self._disk.read(image, top * width * 3, side * width * 3)
-            return rows.reshape(side, width, 3)[:, left : left + side]
-        pixels = self._decode(image)
-        if self._disk:
-            self._disk.write(image, pixels)
-        return pixels[top : top + side, left : left + side]
-
-    @contextlib.contextmanager
-    def user_errors(self) -> Iterator[None]:
-        """Raises the `UserError` of an image that TensorFlow could not decode within.
-
-        TensorFlow raises an error of its own, which has only the text of the original.
-        """
         try:
-            yield
+            if self._disk and image in self._disk:
+                rows = self._disk.read(image, top * width * 3, side * width * 3)
+                return rows.reshape(side, width, 3)[:, left : left + side]
+            pixels = self._decode(image)
+            if self._disk:
+                self._disk.write(image, pixels)
+            return pixels[top : top + side, left : left + side]
+        except UserError as error:
+            self._failure = str(error)
         except Exception as error:
-            if self._failure is None:
-                raise
-            raise self._failure from error
+            self._failure = f"{self._images[image]}: cannot be read ({one_line(error)})"
+        return np.zeros((side, side, 3), np.uint8)
+
+    def check(self) -> None:
+        """Reports an image that could not be read since the start.
+
+        TensorFlow calls `_crop` in threads of its own, and an error raised there would end in its
+        log, and in an iterator that waits for its threads when Python exits.
+
+        Raises:
+          UserError: names the image.
+        """
+        if self._failure:
+            raise UserError(self._failure)
 
     def _decode(self, image: int) -> np.ndarray:
-        try:
-            pixels = read(self._images[image])
-            if pixels.shape[:2] != tuple(self._sizes[image]):
-                raise UserError(f"{self._images[image]}: its size changed during the run")
-            return pixels
-        except UserError as error:
-            self._failure = error
-            raise
+        pixels = read(self._images[image])
+        if pixels.shape[:2] != tuple(self._sizes[image]):
+            raise UserError(f"{self._images[image]}: its size changed during the run")
+        return pixels
+
+    def prepare(self) -> None:
+        """Decodes all images if they are held in memory; before a graph is traced.
+
+        Raises:
+          UserError: names an image that cannot be read.
+        """
+        if self._fits:
+            self._in_memory()
 
     def _in_memory(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """(samples of all images, start of each image, width of each image); decodes once."""

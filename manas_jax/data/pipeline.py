@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from manas_jax.data import rain
 from manas_jax.data.image_cache import ImageCache
@@ -69,7 +70,7 @@ class Batches:
             `cache_dir` that is needed and cannot be written.
         """
         scenes = tuple(scenes)
-        _check(scenes, config, batch_scenes, crop, process_count)
+        check(scenes, config, batch_scenes=batch_scenes, crop=crop, process_count=process_count)
         self._config, self._crop, self._seed = config, crop, seed
         self._kinds = tuple(kind for kind in _KINDS if config[kind] > 0)
         self._batch_scenes = batch_scenes
@@ -115,27 +116,38 @@ class Batches:
           UserError: an image cannot be decoded; names it.
         """
         first = step * self._batch_scenes + self._first
-        with self._images.user_errors():
-            elements = [
-                self._element(tf.constant(first + i, tf.int64)) for i in range(self._local_scenes)
-            ]
+        self._images.prepare()
+        elements = [
+            self._element(tf.constant(first + i, tf.int64)) for i in range(self._local_scenes)
+        ]
+        self._images.check()
         return {key: np.stack([e[key].numpy() for e in elements]) for key in elements[0]}
 
     def iterate(self, start: int, stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """Yields `at(start)` to `at(stop - 1)`, prefetched; without `stop`, endlessly."""
+        """Yields `at(start)` to `at(stop - 1)`, prefetched; without `stop`, endlessly.
+
+        Raises:
+          UserError: an image cannot be decoded, of this batch or of one prefetched; names it.
+        """
         count = self._local_scenes
         last = _ENDLESS if stop is None else stop * count
         # The autotuner sleeps up to a minute at a time, for which the end of iteration would wait.
         options = tf.data.Options()
         options.autotune.enabled = False
-        with self._images.user_errors():
-            elements = tf.data.Dataset.range(start * count, last).map(
-                lambda i: self._element(i // count * self._batch_scenes + self._first + i % count),
-                num_parallel_calls=os.cpu_count(),
-                deterministic=True,
-            )
-            batches = elements.batch(count, drop_remainder=True).prefetch(_PREFETCH)
-            yield from batches.with_options(options).as_numpy_iterator()
+        self._images.prepare()
+        elements = tf.data.Dataset.range(start * count, last).map(
+            lambda i: self._element(i // count * self._batch_scenes + self._first + i % count),
+            num_parallel_calls=os.cpu_count(),
+            deterministic=True,
+        )
+        batches = elements.batch(count, drop_remainder=True).prefetch(_PREFETCH)
+        iterator = batches.with_options(options).as_numpy_iterator()
+        try:
+            for batch in iterator:
+                self._images.check()
+                yield batch
+        finally:
+            del iterator  # it waits for its threads, which must not last until Python exits
 
     def _make_element(self, number: tf.Tensor) -> dict[str, tf.Tensor]:
         """One scene of a batch; `number` counts the scenes of all batches from 0."""
@@ -236,13 +248,20 @@ class _Tables(NamedTuple):
     ranks: Any
 
 
-def _check(scenes: tuple[Scene, ...], config, batch_scenes: int, crop: int, processes: int) -> None:
+def check(
+    scenes: Sequence[Scene], config, *, batch_scenes: int, crop: int, process_count: int = 1
+) -> None:
+    """Checks the arguments of `Batches`, without decoding an image.
+
+    Raises:
+      UserError: see `Batches`.
+    """
     if not scenes:
         raise UserError("data: no training scenes in this split; see data.source and data.root")
-    if batch_scenes < 1 or batch_scenes % processes:
+    if batch_scenes < 1 or batch_scenes % process_count:
         raise UserError(
-            f"batch of {batch_scenes} scenes: must be positive and divisible by the {processes} "
-            "processes"
+            f"batch of {batch_scenes} scenes: must be positive and divisible by the "
+            f"{process_count} processes"
         )
     if config.versions < 1:
         raise UserError(f"data.versions: {config.versions} must be at least 1")
@@ -261,6 +280,13 @@ def _check(scenes: tuple[Scene, ...], config, batch_scenes: int, crop: int, proc
                 f"scene {scene.name}: {scene.size[0]}x{scene.size[1]} pixels are too small for "
                 f"patches of {crop}x{crop}; reduce the crop"
             )
+    needed = 4 * 3 * crop**2 * (config.versions + 1) * batch_scenes // process_count
+    if needed > (present := psutil.virtual_memory().total):
+        raise UserError(
+            f"a batch of {batch_scenes} scenes x {config.versions} versions x {crop}x{crop} pixels "
+            f"takes {needed / 2**30:,.1f} GiB, and this machine has {present / 2**30:,.1f} GiB: "
+            "reduce scenes, data.versions or crop"
+        )
     fewest = min(scenes, key=lambda scene: len(scene.rainy))
     only_real = not weights["transfer"] and not weights["synthetic"]
     if only_real and len(fewest.rainy) < config.versions:

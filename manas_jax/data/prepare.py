@@ -26,6 +26,7 @@ from manas_jax.data.duplicates import Fingerprint
 from manas_jax.data.scene import Scene, read
 from manas_jax.errors import UserError
 from manas_jax.files import first_few
+from manas_jax.runtime import log
 
 _PENDING = 64  # scenes being decoded or decoded and not yet used: bounds the memory
 _LISTED = 5  # of a long list in the summary
@@ -205,6 +206,7 @@ def _examples(items: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(arguments)
+    log.escape_stdout()
     try:
         if not args.root:
             print(describe(args.name))

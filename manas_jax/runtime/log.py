@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 from absl import logging as absl_logging
 
@@ -36,3 +37,9 @@ def setup_logging() -> None:
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(_Short("%(asctime)s  %(message)s", "%H:%M:%S"))
     handler.addFilter(_Quiet())
+
+
+def escape_stdout() -> None:
+    """Lets stdout escape what its encoding lacks, such as letters of file names, as stderr does."""
+    if hasattr(sys.stdout, "reconfigure"):  # that of notebooks has not
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -9,6 +9,7 @@ import tensorflow as tf
 from fake_data import CODED_SIZE, coded, data_config
 from PIL import Image
 
+from manas_jax.data import image_cache
 from manas_jax.data.image_cache import ImageCache
 from manas_jax.errors import UserError
 
@@ -66,8 +67,24 @@ def test_no_cache_decodes_each_patch(paths):
     cache = _cache(paths, cache_gib=0.0)
     _assert_patches(cache)
     _remove(paths)
-    with pytest.raises(UserError, match="no such image"), cache.user_errors():
-        _assert_patches(cache)
+    cache.patch(tf.constant(0, tf.int64), tf.constant([0, 0], tf.int64), SIDE)
+    with pytest.raises(UserError, match="no such image"):
+        cache.check()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "bad disk"), MemoryError(), ValueError("x\ny")]
+)
+def test_whatever_a_reader_raises_is_a_line_about_the_image(paths, monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(image_cache, "read", fail)
+    cache = _cache(paths, cache_gib=0.0)
+    cache.check()
+    cache.patch(tf.constant(1, tf.int64), tf.constant([0, 0], tf.int64), SIDE)
+    with pytest.raises(UserError, match=r"1\.png: cannot be read \((bad disk|MemoryError|x y)\)"):
+        cache.check()
 
 
 def test_cache_dir_expands_the_home_folder(paths, tmp_path, monkeypatch):

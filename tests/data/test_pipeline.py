@@ -1,7 +1,11 @@
 """Training batches: their content, and that it depends on the step only."""
 
 import gc
+import os
+import pathlib
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +159,41 @@ def test_truncated_file_is_named(files, cached, way):
     with pytest.raises(UserError, match=r"2-2\.png: cannot be read"):
         for step in range(4):
             batches.at(step) if way == "at" else list(batches.iterate(step, step + 1))
+
+
+STREAM = """
+import sys
+from fake_data import data_config
+from manas_jax.data.pipeline import Batches
+from manas_jax.data.scene import Scene
+from manas_jax.errors import UserError
+scenes = tuple(Scene(name, name, (name,)) for name in sys.argv[1:])
+config = data_config(versions=1, cache_gib=0.0)
+try:
+    for batch in Batches(scenes, config, batch_scenes=2, crop=8, seed=0).iterate(0):
+        pass
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_process_ends_with_one_line_where_a_streamed_file_is_damaged(files):
+    """Python's exit does not wait for the threads of the iterator."""
+    names = [scene.clean for scene in files] * 3
+    for name in names[2:4]:
+        os.truncate(name, os.path.getsize(name) - 40)
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", STREAM, *names],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        lines = [line for line in done.stderr.splitlines() if "error: " in line]
+        assert done.returncode == 1 and len(lines) == 1, done.stderr
+        assert "cannot be read" in lines[0] and "Traceback" not in done.stderr
 
 
 def test_file_that_changes_size_is_named(files):
