@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from manas_jax.data import catalog
+from manas_jax.data import catalog, rain
 from manas_jax.errors import UserError
 from manas_jax.space import SearchSpace
 
@@ -72,6 +72,7 @@ _ANY = _Range("any value", lambda _: True)  # or checked where the key is used
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
 _POSITIVE = _Range("more than 0", lambda value: value > 0)
 _SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
+_LEVEL = _one_of(*rain.LEVELS, rain.MIXED)
 _TWO_SIZES = _Range("two sizes", lambda value: len(value) == 2 and min(value) > 0)
 
 # Every key as it is written after `--config.`, with its default and range. Those of `space` are the
@@ -102,10 +103,10 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "data.real": (1.0, _ANY),  # relative frequency of each kind of rain
     "data.transfer": (0.0, _ANY),
     "data.synthetic": (0.0, _ANY),
-    "data.level": ("mixed", _ANY),  # of synthetic rain: light, medium, heavy or mixed
+    "data.level": ("mixed", _LEVEL),  # of synthetic rain: light, medium, heavy or mixed
     "data.veil": (0.0, _ANY),  # haze behind synthetic rain, 0 to 1
-    "data.evaluation_level": ("medium", _ANY),  # where test scenes have no rain of their own
-    "data.validation_scenes": (8, _at_least(0)),
+    "data.evaluation_level": ("medium", _LEVEL),  # where test scenes have no rain of their own
+    "data.validation_scenes": (8, _at_least(1)),
     "data.architecture_share": (0.5, _ANY),  # of the other training scenes
     "data.split_seed": (0, _ANY),
     "data.cache_gib": (1.0, _ANY),  # decoded images are cached in memory up to this size

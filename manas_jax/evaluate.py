@@ -27,11 +27,13 @@ from manas_jax.data import images, pairing
 from manas_jax.data.evaluation import evaluation_pairs
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
+from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError
-from manas_jax.files import write_json
+from manas_jax.files import list_folder, write_json
 from manas_jax.metrics import Scores
 from manas_jax.models.network import Network
-from manas_jax.runtime import distributed, signals
+from manas_jax.runtime import distributed, log, signals
+from manas_jax.training import preflight
 from manas_jax.training.restore import load_trained
 from manas_jax.workdir import provenance
 
@@ -55,11 +57,18 @@ def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
     return restore
 
 
-def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+def evaluate(
+    config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None
+) -> dict[str, Any]:
     """Scores the trained network of a workdir on its test (or validation) images.
 
     Writes `evaluate/scores.json` and a few triples of images for the report. With several
     processes each scores its share of the images.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      splits: its scenes; None to load them.
 
     Returns:
       The content of `scores.json`.
@@ -70,13 +79,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """
     folder = pathlib.Path(workdir) / "evaluate"
     network, variables, step = load_trained(config, workdir)
-    splits = load_splits(config.data, config.train.crop)
-    chosen = getattr(splits, config.evaluate.split)
-    if not chosen:
-        raise UserError(
-            f"data.root={config.data.root}: no {config.evaluate.split} images to evaluate; "
-            "add a test folder or set evaluate.split=validation"
-        )
+    splits = splits or load_splits(config.data, config.train.crop)
+    chosen = preflight.evaluated_scenes(config, splits)
     distributed.broadcast_from_primary(lambda: _clear(folder / "pictures"))
     rows = distributed.gather(_score(config, network, variables, chosen, folder / "pictures"))
     mean = {
@@ -184,10 +188,9 @@ def score_folders(restored: str | os.PathLike, clean: str | os.PathLike) -> dict
 
 
 def _images(folder: str | os.PathLike) -> list[pathlib.Path]:
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder; give the folder that holds the images")
-    if not (paths := [path for path in folder.iterdir() if images.is_image(path)]):
+    if not (paths := list_folder(folder, images.SUFFIXES).files):
         raise UserError(f"{folder} holds no images; give the folder that holds them")
     return paths
 
@@ -222,16 +225,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clean", required=True, help="folder of clean images, paired by name")
     parser.add_argument("--json", help="file to write the scores to")
     options = parser.parse_args(arguments)
+    log.escape_stdout()
     try:
+        if options.json and not os.access(os.path.dirname(options.json) or ".", os.W_OK):
+            raise UserError(f"--json={options.json} cannot be written: give a file in a folder")
         scores = score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}
-            write_json(options.json, as_json(scores) | origin)
+            try:
+                write_json(options.json, as_json(scores) | origin)
+            except OSError as error:
+                raise UserError(f"--json={options.json} cannot be written ({error})") from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: --json={options.json} cannot be written ({error})", file=sys.stderr)
         return 1
     print(table(scores))
     return 0

@@ -9,22 +9,25 @@ status is described in `manas_jax.app`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from manas_jax import app
 from manas_jax.config import STAGES, validate
+from manas_jax.data.splits import Splits
 from manas_jax.evaluate import evaluate
 from manas_jax.report import page as report
 from manas_jax.runtime import distributed
 from manas_jax.search.run import search
+from manas_jax.training import preflight
 from manas_jax.training.run import train
-from manas_jax.workdir import provenance
-from manas_jax.workdir.claim import claim_workdir
+from manas_jax.workdir import lock, provenance
+from manas_jax.workdir.claim import check_config, claim_inputs, claim_workdir
 
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several processes, found by JAX: Cloud TPU, GKE, Slurm, Open MPI."
@@ -61,22 +64,36 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     """
     validate(config)
     workdir = pathlib.Path(workdir)
+    with contextlib.ExitStack() as held:
+        distributed.broadcast_from_primary(lambda: held.enter_context(lock.hold(workdir)))
+        stages = distributed.broadcast_from_primary(lambda: _unfinished(config, workdir))
+        splits = preflight.check_stages(config, workdir, stages)
+        distributed.broadcast_from_primary(lambda: _claim(config, workdir, splits))
+        with app.run_context(config, workdir):
+            for stage in stages:
+                _RUN[stage](config, workdir, splits[stage])
+            report_file = distributed.broadcast_from_primary(lambda: str(report.write(workdir)))
+    return pathlib.Path(report_file)
 
-    def begin() -> list[str]:
-        claim_workdir(config, workdir)
-        provenance.append(workdir / "provenance.json", config.stage)
-        if config.stage != "all":
-            return [config.stage]
-        return [stage for stage in STAGES if not (workdir / _FINISHED[stage]).exists()]
 
-    stages = distributed.broadcast_from_primary(begin)
-    for stage in STAGES if config.stage == "all" else ():
+def _unfinished(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """The stages to run."""
+    check_config(config, workdir)
+    if config.stage != "all":
+        return [config.stage]
+    stages = [stage for stage in STAGES if not (workdir / _FINISHED[stage]).exists()]
+    for stage in STAGES:
         if stage not in stages:
             logging.info("%s: already finished, skipped", stage)
-    with app.run_context(config, workdir):
-        for stage in stages:
-            _RUN[stage](config, workdir)
-        return pathlib.Path(distributed.broadcast_from_primary(lambda: str(report.write(workdir))))
+    return stages
+
+
+def _claim(config: ConfigDict, workdir: pathlib.Path, splits: Mapping[str, Splits]) -> None:
+    """Writes what a start in a workdir leaves there."""
+    if splits:
+        claim_inputs(config, workdir, splits)
+    claim_workdir(config, workdir)
+    provenance.append(workdir / "provenance.json", config.stage)
 
 
 def main(config: ConfigDict, workdir: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from manas_jax import main
 from manas_jax.errors import UserError
@@ -117,6 +118,59 @@ def test_workdir_of_another_configuration_is_refused(tmp_path, finished, loop_co
     shutil.copytree(finished, tmp_path / "run")
     with pytest.raises(UserError, match=r"search\.learning_rate: .* there, 0\.5 here"):
         main.run(loop_config(search__learning_rate=0.5), tmp_path / "run")
+
+
+def _without_test(root):
+    shutil.rmtree(root / "test")
+
+
+def _small_test_scene(root):
+    for kind in ("rain", "norain"):
+        Image.new("RGB", (10, 40)).save(root / "test" / kind / "9.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "spoil", "message"),
+    [
+        ({"train__genotype": "gone.json", "train__inherit": False}, None, r"gone\.json: cannot"),
+        ({"train__crop": 64}, None, "40x48 pixels are too small for patches of 64x64"),
+        ({"train__accumulate": 3}, None, r"train\.scenes = 2 cannot be split over"),
+        ({"train__scenes": 10**8}, None, "a batch of 100000000 scenes x .* takes .* GiB"),
+        ({"search__crop": 8, "train__crop": 8, "search__validation_crop": 16}, "tiny", "validation "
+         r"scene \d: 8x9 pixels are too small to be scored"),
+        ({}, _without_test, "no test images to evaluate; add a test folder"),
+        ({}, _small_test_scene, r"test scene 9: 40x10 pixels are too small to be scored"),
+        ({"data__level": "wet"}, None, r"data\.level"),
+        ({"data__evaluation_level": "wet"}, None, r"data\.evaluation_level"),
+        ({"data__validation_scenes": 0}, None, r"data\.validation_scenes = 0: give at least 1"),
+        ({"stage": "train"}, None, r"genotype\.json is missing"),
+        ({"stage": "evaluate", "train__genotype": "", "train__inherit": False}, None, "missing"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_later_stages_come_out_before_the_first(
+    tmp_path, monkeypatch, pictures, make_pictures, loop_config, changes, spoil, message
+):
+    root = tmp_path / "data"
+    shutil.copytree(pictures, root)
+    if spoil == "tiny":
+        shutil.rmtree(root / "train")
+        make_pictures(root / "train", size=(8, 9))
+    elif spoil:
+        spoil(root)
+    monkeypatch.setattr(main, "_RUN", {})  # no stage may start
+    with pytest.raises(UserError, match=message):
+        main.run(loop_config(data__root=str(root), **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[{", b"3", b"[" * 100_000])
+def test_damaged_provenance_is_set_aside(tmp_path, monkeypatch, loop_config, content):
+    (tmp_path / "provenance.json").write_bytes(content)
+    monkeypatch.setattr(main, "_RUN", {"search": lambda *_: None})
+    main.run(loop_config(stage="search"), tmp_path)
+    assert (tmp_path / "damaged-provenance.json").read_bytes() == content
+    (start,) = json.loads((tmp_path / "provenance.json").read_text())
+    assert start["stage"] == "search"
 
 
 def test_workdir_that_is_a_file(tmp_path, loop_config):

@@ -13,13 +13,12 @@ import collections
 import dataclasses
 import hashlib
 import logging
-import os
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from manas_jax.data.scene import Half, ImageLike, Scene, identity
+from manas_jax.data.scene import ImageLike, Scene, identity, length
 
 _HEIGHT, _WIDTH = 16, 17  # of the thumbnail
 _MAX_DISTANCE = 20  # bits of 256: less than half the least distance of other images, see above
@@ -152,18 +151,9 @@ def _grays_agree(first: Fingerprint, second: Fingerprint) -> bool:
 
 def _identities(images: Sequence[ImageLike]) -> list[Hashable]:
     """Keys that are equal for identical images only; reads only files of equal length."""
-    lengths = [_length(image) for image in images]
+    lengths = [length(image) for image in images]
     count = collections.Counter(lengths)
     return [
-        identity(image) if count[length] > 1 else length
-        for image, length in zip(images, lengths, strict=True)
+        identity(image) if count[own] > 1 else own
+        for image, own in zip(images, lengths, strict=True)
     ]
-
-
-def _length(image: ImageLike) -> Hashable:
-    """A cheaper key than `identity`: different ones mean different images."""
-    if isinstance(image, np.ndarray):
-        return image.nbytes
-    if isinstance(image, str):
-        return os.path.getsize(image)
-    return os.path.getsize(image.path) if isinstance(image, Half) else image.identity

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.data.sources import load_splits
+from manas_jax.data.splits import Splits
 from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import distributed, sharding
 from manas_jax.search import collapse, selection
@@ -27,11 +28,18 @@ from manas_jax.training.state import SearchState
 WEIGHTS_ROLE, ARCHITECTURE_ROLE = 0, 1  # of the batches' seeds
 
 
-def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
+def search(
+    config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None
+) -> Genotype:
     """Searches an architecture; resumes from the newest checkpoint.
 
     Leaves checkpoints and curves in `search/` and, at the end, `genotype.json` and
     `search/summary.json`.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      splits: its scenes; None to load them.
 
     Raises:
       UserError: no data, a diverged loss, a folder that cannot be written.
@@ -44,7 +52,7 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
     space = network.space
     warmup = round(options.architecture_warmup * options.steps)
 
-    splits = load_splits(config.data, options.crop)
+    splits = splits or load_splits(config.data, options.crop)
 
     @functools.cache
     def sources(rollbacks):

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import ops
 from manas_jax.config import LossWeights
+from manas_jax.data import pipeline
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
 from manas_jax.models.network import Network
@@ -82,8 +83,7 @@ def batches(
     Each role has its own seed, and another one after each rollback.
     """
     options = config[stage]
-    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
-    sharding.check_height(f"{stage}.crop", options.crop, mesh)
+    check_batches(config, scenes, stage, mesh)
     entropy = [config.seed, role, *([rollbacks] if rollbacks else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
     return Batches(
@@ -93,6 +93,24 @@ def batches(
         crop=options.crop,
         seed=seed,
         process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def check_batches(config: ConfigDict, scenes: Sequence[Scene], stage: str, mesh: Mesh) -> None:
+    """Checks that `batches` can be made, without decoding an image.
+
+    Raises:
+      UserError: they cannot; see `Batches`, or the devices cannot share them.
+    """
+    options = config[stage]
+    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
+    sharding.check_height(f"{stage}.crop", options.crop, mesh)
+    pipeline.check(
+        scenes,
+        config.data,
+        batch_scenes=options.scenes,
+        crop=options.crop,
         process_count=jax.process_count(),
     )
 

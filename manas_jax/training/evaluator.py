@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from manas_jax import metrics
 from manas_jax.data.evaluation import evaluation_pairs
 from manas_jax.data.scene import Scene
+from manas_jax.errors import UserError
 from manas_jax.models.network import Architecture, Network
 from manas_jax.runtime import distributed, sharding
 
@@ -41,8 +42,8 @@ class Validation:
           mesh: pictures are split over its devices.
         """
         self._mesh = sharding.local_mesh(mesh)
-        data_axis, height_axis = self._mesh.devices.shape
-        side = min([crop, *(min(scene.size) for scene in scenes)]) // height_axis * height_axis
+        data_axis, _ = self._mesh.devices.shape
+        side = validation_side(scenes, crop, mesh)
         share = {"first": jax.process_index(), "every": jax.process_count()}
         self._pairs = [
             (_centre(rainy, side), _centre(clean, side))
@@ -75,6 +76,24 @@ class Validation:
     def inputs(self):
         """Mean `metrics.Scores` of the rainy pictures as they are."""
         return _mean([metrics.score(rainy, clean) for rainy, clean in self._pairs])
+
+
+def validation_side(scenes: Sequence[Scene], crop: int, mesh: Mesh) -> int:
+    """Side in pixels of the centres to score: at most `crop`, and inside of every picture.
+
+    Raises:
+      UserError: a picture is too small to be scored.
+    """
+    smallest = min(scenes, key=lambda scene: min(scene.size))
+    shards = mesh.shape[sharding.HEIGHT]
+    side = min(crop, *smallest.size) // shards * shards
+    if side < metrics.SSIM_WINDOW:
+        height, width = smallest.size
+        raise UserError(
+            f"validation scene {smallest.name}: {height}x{width} pixels are too small to be scored "
+            f"with height_shards = {shards}; scores need {metrics.SSIM_WINDOW} pixels: remove it"
+        )
+    return side
 
 
 def _mean(scores: Sequence[metrics.Scores]) -> metrics.Scores:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.data.sources import load_splits
+from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network
 from manas_jax.models.variables import (
     inherit,
@@ -33,11 +34,16 @@ ROLE = 2  # of the batches' seed
 WEIGHTS = "weights.safetensors"  # in the workdir: what `manas_jax.derain` and others open
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
+def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None) -> None:
     """Trains the network of a genotype; resumes from the newest checkpoint.
 
     Leaves checkpoints and curves in `train/` and, at the end, `train/summary.json` and the weights
     of the best checkpoint in `weights.safetensors`.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      splits: its scenes; None to load them.
 
     Raises:
       UserError: no genotype, no data, a diverged loss, a folder that cannot be written.
@@ -49,7 +55,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
     network = build.network(config, genotype)
     optimizer = build.train_optimizer(options)
 
-    splits = load_splits(config.data, options.crop)
+    splits = splits or load_splits(config.data, options.crop)
     training_scenes = splits.weights + splits.architecture
 
     @functools.cache

@@ -1,25 +1,58 @@
-"""A workdir belongs to one configuration, which it holds as `config.json`."""
+"""A workdir belongs to one configuration and to one set of data.
+
+It holds them as `config.json` and `inputs.json`. The latter lists the scenes with the lengths of
+their files, and digests of the files that keys name: these may move, but not change.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax.config import default
+from manas_jax.data.scene import Scene, length
+from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError
-from manas_jax.files import write_json
+from manas_jax.files import first_few, write_json
+
+FILE_KEYS = ("train.genotype", "train.weights")
+"""Keys that name a file, which is identified by its content."""
 
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except
-# for the rounding that comes with another number of devices.
+# for the rounding that comes with another number of devices, or are identified by `inputs.json`.
 FREE_KEYS = (
     "stage", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
-    "data.cache_gib", "data.cache_dir", "search.fuse",
+    "data.cache_gib", "data.cache_dir", "search.fuse", "data.root", *FILE_KEYS,
 )  # fmt: skip
+
+
+def check_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Checks that a workdir is new or was created with the same config, `FREE_KEYS` apart.
+
+    Raises:
+      UserError: it was not, names the keys that differ; or its `config.json` is damaged.
+    """
+    file = pathlib.Path(workdir) / "config.json"
+    try:
+        changed = _changed(json.loads(file.read_text()), _fields(config))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (ValueError, RecursionError):  # not JSON, not text or not an object
+        raise UserError(f"{file} is damaged: repair it or give another --workdir") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): repair it") from None
+    if changed:
+        raise UserError(
+            f"{workdir} was created with another config ({'; '.join(changed)}): "
+            "restore those values or give another --workdir"
+        )
 
 
 def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
@@ -31,27 +64,105 @@ def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Pat
       The folder.
 
     Raises:
-      UserError: it cannot be written, or was created with another config; names the keys that
-        differ.
+      UserError: see `check_config`, or it cannot be written.
     """
     workdir = pathlib.Path(workdir)
-    fields = json.loads(config.to_json_best_effort())
-    file = workdir / "config.json"
+    check_config(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if file.exists() and (changed := _changed(json.loads(file.read_text()), fields)):
-            raise UserError(
-                f"{workdir} was created with another config ({'; '.join(changed)}): "
-                "restore those values or give another --workdir"
-            )
-        write_json(file, fields)
-    except ValueError:  # not JSON, not text or not an object
-        raise UserError(f"{file} is damaged: repair it or give another --workdir") from None
+        write_json(workdir / "config.json", _fields(config))
     except OSError as error:
         raise UserError(
             f"--workdir={workdir} cannot be written ({error.strerror or error}): give another"
         ) from None
     return workdir
+
+
+def claim_inputs(
+    config: ConfigDict, workdir: str | os.PathLike, splits: Mapping[str, Splits]
+) -> None:
+    """Records what a run reads, or checks that it is what earlier starts in the workdir have read.
+
+    Other test scenes are warned about, as nothing is computed from them but their own scores; other
+    training scenes are refused where scenes are trained or validated on.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      splits: the scenes of each stage that is to run.
+
+    Raises:
+      UserError: the data or a file of `FILE_KEYS` changed; says what.
+    """
+    file = pathlib.Path(workdir) / "inputs.json"
+    found = next(iter(splits.values()))
+    now = {
+        "files": _digests(config),
+        "training": _listed(found.weights + found.architecture + found.validation),
+        "test": _listed(found.test),
+    }
+    if config.data.source == "photographs":
+        now["training"] = {}  # tiles, whose sizes depend on the crop of the stage
+    before = _recorded(file)
+    trains = set(splits) != {"evaluate"} or config.evaluate.split == "validation"
+    for kind, items in before.items():
+        change = _difference(items, now.get(kind, {})) if items or kind == "files" else ""
+        if change and (kind == "files" or (kind == "training" and trains)):
+            raise UserError(
+                f"{workdir}: {kind} data are not those of earlier starts ({change}): restore them "
+                "or give another --workdir"
+            )
+        if change and kind == "test":
+            logging.warning("data: test scenes are not those of earlier starts (%s)", change)
+    write_json(file, before | {k: items for k, items in now.items() if items or k == "files"})
+
+
+def _recorded(file: pathlib.Path) -> dict[str, dict[str, str]]:
+    """What `inputs.json` lists, by kind; empty without it."""
+    try:
+        return {kind: dict(items) for kind, items in json.loads(file.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        raise UserError(
+            f"{file} is damaged: remove it if the data are as they were, or give another --workdir"
+        ) from None
+
+
+def _listed(scenes: Sequence[Scene]) -> dict[str, str]:
+    """The lengths of the images of each scene, the clean one first."""
+    return {
+        scene.name: " ".join(str(length(image)) for image in (scene.clean, *scene.rainy))
+        for scene in scenes
+    }
+
+
+def _digests(config: ConfigDict) -> dict[str, str]:
+    """Digests of the files that `FILE_KEYS` name."""
+    named = {key: config.train[key.removeprefix("train.")] for key in FILE_KEYS}
+    digests = {}
+    for key, name in named.items():
+        if name:
+            try:
+                digests[key] = hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest()
+            except (OSError, ValueError) as error:
+                raise UserError(f"{key}={name}: cannot read this file ({error})") from None
+    return digests
+
+
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What was added, removed or changed, with examples; '' if nothing was."""
+    kinds = {
+        "more": [key for key in now if key not in before],
+        "missing": [key for key in before if key not in now],
+        "changed": [key for key in now if before.get(key, now[key]) != now[key]],
+    }
+    parts = [f"{len(keys)} {kind}: {first_few(keys)}" for kind, keys in kinds.items() if keys]
+    return "; ".join(parts)
+
+
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json_best_effort())
 
 
 def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:

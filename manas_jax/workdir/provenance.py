@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 import jax
+from absl import logging
 
 from manas_jax.files import write_json
 
@@ -20,8 +21,18 @@ _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "tenso
 
 
 def append(file: pathlib.Path, stage: str) -> None:
-    """Appends a description of this start to a JSON file that lists all of them."""
-    starts = json.loads(file.read_text()) if file.exists() else []
+    """Appends a description of this start to a JSON file that lists all of them.
+
+    It is but a note: a file that is damaged is set aside, with a warning.
+    """
+    try:
+        starts = list(json.loads(file.read_text()))
+    except FileNotFoundError:
+        starts = []
+    except (OSError, ValueError, RecursionError, TypeError):
+        starts, aside = [], file.with_name(f"damaged-{file.name}")
+        logging.warning("%s is damaged: moved to %s", file, aside)
+        os.replace(file, aside)
     write_json(file, [*starts, {"stage": stage, **describe()}])
 
 

@@ -1,0 +1,99 @@
+"""What can be known before the first step: mistakes of later stages come out before the first."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from manas_jax import metrics
+from manas_jax.data.scene import Scene
+from manas_jax.data.sources import load_splits, log_splits
+from manas_jax.data.splits import Splits
+from manas_jax.errors import UserError
+from manas_jax.runtime import distributed, sharding
+from manas_jax.training import build
+from manas_jax.training.evaluator import validation_side
+from manas_jax.training.restore import find_genotype
+
+
+def check_stages(
+    config: ConfigDict, workdir: str | os.PathLike, stages: Sequence[str]
+) -> dict[str, Splits]:
+    """Checks the data and the files of all stages, and logs the scenes of each split.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      stages: those to run, in order.
+
+    Returns:
+      The scenes of each stage.
+
+    Raises:
+      UserError: a stage could not run to its end; names the key, the file or the scene.
+    """
+    mesh = sharding.make_mesh(config.devices, config.height_shards)
+    crops = {stage: config["search" if stage == "search" else "train"].crop for stage in stages}
+    by_crop: dict[int, Splits] = {}
+    for crop in crops.values():
+        if crop not in by_crop:
+            by_crop[crop] = load_splits(config.data, crop)
+    splits = {stage: by_crop[crop] for stage, crop in crops.items()}
+    for found in list(by_crop.values())[:1]:  # the others have the same images
+        log_splits(found)
+    for stage in stages:
+        if stage == "evaluate":
+            evaluated_scenes(config, splits[stage])
+        else:
+            _check_training(config, splits[stage], stage, mesh)
+    distributed.broadcast_from_primary(lambda: _check_files(config, pathlib.Path(workdir), stages))
+    return splits
+
+
+def evaluated_scenes(config: ConfigDict, splits: Splits) -> tuple[Scene, ...]:
+    """The scenes to evaluate on.
+
+    Raises:
+      UserError: there are none, or one is too small to be scored.
+    """
+    chosen: tuple[Scene, ...] = getattr(splits, config.evaluate.split)
+    if not chosen:
+        raise UserError(
+            f"data.root={config.data.root}: no {config.evaluate.split} images to evaluate; add a "
+            "test folder, set evaluate.split=validation, or leave out the evaluation, stage=train"
+        )
+    for scene in chosen:
+        if min(scene.size) < metrics.SSIM_WINDOW:
+            height, width = scene.size
+            raise UserError(
+                f"{config.evaluate.split} scene {scene.name}: {height}x{width} pixels are too "
+                f"small to be scored; scores need {metrics.SSIM_WINDOW} pixels: remove it"
+            )
+    return chosen
+
+
+def _check_training(config: ConfigDict, splits: Splits, stage: str, mesh: sharding.Mesh) -> None:
+    roles = {
+        "search": (splits.weights, splits.architecture),
+        "train": (splits.weights + splits.architecture,),
+    }
+    for scenes in roles[stage]:
+        build.check_batches(config, scenes, stage, mesh)
+    validation_side(splits.validation, config[stage].validation_crop, mesh)
+
+
+def _check_files(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> None:
+    """Checks what the stages read that no earlier one of them writes."""
+    given = config.train.genotype or config.train.weights
+    if given or (set(stages) - {"search"} and "search" not in stages):
+        find_genotype(config, workdir)
+    for reader, needs, written_by in (
+        ("train", config.train.inherit, "search"),
+        ("evaluate", True, "train"),
+    ):
+        folder = workdir / written_by / "checkpoints"
+        if reader in stages and needs and written_by not in stages and not folder.exists():
+            raise UserError(f"{folder} is missing: run stage={written_by} first")
