@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from manas_jax.data import catalog, rain
+from manas_jax.data import catalog
 from manas_jax.errors import UserError
 from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
+RAIN_LEVELS = ("light", "medium", "heavy", "mixed")
+"""Levels of synthetic rain, see `manas_jax.data.rain`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ _ANY = _Range("any value", lambda _: True)  # or checked where the key is used
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
 _POSITIVE = _Range("more than 0", lambda value: value > 0)
 _SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
-_LEVEL = _one_of(*rain.LEVELS, rain.MIXED)
+_LEVEL = _one_of(*RAIN_LEVELS)
 _TWO_SIZES = _Range("two sizes", lambda value: len(value) == 2 and min(value) > 0)
 
 # Every key as it is written after `--config.`, with its default and range. Those of `space` are the

@@ -3,7 +3,8 @@
 import ml_collections
 import pytest
 
-from manas_jax.config import HYPERGRADIENTS, default, validate
+from manas_jax.config import HYPERGRADIENTS, RAIN_LEVELS, default, validate
+from manas_jax.data import rain
 from manas_jax.errors import UserError
 from manas_jax.search import bilevel
 
@@ -96,3 +97,7 @@ def test_two_initial_weights_of_a_training_are_refused(make_config):
 
 def test_hypergradients_are_those_of_the_search():
     assert tuple(bilevel.HYPERGRADIENTS) == HYPERGRADIENTS
+
+
+def test_levels_of_rain_are_those_of_the_data():
+    assert (*rain.LEVELS, rain.MIXED) == RAIN_LEVELS
