@@ -4,8 +4,8 @@
 
 Needs nothing but Python. Each line of output is prefixed with the index of its process. When one
 process fails, the others are told to save and exit; after a failure that a restart can mend (see
-README.md) all of them are restarted with the same arguments. After SIGTERM and Ctrl-C the processes
-save and exit, and nothing is restarted; a second signal kills them.
+README.md) all of them are restarted with the same arguments. After SIGTERM, Ctrl-C and SIGHUP (a
+closed terminal) the processes save and exit, and nothing is restarted; a second signal kills them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     events: queue.SimpleQueue = queue.SimpleQueue()  # its put() may be called by a signal handler
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: events.put(("signal", number)))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP under nohup
+            signal.signal(number, lambda number, _: events.put(("signal", number)))
     for left in range(options.restarts, -1, -1):
         address = f"127.0.0.1:{options.port or free_port()}"
         group = commands([*base, *flags], options.processes, address)
@@ -198,8 +199,9 @@ def _start(
 
     def copy() -> None:
         for line in worker.stdout:
-            sys.stdout.buffer.write(b"[%d] %s" % (number, line))
-            sys.stdout.buffer.flush()
+            with contextlib.suppress(OSError):  # the terminal is closed
+                sys.stdout.buffer.write(b"[%d] %s" % (number, line))
+                sys.stdout.buffer.flush()
 
     def follow() -> None:
         code = worker.wait()
@@ -218,7 +220,8 @@ def _kill(worker: subprocess.Popen) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is closed
+        print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

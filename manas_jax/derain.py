@@ -29,7 +29,7 @@ from manas_jax.errors import UserError
 from manas_jax.inference import image_files, video
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.pretrained import describe, list_pretrained
-from manas_jax.runtime import compilation, malloc
+from manas_jax.runtime import compilation, malloc, signals
 
 STREAM = "-"
 DEFAULT_WEIGHTS = "general"
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # repeats what its exceptions say
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals.unwinding():
             warnings.filterwarnings("ignore", module="PIL")  # about files that it reads anyway
             return _main(options)
     except UserError as error:

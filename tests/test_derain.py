@@ -27,6 +27,7 @@ from manas_jax import derain
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files
 from manas_jax.inference.derainer import Derainer
+from manas_jax.runtime import signals
 
 open_once = functools.cache(Derainer.from_pretrained)
 
@@ -717,18 +718,33 @@ def test_errors_of_restoring_are_reported_unchanged(kind, error, line, tmp_path,
     assert names(out) == ["b.png"]
 
 
-def test_an_interrupted_video_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, SystemExit),
+        (signal.SIGHUP, SystemExit),
+    ],
+)
+def test_an_interrupted_video_leaves_nothing(tmp_path, number, raised):
     source, batches = record(tmp_path / "in.mp4", 1), []
+    handler = signal.getsignal(number)
+    if handler == signal.SIG_IGN:
+        pytest.skip("ignored by the tests")
 
     def restore(pixels):
         batches.append(pixels)
         if len(batches) == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return pixels
 
-    with pytest.raises(KeyboardInterrupt):
-        derain.run([derain.Job(source, tmp_path / "out" / "x.mp4")], restore, progress=False)
-    assert names(tmp_path / "out") == []
+    job = derain.Job(source, tmp_path / "out" / "x.mp4")
+    with pytest.raises(raised) as caught, signals.unwinding():
+        derain.run([job], restore, progress=False)
+    assert len(batches) == 2 and names(tmp_path / "out") == []
+    assert signal.getsignal(number) == handler
+    if raised is SystemExit:
+        assert caught.value.code == 128 + number
 
 
 def test_full_disk_is_reported_with_the_file(street, tmp_path, command, monkeypatch):

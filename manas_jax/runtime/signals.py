@@ -65,6 +65,26 @@ def listen() -> None:
 
 
 @contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP raise SystemExit within, so that temporary files are removed.
+
+    For commands that write files one by one and have no state to save. The exit status is 128 + N
+    for signal N, as in shells. Signals that are ignored stay so, such as SIGHUP under nohup.
+    """
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Lets signals interrupt the work within: for long work that has no state to save.
 
