@@ -1,0 +1,87 @@
+"""Videos whose frames are restored while everything else is copied.
+
+Frames keep their times, so variable frame rates stay. Audio and subtitle packets are copied, as are
+metadata, chapters, rotation, colour tags, attachments and cover pictures. Video is encoded again,
+with the codec of the input if this build of FFmpeg has an encoder that keeps size, depth,
+transparency, interlacing and rotation. Further video streams and data streams are dropped. A
+warning names what is lost; docs/formats.md lists what happens to which videos.
+
+FFmpeg hides small damage, and a truncated file without an index looks like a shorter one: what it
+can decode is restored.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import av
+
+from manas_jax.errors import UserError
+from manas_jax.files import has_suffix, replacing
+from manas_jax.inference.video import encoder, writer
+from manas_jax.inference.video.encoder import COLOUR_TAGS
+from manas_jax.inference.video.pixels import Restore
+from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, no_protocol, open_video
+from manas_jax.inference.video.writer import Progress
+
+__all__ = ["BATCH", "COLOUR_TAGS", "SUFFIXES", "Progress", "Restore", "derain", "is_video"]
+
+SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
+    | {".wmv", ".flv", ".3gp", ".ogv"}
+)
+BATCH = 8
+
+
+def is_video(path: str | os.PathLike) -> bool:
+    """Whether `path` has the suffix of a video and is not hidden."""
+    return has_suffix(path, SUFFIXES)
+
+
+def derain(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    restore: Restore,
+    progress: Progress | None = None,
+    batch: int = BATCH,
+) -> None:
+    """Writes `source` with restored frames to `target`, completely or not at all.
+
+    Warns, before any frame is restored, of what the output cannot keep.
+
+    Args:
+      source: a video file, of which the first video stream is restored.
+      target: the file to write, in the container that its suffix names.
+      restore: called with upright frames, `batch` at a time, fewer at the end; with single fields
+        where frames are interlaced. Its exceptions pass unchanged.
+      progress: called after each batch.
+      batch: frames per call of `restore`.
+
+    Raises:
+      ValueError: `restore` returns another shape or type.
+      UserError: the source is missing, no video or damaged, the target cannot be written, or its
+        container cannot hold what is essential.
+    """
+    encoder.container_of(target)
+    with open_video(source) as container:
+        reader = Reader(container, source)
+        encoding = encoder.choose(reader, target)
+        try:  # not `output_file`: it would report an OSError of `restore` as one of writing
+            pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        with replacing(target, like=source) as temporary:
+            try:
+                with av.open(
+                    no_protocol(temporary),
+                    "w",
+                    format=encoding.container,
+                    options=writer.container_options(reader, encoding),
+                    metadata_errors=METADATA_ERRORS,
+                ) as output:
+                    writer.transcode(reader, encoding, output, target, restore, progress, batch)
+                lost = writer.lost_metadata(reader, no_protocol(temporary))
+            except av.error.FFmpegError as error:
+                raise UserError(f"cannot write {target}: {error.strerror}") from error
+        writer.note_losses(reader, lost)

@@ -1,0 +1,200 @@
+"""Writes restored frames, and copies of everything else that the output's container takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import av
+
+from manas_jax.errors import UserError
+from manas_jax.inference.video import pixels
+from manas_jax.inference.video.encoder import Encoding
+from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, is_cover
+
+Progress = Callable[[int, int | None], None]
+"""Called with the number of frames done, and their total where it is known."""
+
+_log = logging.getLogger(__name__)
+# Of the file rather than of what it shows: the muxer writes its own.
+_OWN_METADATA = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
+# Keys of phones, such as com.apple.quicktime.make, which the muxer else leaves out.
+_ANY_KEYS = {"movflags": "use_metadata_tags"}
+
+
+def container_options(reader: Reader, encoding: Encoding) -> dict[str, str]:
+    """Options of the muxer."""
+    has_own_keys = any("." in key for key in reader.container.metadata)
+    return _ANY_KEYS if has_own_keys and encoding.container in ("mp4", "mov") else {}
+
+
+def note_losses(reader: Reader, losses: Sequence[str]) -> None:
+    """Warns of what the output does not keep."""
+    if losses:
+        _log.warning("%s: written without its %s", reader.name, " and ".join(losses))
+
+
+def lost_metadata(reader: Reader, output: str | os.PathLike) -> list[str]:
+    """Keys of the source's metadata that a written file does not have, in words.
+
+    Raises:
+      FFmpegError: the file cannot be read.
+    """
+    with av.open(output, metadata_errors=METADATA_ERRORS) as made:
+        kept = {key.lower() for key in made.metadata} | _OWN_METADATA
+    return [f"metadata {key}" for key in reader.container.metadata if key.lower() not in kept]
+
+
+def transcode(
+    reader: Reader,
+    encoding: Encoding,
+    writer: av.container.OutputContainer,
+    target: str | os.PathLike,
+    restore: pixels.Restore,
+    progress: Progress | None,
+    batch: int,
+) -> None:
+    """Writes restored frames and copies of the other streams, metadata and chapters.
+
+    Args:
+      reader: the source.
+      encoding: of the frames.
+      writer: the output.
+      target: its name, for messages.
+      restore: called with `batch` frames at a time, fewer at the end.
+      progress: called after each batch.
+      batch: frames.
+
+    Raises:
+      ValueError: `restore` returns another shape or type.
+      UserError: the source is damaged, or the container cannot hold the audio.
+    """
+    stream = encoding.add_stream(writer, reader)
+    copies, dropped = _add_copies(writer, reader, target)
+    writer.metadata.update(reader.container.metadata)
+    writer.set_chapters(reader.container.chapters())
+    note_losses(reader, [*encoding.losses, *dropped])
+    try:
+        writer.start_encoding()  # before anything is restored, so that errors come out soon
+    except av.error.FFmpegError as error:
+        raise UserError(
+            f"{target}: its container does not take the streams of {reader.name} "
+            f"({error.strerror}); use .mkv"
+        ) from error
+
+    video, done = reader.video, 0
+    time_of = _Clock(encoding.tick, 1 / reader.rate)
+    waiting: list[av.VideoFrame] = []
+
+    def write_waiting() -> None:
+        nonlocal done
+        for frame in pixels.restored(waiting, restore):
+            seconds = None if frame.pts is None else frame.pts * video.time_base
+            duration = round(frame.duration * video.time_base / encoding.tick)
+            writer.mux(stream.encode(encoding.frame(frame, time_of(seconds), duration)))
+        done += len(waiting)
+        waiting.clear()
+        if progress:
+            progress(done, video.frames or None)
+
+    for item in reader:
+        if isinstance(item, av.VideoFrame):
+            waiting.append(item)
+            if len(waiting) == batch:
+                write_waiting()
+        elif item.stream_index in copies:
+            copies[item.stream_index].mux(item, writer)
+    if waiting:
+        write_waiting()
+    writer.mux(stream.encode(None))
+
+
+class _Clock:
+    """Times in ticks, each later than the one before.
+
+    A missing time is one frame after the one before; one that repeats or goes back is a tick later.
+    """
+
+    def __init__(self, tick: Fraction, frame: Fraction):
+        """`tick` and the usual time between two frames, in seconds."""
+        self._tick, self._frame = tick, max(1, round(frame / tick))
+        self._last: int | None = None
+
+    def __call__(self, seconds: Fraction | None) -> int:
+        if self._last is None:
+            self._last = round((seconds or 0) / self._tick)
+        elif seconds is None:
+            self._last += self._frame
+        else:
+            self._last = max(self._last + 1, round(seconds / self._tick))
+        return self._last
+
+
+class _Copy:
+    """A stream whose packets are copied, with decoding times that do not go back."""
+
+    def __init__(self, stream: av.stream.Stream):
+        self.stream = stream
+        self._next: int | None = None
+
+    def mux(self, packet: av.Packet, writer: av.container.OutputContainer) -> None:
+        """Writes the next packet."""
+        time = packet.dts if packet.dts is not None else packet.pts
+        time = time if time is not None else self._next or 0
+        if self._next is not None:
+            time = max(time, self._next)
+        packet.dts = time
+        packet.pts = time if packet.pts is None else max(packet.pts, time)
+        self._next = time + 1
+        packet.stream = self.stream
+        writer.mux(packet)
+
+
+def _add_copies(
+    writer: av.container.OutputContainer, reader: Reader, target: str | os.PathLike
+) -> tuple[dict[int, _Copy], list[str]]:
+    """Adds the other streams; returns them by the index in the source, and what is dropped."""
+    copies: dict[int, _Copy] = {}
+    dropped: list[str] = []
+    for stream in reader.container.streams:
+        if stream is reader.video:
+            continue
+        if not _is_copied(stream, writer):
+            dropped.append(_name(stream))
+            continue
+        try:
+            copy = writer.add_stream_from_template(stream, opaque=True)
+        except ValueError:
+            if stream.type == "audio":
+                raise UserError(
+                    f"{target}: its container cannot hold {_name(stream)}; use .mkv or the suffix "
+                    "of the input"
+                ) from None
+            dropped.append(_name(stream))
+            continue
+        copy.metadata.update(stream.metadata)
+        copy.disposition = stream.disposition
+        copies[stream.index] = _Copy(copy)
+    return copies, dropped
+
+
+def _is_copied(stream: av.stream.Stream, writer: av.container.OutputContainer) -> bool:
+    """Whether the container may take a stream besides the restored one."""
+    if stream.type == "attachment":
+        return writer.format.name == "matroska"
+    if stream.type == "video":
+        return is_cover(stream) and writer.format.name in ("matroska", "mp4", "mov")
+    return stream.type in ("audio", "subtitle")
+
+
+def _name(stream: av.stream.Stream) -> str:
+    """What a stream is, in words."""
+    if stream.type == "video":
+        return "cover picture" if is_cover(stream) else "further video stream"
+    if stream.type == "attachment":
+        return f"attachment {stream.metadata.get('filename', '')}".strip()
+    kind = {"subtitle": "subtitles"}.get(stream.type, stream.type)
+    context = stream.codec_context
+    return f"{kind} in {context.name if context else 'an unknown codec'}"
