@@ -7,6 +7,7 @@ Inference", CVPR 2018, section 3.2.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,18 @@ import numpy as np
 
 from manas_jax.models.network import Network
 from manas_jax.ops.norm import BATCH_NORM_EPSILON, FoldedNorm
+from manas_jax.ops.region import Region
 
 
-def folded_network(network: Network) -> Network:
-    """The derived network that takes the variables of `fold`."""
-    return network.clone(ops=dataclasses.replace(network.ops, norm=FoldedNorm))
+def folded_network(network: Network, region: Region | None = None) -> Network:
+    """The derived network that takes the variables of `fold`.
+
+    Args:
+      network: a derived network.
+      region: the part of the images that counts; None for all.
+    """
+    norm = functools.partial(FoldedNorm, region=region)
+    return network.clone(ops=dataclasses.replace(network.ops, norm=norm, region=region))
 
 
 def fold(variables: Mapping[str, Any]) -> dict[str, Any]:

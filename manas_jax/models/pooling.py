@@ -17,7 +17,8 @@ class PooledFeatures:
 
     Averages and maxima over pixels are those of the whole image, or with `cell` those of a window
     around each square of cell x cell pixels (see `Network.pool_cell`). They are (N, C), or with
-    `cell` (N, rows of squares, columns of squares, C).
+    `cell` (N, rows of squares, columns of squares, C). What lies outside of `Ops.region` is no part
+    of the image.
 
     Attributes:
       x: the feature map (N, H, W, C).
@@ -37,23 +38,32 @@ class PooledFeatures:
     @functools.cached_property
     def average(self) -> jax.Array:
         """Mean over pixels."""
-        if self.cell is None:
+        if self.cell is None and self._ops.region is None:
             return self.x.mean(axis=(1, 2))
         inside = jnp.ones((1, *self.x.shape[1:3], 1), self.x.dtype)
-        total, pixels = (_reduce_windows(y, self.cell, jnp.sum, 0.0) for y in (self.x, inside))
+        total, pixels = (self._reduce(y, jnp.sum, 0.0) for y in (self.x, inside))
         return total / pixels
 
     @functools.cached_property
     def maximum(self) -> jax.Array:
         """Maximum over pixels."""
-        if self.cell is None:
+        if self.cell is None and self._ops.region is None:
             return self._ops.reduce_max(self.x, (1, 2))
-        return _reduce_windows(self.x, self.cell, jnp.max, -jnp.inf)
+        return self._reduce(self.x, jnp.max, -jnp.inf)
+
+    def _reduce(self, x: jax.Array, reduce: Callable[..., jax.Array], neutral: float) -> jax.Array:
+        if self._ops.region is not None:
+            x = self._ops.region.mask(x, neutral)
+        if self.cell is None:
+            return reduce(x, (1, 2))
+        return _reduce_windows(x, self.cell, reduce, neutral)
 
     def broadcast(self, gate: jax.Array) -> jax.Array:
         """A gate of pooled pixels as a map: (N, 1, 1, C), or with `cell` (N, H, W, C)."""
         if self.cell is None:
             return gate[:, None, None, :]
+        if self._ops.region is not None:
+            gate = self._ops.region.extend(gate)
         height, width = self.x.shape[1:3]
         columns = self._ops.materialize(_interpolate(gate, self.cell, axis=2))
         return _interpolate(columns, self.cell, axis=1)[:, :height, :width]

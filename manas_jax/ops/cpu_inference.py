@@ -19,11 +19,15 @@ from manas_jax.ops.cpu_train import WIDE, conv_row_folded, fold_kernel_rows, shi
 
 MANY = 16  # channels
 
-COMPILER_OPTIONS = (("xla_disable_hlo_passes", "cse_barrier_expander"),)
-"""Keeps optimization barriers until XLA:CPU has fused.
+COMPILER_OPTIONS = (
+    ("xla_disable_hlo_passes", "cse_barrier_expander"),
+    ("xla_backend_optimization_level", "1"),
+)
+"""Keep optimization barriers until XLA:CPU has fused, and let LLVM optimise briefly.
 
-It drops them before, and then recomputes a producer with several consumers in the loop of each of
-them: the sum at the end of a fusion column up to five times.
+XLA:CPU drops them before, and then recomputes a producer with several consumers in the loop of each
+of them: the sum at the end of a fusion column up to five times. LLVM's further passes take nearly
+half of the compilation and make no picture faster.
 """
 
 

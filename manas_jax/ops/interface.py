@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from manas_jax.ops.norm import BatchNorm
+from manas_jax.ops.region import Region
 
 
 def _identity(x: Any) -> Any:
@@ -31,7 +32,8 @@ class Ops:
         before the loops that read them.
       simplify: (function) -> the same function without operations that the backend does not need;
         see `manas_jax.ops.jax_internals`.
-      norm: the module that normalises after a convolution, called with (x, train).
+      norm: constructs the module that normalises after a convolution, called with (x, train).
+      region: the part of images that counts, whose outside `norm` sets to zero; None for all.
       compiler_options: for `jax.jit`, as a dictionary's items.
       dtype: type of the computation; None for that of inputs and parameters. Parameters and
         statistics stay float32.
@@ -43,9 +45,10 @@ class Ops:
     reduce_max: Callable[[jax.Array, int | tuple[int, ...]], jax.Array]
     materialize: Callable[[jax.Array], jax.Array] = _identity
     simplify: Callable[[Callable], Callable] = _identity
-    norm: type[nn.Module] = BatchNorm
+    norm: Callable[..., nn.Module] = BatchNorm
+    region: Region | None = None
     compiler_options: tuple[tuple[str, str], ...] = ()
     dtype: Any = None
 
     def __repr__(self) -> str:
-        return f"Ops({self.name}, {self.norm.__name__}, {self.dtype})"
+        return f"Ops({self.name}, {self.dtype})"

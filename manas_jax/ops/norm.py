@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from manas_jax.ops.region import Region
+
 # PyTorch's momentum 0.1 is 0.9 in Flax's terms. Flax keeps the biased variance in the running
 # statistics where PyTorch keeps the unbiased one: they differ by 1 / (pixels - 1).
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5
@@ -109,10 +111,14 @@ class FoldedNorm(nn.Module):
     """The bias that folding BatchNorm into a convolution leaves; takes BatchNorm's place.
 
     See `manas_jax.inference.fold_batch_norm`.
+
+    Attributes:
+      region: outside of it the output is zero.
     """
 
     affine: bool = True
     momentum: float = BATCH_NORM_MOMENTUM
+    region: Region | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -120,4 +126,5 @@ class FoldedNorm(nn.Module):
         if train:
             raise ValueError("a network whose BatchNorm is folded cannot be trained")
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return x + bias.astype(x.dtype)
+        y = x + bias.astype(x.dtype)
+        return y if self.region is None else self.region.mask(y)

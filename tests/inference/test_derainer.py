@@ -25,7 +25,10 @@ CELL = 8
 
 @pytest.fixture(scope="module")
 def derain(weights):
-    return Derainer.from_pretrained(weights, pool_cell=CELL)
+    """Its first picture is as large as any of the tests, so they share that picture's program."""
+    derain = Derainer.from_pretrained(weights, pool_cell=CELL)
+    derain(picture(152, 264))
+    return derain
 
 
 def picture(height, width, dtype=np.uint8, seed=0):
@@ -69,6 +72,7 @@ def test_a_window_as_large_as_the_picture_is_the_whole_picture(small):
 
 
 def test_it_is_the_network(small, derain):
+    """Whose program is for larger pictures."""
     genotype, variables = small
     pixels = picture(32, 48)
     images = pixels[None].astype(np.float32) / 255
@@ -76,6 +80,17 @@ def test_it_is_the_network(small, derain):
     expected = np.floor(np.clip(expected, 0, 1) * 255 + 0.5)
     assert np.abs(derain(pixels).astype(int) - expected).max() <= 1  # a rounded half
     assert (derain(pixels) != pixels).mean() > 0.1 and derain(pixels).std() > 1
+
+
+def test_pictures_of_many_sizes_share_programs(weights, derain, count_compilations):
+    several = Derainer.from_pretrained(weights, pool_cell=CELL)
+    several(picture(96, 120))
+    sizes = np.random.default_rng(0).integers(1, [97, 121], (12, 2))
+    with count_compilations() as compilations:
+        for height, width in sizes:
+            pixels = picture(height, width)
+            assert np.abs(several(pixels).astype(int) - derain(pixels)).max() <= 1
+    assert not compilations
 
 
 @pytest.mark.parametrize("self_ensemble", [False, True])
@@ -117,13 +132,8 @@ def test_no_more_pictures_at_once_than_a_tile_is_large(weights, derain, monkeypa
     monkeypatch.setattr(module, "_OVERLAP", 8)
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
     several = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL)
-    sizes, inner = [], several._apply
-
-    def apply(variables, pictures):
-        sizes.append(len(pictures))
-        return inner(variables, pictures)
-
-    monkeypatch.setattr(several, "_apply", apply)
+    sizes, run = [], several._run
+    monkeypatch.setattr(several, "_run", lambda x: (sizes.append(len(x)), run(x))[1])
     monkeypatch.setattr(several, "_cpu", cpu)
     restored = several(stack)
     assert sizes == groups
@@ -214,25 +224,30 @@ import numpy as np
 from manas_jax.inference import derainer
 derainer._OVERLAP = 64
 derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_cell=8)
-programs, inner = [], derain._apply
-def apply(variables, pictures):
-    shard = pictures.sharding.shard_shape(pictures.shape)
-    programs.append([pictures.shape[1], shard[1], len(pictures.sharding.device_set)])
-    return inner(variables, pictures)
-derain._apply = apply
+programs, compile = {}, derain._compile
+def noted(count, size):
+    where = derain._sharding(size[0])
+    shard = where.shard_shape((count, *size, 3))
+    programs[name].append([size[0], shard[1], len(where.device_set)])
+    return compile(count, size)
+derain._compile = noted
+restored = {}
 with np.load(sys.argv[2]) as pictures:
-    restored = {name: derain(pictures[name]) for name in pictures.files}
+    for name in pictures.files:
+        derain._programs.clear()  # as if it came first
+        programs[name] = []
+        restored[name] = derain(pictures[name])
 np.savez(sys.argv[3], **restored)
 print(json.dumps(programs))
 """
 
 
 def test_height_is_split_over_devices(tmp_path, weights, derain):
-    """Rows of each tile, rows a device, and devices, for pictures of several heights."""
+    """Rows of the tiles, rows a device, and devices, for pictures of several heights."""
     tiles = {
         "320": [[320, 80, 4]],  # comes out even
-        "168": [[160, 40, 4]] * 2,  # does not: two tiles that do
-        "600": [[352, 88, 4]] * 2,  # more than four devices can hold: two, of what they need
+        "168": [[160, 40, 4]],  # does not: two tiles that do
+        "600": [[352, 88, 4]],  # more than four devices can hold: two, of what they need
         "90": [[96, 24, 4]],  # no more than a tile
         "70": [[72, 72, 4]],  # as small and uneven: everywhere the same
     }
@@ -248,7 +263,7 @@ def test_height_is_split_over_devices(tmp_path, weights, derain):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [tile for made in tiles.values() for tile in made]
+    assert json.loads(done.stdout) == tiles
     with np.load(tmp_path / "out.npz") as restored:
         for height, whole in pixels.items():
             assert np.abs(derain(whole).astype(int) - restored[height]).max() <= 1

@@ -12,6 +12,7 @@ import pytest
 from manas_jax.inference.fold_batch_norm import fold, folded_network
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
+from manas_jax.ops.region import Region
 from manas_jax.space import COLUMNS, Genotype, SearchSpace
 from manas_jax.workdir.weights import flatten
 
@@ -48,11 +49,20 @@ def _images(height=16, width=24):
 
 @pytest.mark.parametrize("pool_cell", [None, 8])
 def test_folded_network_equals_the_network(pool_cell):
+    """Also in the corner of a larger image of which nothing else counts."""
     network = Network(SPACE, _genotype(), pool_cell=pool_cell)
     variables, images = _made(network), _images()
     wanted = jax.jit(network.apply)(variables, images)
     got = jax.jit(folded_network(network).apply)(fold(variables), images)
     assert wanted.std() > 0.1
+    np.testing.assert_allclose(got, wanted, atol=1e-4 * float(wanted.std()), rtol=1e-4)
+    padded = jnp.pad(images, ((0, 0), (0, 8), (0, 16), (0, 0)))
+
+    def within(params, images, size):
+        region = Region(size, images.shape[1:3])
+        return folded_network(network, region).apply(params, images)
+
+    got = jax.jit(within)(fold(variables), padded, np.array([16, 24]))[:, :16, :24]
     np.testing.assert_allclose(got, wanted, atol=1e-4 * float(wanted.std()), rtol=1e-4)
 
 
