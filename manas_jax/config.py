@@ -19,6 +19,8 @@ from manas_jax.errors import UserError
 from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
+OPTIMIZERS = ("adam", "muon")
+"""Of the final training, see `manas_jax.training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
 RAIN_LEVELS = ("light", "medium", "heavy", "mixed")
@@ -31,6 +33,7 @@ class LossWeights:
 
     Attributes:
       mse: squared error to the clean image, external.
+      charbonnier: a smooth absolute error to the clean image, external.
       ssim: structural dissimilarity to the clean image, external.
       tv: total variation of the outputs, external.
       internal: squared error between a scene's outputs.
@@ -41,6 +44,7 @@ class LossWeights:
     """
 
     mse: float = 1.0
+    charbonnier: float = 0.0
     ssim: float = 1.0
     tv: float = 1e-4
     internal: float = 1.0
@@ -146,8 +150,11 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "train.scenes": (32, _at_least(1)),
     "train.crop": (64, _at_least(8)),
     "train.internal_warmup": (0.025, _SHARE),
+    "train.optimizer": ("adam", _one_of(*OPTIMIZERS)),
     "train.learning_rate": (1e-3, _NOT_NEGATIVE),
     "train.final_learning_rate": (0.0, _ANY),
+    "train.decay": (1.0, _SHARE),  # of the steps, the last ones, in which the rate decreases
+    "train.batch_norm": (1.0, _SHARE),  # of the steps, before its statistics are frozen
     "train.weight_decay": (0.0, _NOT_NEGATIVE),  # decoupled, as in AdamW
     "train.clip": (0.0, _NOT_NEGATIVE),
     "train.accumulate": (1, _at_least(1)),

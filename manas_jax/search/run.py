@@ -129,7 +129,7 @@ def search(
             mesh,
             restore_or_init=restore_or_init,
             batches=batches,
-            step=step,
+            compile=step.compile,
             step_fn=step_fn,
             eval_fn=lambda state: validation(state.variables, state.architecture),
             finish=finish,

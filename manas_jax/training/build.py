@@ -22,6 +22,9 @@ from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
 from manas_jax.space import Genotype, SearchSpace
 
+PyTree = Any
+MUON_RATE = 5.0  # times Adam's: its updates have singular values of about 1
+
 
 def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
     """The supernet of the configured space, or the derived network of a genotype."""
@@ -34,9 +37,11 @@ def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
 
 
 def weight_schedule(options: ConfigDict) -> optax.Schedule:
-    """Cosine from the first to the final learning rate."""
+    """Constant, then cosine to the final learning rate; without `decay` cosine from the start."""
+    decay_steps = max(1, round(options.get("decay", 1.0) * options.steps))
     final = options.final_learning_rate / options.learning_rate if options.learning_rate else 1.0
-    return optax.cosine_decay_schedule(options.learning_rate, options.steps, final)
+    cosine = optax.cosine_decay_schedule(options.learning_rate, decay_steps, final)
+    return lambda step: cosine(jnp.maximum(step - (options.steps - decay_steps), 0))
 
 
 def search_weight_optimizer(options: ConfigDict) -> optax.GradientTransformation:
@@ -57,11 +62,31 @@ def architecture_optimizer(options: ConfigDict) -> optax.GradientTransformation:
 
 
 def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:
-    """Adam, or AdamW where weight decay is set."""
+    """Adam or Muon, with decoupled weight decay where that is set.
+
+    Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes the
+    kernels of convolutions, as matrices from patches to channels, at `MUON_RATE` times the learning
+    rate. All other parameters are Adam's, with Nesterov momentum like Muon's.
+    """
+    schedule = weight_schedule(options)
+    if options.optimizer == "adam":
+        optimizer = optax.adamw(schedule, weight_decay=options.weight_decay)
+    else:
+        optimizer = optax.contrib.muon(
+            lambda step: MUON_RATE * schedule(step),
+            weight_decay=options.weight_decay,
+            adam_weight_decay=options.weight_decay,
+            adam_learning_rate=schedule,
+            muon_weight_dimension_numbers=_kernels_as_matrices,
+        )
     return optax.chain(
-        *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
-        optax.adamw(weight_schedule(options), weight_decay=options.weight_decay),
+        *([optax.clip_by_global_norm(options.clip)] if options.clip else []), optimizer
     )
+
+
+def _kernels_as_matrices(params: PyTree) -> PyTree:
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
 
 
 def loss_weights(config: ConfigDict) -> LossWeights:

@@ -23,17 +23,20 @@ from manas_jax.space import COLUMNS, SearchSpace
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
-def scene_loss_fn(network: Network, loss_weights: LossWeights, internal_from: int) -> Callable:
+def scene_loss_fn(
+    network: Network, loss_weights: LossWeights, internal_from: int, frozen_stats: bool = False
+) -> Callable:
     """The restoration loss of a batch of scenes as a function of what can be differentiated.
 
     Args:
       network: supernet or derived network.
       loss_weights: coefficients of the loss terms.
       internal_from: step from which on the internal loss counts.
+      frozen_stats: whether BatchNorm normalises by the running statistics and leaves them as they
+        are, in place of the batch's, which update them.
 
     Returns:
       A function (params, architecture, batch_stats, step, batch) -> (loss, (batch_stats, metrics)).
-      The network normalises by the statistics of the batch, which update the returned running ones.
       `batch` is {'rainy': (S, K, H, W, 3), 'clean': (S, H, W, 3)}; metrics are the loss
       ('restoration'), its unweighted terms, and the outputs' mean PSNR in dB ('psnr').
     """
@@ -44,7 +47,7 @@ def scene_loss_fn(network: Network, loss_weights: LossWeights, internal_from: in
             {"params": params, "batch_stats": batch_stats},
             rainy.reshape(-1, *rainy.shape[2:]),
             architecture,
-            train=True,
+            train=not frozen_stats,
             mutable=["batch_stats"],
         )
         outputs = outputs.reshape(rainy.shape)
@@ -84,17 +87,19 @@ def restoration_loss(
       internal_scale: 0 while the internal loss is still off, then 1.
 
     Returns:
-      The loss and its unweighted terms 'mse', 'ssim', 'tv' and 'internal'.
+      The loss and its unweighted terms 'mse', 'charbonnier', 'ssim', 'tv' and 'internal'.
     """
     targets = clean[:, None]
     metrics = {
         "mse": jnp.mean(jnp.sum(mean_squared_error(outputs, targets), axis=1)),
+        "charbonnier": jnp.mean(jnp.sum(charbonnier(outputs, targets), axis=1)),
         "ssim": jnp.mean(jnp.sum(1 - ssim(outputs, targets), axis=1)),
         "tv": jnp.mean(total_variation(outputs)),
         "internal": jnp.mean(internal(outputs)),
     }
     loss = (
         loss_weights.mse * metrics["mse"]
+        + loss_weights.charbonnier * metrics["charbonnier"]
         + loss_weights.ssim * metrics["ssim"]
         + loss_weights.tv * metrics["tv"]
         + loss_weights.internal * internal_scale * metrics["internal"]
@@ -130,6 +135,15 @@ def architecture_loss(
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
     """Mean over the last three axes (height, width, channel)."""
     return jnp.mean(jnp.square(a - b), axis=(-3, -2, -1))
+
+
+def charbonnier(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Mean of sqrt((a - b)^2 + 0.001^2) over the last three axes (height, width, channel).
+
+    Charbonnier et al., "Two deterministic half-quadratic regularization algorithms for computed
+    imaging", ICIP 1994; the constant is that of Lai et al., "LapSRN", CVPR 2017.
+    """
+    return jnp.mean(jnp.sqrt(jnp.square(a - b) + 1e-6), axis=(-3, -2, -1))
 
 
 def internal(outputs: jax.Array) -> jax.Array:

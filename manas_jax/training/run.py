@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
 
     source(0)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
-    step = TrainStep(
+    train_step = TrainStep(
         network,
         optimizer,
         loss_weights=build.loss_weights(config),
@@ -72,6 +72,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
         ema=options.ema,
         microbatches=options.accumulate,
     )
+
+    def frozen_stats(step):
+        return step >= round(options.batch_norm * options.steps)
+
+    def batches(start, rollbacks):
+        for step, batch in enumerate(source(rollbacks).iterate(start, options.steps), start):
+            yield batch, frozen_stats(step)
+
+    def step_fn(state, batch):
+        patches, frozen = batch
+        return train_step(state, sharding.shard_batch(patches, mesh), frozen)
 
     def restore_or_init(checkpoints):
         state = checkpoints.restore(train_template(config, network, mesh))
@@ -91,9 +102,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
             "train",
             mesh,
             restore_or_init=restore_or_init,
-            batches=lambda start, rollbacks: source(rollbacks).iterate(start, options.steps),
-            step=step,
-            step_fn=lambda state, batch: step(state, sharding.shard_batch(batch, mesh)),
+            batches=batches,
+            compile=lambda state, shapes: train_step.compile(
+                state, shapes, frozen_stats(int(state.step))
+            ),
+            step_fn=step_fn,
             eval_fn=lambda state: validation(state.variables),
             finish=finish,
         ),

@@ -16,6 +16,7 @@ from manas_jax.data import lazy_tf
 from manas_jax.files import write_json
 from manas_jax.metrics import Scores
 from manas_jax.runtime import distributed, signals
+from manas_jax.runtime.compilation import CompileStats
 from manas_jax.training import build, loop
 from manas_jax.training.metric_logger import MetricLogger, log_parameters
 from manas_jax.workdir.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ class Stage:
       mesh: the devices that it runs on.
       restore_or_init: the newest state of the checkpoints, or a fresh one.
       batches: (start, rollbacks) -> the batches of the steps from `start` on.
-      step: a `SearchStep` or `TrainStep`, compiled before the first call of `step_fn`.
+      compile: (state, shapes of a batch) compiles the steps ahead of the first one.
       step_fn: (state, batch) -> (state, metrics).
       eval_fn: validation scores of a state.
       finish: (state, scores, checkpoints) -> entries for the summary; writes what others read.
@@ -43,7 +44,7 @@ class Stage:
     mesh: Mesh
     restore_or_init: Callable[[Checkpoints], State]
     batches: Callable[[int, int], Iterator[Any]]
-    step: Any
+    compile: Callable[[State, Any], CompileStats]
     step_fn: Callable[[State, Any], tuple[State, dict]]
     eval_fn: Callable[[State], Scores]
     finish: Callable[[State, Scores, Checkpoints], dict[str, Any]]
@@ -78,7 +79,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
         lazy_tf.import_in_background()
         with signals.interruptible():
             shapes = build.batch_shapes(config, options, stage.mesh)
-            compile_stats = stage.step.compile(state, shapes)
+            compile_stats = stage.compile(state, shapes)
         logging.info("%s: compiled a step; %s", name, compile_stats)
         schedule = build.weight_schedule(options)
         with MetricLogger(folder, config, options, checkpoints, start, schedule) as logger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,31 +48,36 @@ class TrainStep:
         self._optimizer = optimizer
         self._ema = ema
         self._microbatches = microbatches
-        self._loss_fn = losses.scene_loss_fn(network, loss_weights, internal_from)
+        self._loss_fn = partial(losses.scene_loss_fn, network, loss_weights, internal_from)
         if microbatches == 1:
-            self.weight_step = jax.jit(self.weight_step, donate_argnums=0)
+            self.weight_step = jax.jit(
+                self.weight_step, donate_argnums=0, static_argnames="frozen_stats"
+            )
         else:
-            self._grad = jax.jit(self._grad)
+            self._grad = jax.jit(self._grad, static_argnames="frozen_stats")
             self._update = jax.jit(self._update, donate_argnums=(0, 2))
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Updates the weights."""
-        return self.weight_step(state, batch)
+    def __call__(
+        self, state: TrainState, batch: Batch, frozen_stats: bool = False
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Updates the weights and, unless they are frozen, BatchNorm's running statistics."""
+        return self.weight_step(state, batch, frozen_stats)
 
     def weight_step(
-        self, state: TrainState, batch: Batch
+        self, state: TrainState, batch: Batch, frozen_stats: bool
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """What `__call__` does; with one microbatch a single program."""
 
         def on_microbatch(microbatch, previous):
             batch_stats = previous["batch_stats"] if previous else state.batch_stats
-            return self._grad(state.params, batch_stats, state.step, microbatch)
+            return self._grad(state.params, batch_stats, state.step, microbatch, frozen_stats)
 
         result = accumulate(on_microbatch, batch, self._microbatches, carry="batch_stats")
         return self._update(state, result["grad"], result["batch_stats"]), result["metrics"]
 
-    def _grad(self, params, batch_stats, step, batch):
-        grad, (batch_stats, metrics) = jax.grad(self._loss_fn, has_aux=True)(
+    def _grad(self, params, batch_stats, step, batch, frozen_stats):
+        loss_fn = self._loss_fn(frozen_stats)
+        grad, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(
             params, None, batch_stats, step, batch
         )
         return {"grad": grad, "batch_stats": batch_stats, "metrics": metrics}
@@ -89,18 +95,22 @@ class TrainStep:
             new = new.replace(ema=ema)
         return new
 
-    def compile(self, state: TrainState, batch: Mapping[str, Any]) -> CompileStats:
+    def compile(
+        self, state: TrainState, batch: Mapping[str, Any], frozen_stats: bool = False
+    ) -> CompileStats:
         """Compiles the step ahead of the first call.
 
         Args:
           state: of which the step will be called.
           batch: arrays, or shapes with shardings.
+          frozen_stats: as it will be called.
         """
         with ParallelCompiler(state.step.sharding) as compiler:
             if self._microbatches == 1:
-                compiler(self.weight_step, state, batch)
+                compiler(self.weight_step, state, batch, frozen_stats)
             else:
                 microbatch = microbatch_shapes(batch, self._microbatches)
+                args = state.params, state.batch_stats, state.step, microbatch
                 compiler(self._update, state, state.params, state.batch_stats)
-                compiler(self._grad, state.params, state.batch_stats, state.step, microbatch)
+                compiler(self._grad, *args, frozen_stats)
         return dataclasses.replace(compiler.stats, flops=compiler.stats.flops * self._microbatches)

@@ -15,9 +15,9 @@ from manas_jax.models.variables import init_variables
 from manas_jax.space import COLUMNS, SearchSpace
 from manas_jax.training import losses
 
-OFF = LossWeights(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-RESTORATION = ("mse", "ssim", "tv", "internal")
+RESTORATION = ("mse", "charbonnier", "ssim", "tv", "internal")
 ARCHITECTURE = ("entropy_columns", "entropy_attention", "complexity")
+OFF = LossWeights(**dict.fromkeys(RESTORATION + ARCHITECTURE, 0.0))
 SPACE = SearchSpace((4, 8), (1, 2), (1, 1), stem_blocks=1)
 
 
@@ -30,6 +30,15 @@ def _images(versions, scenes=2, height=13, width=11, seed=0):
 def _plain_mse(outputs, clean):
     return np.mean(
         [sum(np.mean((o - t) ** 2) for o in os) for os, t in zip(outputs, clean, strict=True)]
+    )
+
+
+def _plain_charbonnier(outputs, clean):
+    return np.mean(
+        [
+            sum(np.mean(np.sqrt((o - t) ** 2 + 0.001**2)) for o in os)
+            for os, t in zip(outputs, clean, strict=True)
+        ]
     )
 
 
@@ -77,6 +86,7 @@ def _plain_internal(outputs, clean):
 
 PLAIN = {
     "mse": _plain_mse,
+    "charbonnier": _plain_charbonnier,
     "ssim": _plain_ssim_loss,
     "tv": _plain_tv,
     "internal": _plain_internal,
@@ -120,7 +130,7 @@ def test_restoration_term_off_on_and_alone(name):
     np.testing.assert_allclose(
         gradient(dataclasses.replace(OFF, **{name: 2.5})), 2.5 * own, atol=1e-7
     )
-    every = LossWeights(tv=0.1)
+    every = LossWeights(charbonnier=0.5, tv=0.1)
     without = dataclasses.replace(every, **{name: 0.0})
     np.testing.assert_allclose(
         gradient(every) - gradient(without), getattr(every, name) * own, atol=1e-7

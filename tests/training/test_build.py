@@ -1,0 +1,56 @@
+"""Optimizers and schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from manas_jax.config import default
+from manas_jax.training import build
+
+
+def _options(**changes):
+    options = default().train
+    options.update(changes)
+    return options
+
+
+def test_learning_rate_is_constant_then_decays():
+    options = _options(steps=100, learning_rate=0.5, final_learning_rate=0.1, decay=0.4)
+    schedule = jax.vmap(build.weight_schedule(options))(jnp.arange(101))
+    np.testing.assert_allclose(schedule[:61], 0.5, rtol=1e-6)
+    assert np.all(np.diff(schedule[60:]) < 0)
+    np.testing.assert_allclose(schedule[80], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(schedule[100], 0.1, rtol=1e-6)
+
+
+def test_learning_rate_without_decay_stays():
+    schedule = build.weight_schedule(_options(steps=100, learning_rate=0.5, decay=0.0))
+    assert schedule(99) == 0.5
+
+
+def test_learning_rate_decays_from_the_start_by_default():
+    options = _options(steps=100, learning_rate=0.5)
+    cosine = optax.cosine_decay_schedule(0.5, 100)
+    for step in (0, 1, 50, 99, 100):
+        np.testing.assert_allclose(build.weight_schedule(options)(step), cosine(step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 8), (1, 1, 8, 4)])
+def test_muon_updates_kernels_by_orthogonal_matrices(shape, float64):
+    """All singular values of an update, patches to channels, are about the learning rate."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[-1:])}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), params)
+    options = _options(optimizer="muon", steps=1000, learning_rate=1e-3)
+    optimizer = build.train_optimizer(options)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    matrix = np.asarray(updates["kernel"]).reshape(-1, shape[-1])
+    scale = 1e-3 * build.MUON_RATE * max(1, matrix.shape[1] / matrix.shape[0]) ** 0.5
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    assert np.all((0.6 * scale < singular) & (singular < 1.3 * scale))
+
+    adam = optax.adamw(1e-3, weight_decay=0.0, nesterov=True)
+    expected, _ = adam.update(grads, adam.init(params), params)
+    np.testing.assert_allclose(updates["bias"], expected["bias"])
