@@ -9,7 +9,10 @@ import logging
 import os
 import pathlib
 import platform
+import stat
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,29 +23,76 @@ from manas_jax.runtime import malloc
 
 
 def use_cache() -> None:
-    """Caches compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where already.
+    """Caches compiled programs between runs, in a folder that nobody else can write.
 
-    They lie in the user's cache folder, one folder per host: programs for one CPU need not run on
-    another one that shares the home folder. Where that folder cannot be used, logs a warning, and
-    nothing is cached.
+    The folder is `JAX_COMPILATION_CACHE_DIR`, or one per host in the user's cache folder: programs
+    for one CPU need not run on another one that shares the home folder. As a program in it is
+    trusted, it is used only if it and those above it belong to this user or to root. Without such a
+    folder, or where it cannot be written, nothing is cached and a warning says why.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        try:
-            folder = _cache_folder()
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(f"{folder} is of another user, or read-only")
-        except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-            logging.warning("compiled programs are not cached on disk: %s", error)
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
     # A step consists of many programs, most of which compile in less than JAX's default of 1 s.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    _warn_once("persistent compilation cache")
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if "://" in given:  # a bucket, which has permissions of its own
+        return
+    try:
+        folder = pathlib.Path(given) if given else _default_folder()
+        _make_private(folder.absolute())
+    except OSError as error:
+        logging.warning("compiled programs are not cached on disk: %s", error)
+        folder = None
+    jax.config.update("jax_compilation_cache_dir", folder and str(folder))
 
 
-def _cache_folder() -> pathlib.Path:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+def _default_folder() -> pathlib.Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(root):
+        raise OSError("there is no home folder; set JAX_COMPILATION_CACHE_DIR to have a cache")
     return pathlib.Path(root) / "manas_jax" / platform.node()
+
+
+def _make_private(folder: pathlib.Path) -> None:
+    """Creates a folder unless it exists, and checks that only this user and root can change it.
+
+    Raises:
+      OSError: others can change it, or it is a link or cannot be written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    for path in {folder, folder.resolve()}:
+        for part in (path, *path.parents):
+            if os.path.lexists(part):
+                _check_owner(part)
+    if folder.is_symlink() or folder.parent.is_symlink():
+        raise OSError(f"{folder} is a link")
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+
+
+def _check_owner(path: pathlib.Path) -> None:
+    """Raises OSError if anyone but this user and root can replace what lies in a folder."""
+    status = path.lstat()
+    if hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0):
+        raise OSError(f"{path} belongs to another user")
+    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if stat.S_ISDIR(status.st_mode) and others and not status.st_mode & stat.S_ISVTX:
+        raise OSError(f"others can write to {path}")
+
+
+def _warn_once(topic: str) -> None:
+    """Shows only the first warning whose message has these words."""
+    show, seen = warnings.showwarning, []
+
+    def show_first(message: Warning | str, *details: Any, **options: Any) -> None:
+        if topic in str(message):
+            seen.append(message)
+            if len(seen) > 1:
+                return
+        show(message, *details, **options)
+
+    warnings.showwarning = show_first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -56,7 +57,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         distributed.broadcast_from_primary(self._prepare)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._alias = contextlib.ExitStack()
+        directory = self._alias.enter_context(_plain_path(self.directory))
+        self._manager = ocp.CheckpointManager(directory, options=options)
 
     def save(self, step: int, state: PyTree, score: float | None = None, **metadata: float) -> None:
         """Starts to save a state.
@@ -238,6 +241,7 @@ class Checkpoints:
         """
         self.wait()
         self._manager.close()
+        self._alias.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -249,6 +253,21 @@ class Checkpoints:
             if kind is None:
                 raise
             logging.debug("while closing: %s", error)  # the error raised within says more
+
+
+@contextlib.contextmanager
+def _plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Another path of a folder, if orbax would read its own as a pattern: a link to it.
+
+    orbax passes paths to `glob`, and TensorStore takes a backslash for a slash.
+    """
+    if not set("[]*?\\") & set(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        link = pathlib.Path(temporary) / folder.name
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def _digest(state: PyTree) -> str:

@@ -1,11 +1,17 @@
 """Compiling ahead of the first call, and the cache of compiled programs."""
 
+import errno
 import functools
 import gc
 import os
 import pathlib
+import platform
+import re
+import stat
 import subprocess
 import sys
+import tempfile
+import warnings
 import weakref
 
 import jax
@@ -119,37 +125,111 @@ def test_programs_are_cached_between_runs(tmp_path, variable):
     assert run() > 0
 
 
-def test_cache_folder_is_that_of_the_user_and_host(monkeypatch, tmp_path):
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A function that gives the folder that `use_cache` chooses; the user's is `tmp_path`."""
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path)
-    try:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def get():
         compilation.use_cache()
-        folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
-        assert folder.parent == tmp_path / ".cache" / "manas_jax"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        return jax.config.jax_compilation_cache_dir
+
+    yield get
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
-@pytest.mark.parametrize("reason", ["home", "file", "closed"])
-def test_without_a_usable_cache_folder_nothing_is_cached(monkeypatch, tmp_path, caplog, reason):
-    before = jax.config.jax_compilation_cache_dir
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    if reason == "home":
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+def test_cache_folder_is_that_of_the_user_and_host(cache, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = pathlib.Path(cache())
+    assert folder.parent == tmp_path / ".cache" / "manas_jax"
+    assert {stat.S_IMODE(p.stat().st_mode) for p in (folder, *folder.parents[:2])} == {0o700}
 
-        def no_home():
-            raise RuntimeError("Could not determine home directory.")
 
-        monkeypatch.setattr(pathlib.Path, "home", no_home)
-    else:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if reason == "file":
-        (tmp_path / "cache").write_text("")
-    if reason == "closed":  # not by its mode, as root may write everywhere
-        monkeypatch.setattr(os, "access", lambda path, mode: False)
-    compilation.use_cache()
-    assert jax.config.jax_compilation_cache_dir == before
+def _no_home(monkeypatch, folder):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+
+def _file(monkeypatch, folder):
+    folder.parent.write_text("")
+
+
+def _link(monkeypatch, folder):
+    (folder.parent / "elsewhere").mkdir(parents=True)
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def _group(monkeypatch, folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o770)
+
+
+def _group_above(monkeypatch, folder):
+    folder.parent.parent.chmod(0o777)
+
+
+def _other_user(monkeypatch, folder):
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(pathlib.Path, "lstat", lambda _: os.stat_result([0o40700] + [7] * 9))
+
+
+def _full(monkeypatch, folder):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_no_home, "there is no home folder"),
+        (_file, "Not a directory|File exists"),
+        (_link, "is a link"),
+        (_group, "others can write to .*manas_jax"),
+        (_group_above, "others can write to "),
+        (_other_user, "belongs to another user"),
+        (_full, "No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_without_a_private_cache_folder_nothing_is_cached(
+    cache, monkeypatch, tmp_path, caplog, spoil, reason, given
+):
+    folder = tmp_path / "manas_jax" / platform.node()
+    if given and spoil is not _no_home:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    spoil(monkeypatch, folder)
+    assert cache() is None
     (record,) = caplog.records
-    assert "not cached on disk: " in record.getMessage()
+    assert re.search(f"not cached on disk: .*({reason})", record.getMessage())
+
+
+def test_sticky_folders_and_links_above_are_no_danger(cache, monkeypatch, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    (tmp_path / "link").symlink_to(tmp_path / "shared")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link" / "mine"))
+    assert cache() == str(tmp_path / "link" / "mine" / "manas_jax" / platform.node())
+
+
+def test_cache_in_a_bucket_is_left_to_jax(cache, monkeypatch):
+    jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+    assert cache() == "gs://bucket/cache"
+
+
+def test_only_the_first_warning_about_the_cache_is_shown(cache, monkeypatch):
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: shown.append(message))
+    cache()
+    for i in range(3):
+        for text in (f"Error writing persistent compilation cache entry {i}", f"other {i}"):
+            warnings.showwarning(UserWarning(text), UserWarning, "file", 1)
+    assert list(map(str, shown)) == [
+        "Error writing persistent compilation cache entry 0", "other 0", "other 1", "other 2"
+    ]  # fmt: skip

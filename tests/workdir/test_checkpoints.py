@@ -44,6 +44,16 @@ def test_round_trip(tmp_path, ema):
     assert restored.params["layer"]["kernel"].sharding == state.step.sharding
 
 
+@pytest.mark.parametrize("name", ["run[1]", "a*b?", "back\\slash", "{a}", "%d", "two words"])
+def test_no_name_of_a_folder_is_a_pattern(tmp_path, name):
+    with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        checkpoints.save(3, _state(3), 20.0)
+    with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        _assert_same(checkpoints.restore(_state()), _state(3))
+        assert checkpoints.metadata["format"]
+    assert (tmp_path / name / "checkpoints" / "3").is_dir()
+
+
 def test_two_newest_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for step, score in enumerate([20.0, 25.0, 21.0, 22.0, 23.0], start=1):
