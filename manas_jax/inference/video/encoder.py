@@ -40,6 +40,7 @@ _OPTIONS = {
     "libvpx": {"crf": _CRF, "b": "100M", "deadline": "good", "cpu-used": "4", "auto-alt-ref": "0"},
     "libvpx-vp9": {"crf": _CRF, "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
     "libsvtav1": {"crf": _CRF, "preset": "8"},
+    "dnxhd": {},  # of a fixed rate
 }
 _OTHER_OPTIONS = {"qmin": "1", "qmax": "3"}  # the finest quantisers of the MPEG family
 # Profiles that take any size and rate of frames.
@@ -199,11 +200,13 @@ def container_of(target: str | os.PathLike) -> str:
 
 
 def _candidates(reader: Reader) -> Iterator[tuple[str, str]]:
-    """Encoders and pixel formats that can hold the samples, the closest of each codec first."""
+    """Encoders and pixel formats that can hold the samples, in the order of preference."""
     source = reader.first.format
     wanted = dataclasses.replace(Samples.of(source), depth=reader.depth)
-    raw = [source, *map(av.VideoFormat, ("rgb24", "bgr24"))]
-    for name in dict.fromkeys((reader.video.codec.canonical_name, *_FALLBACKS)):
+    raw = [source, *map(av.VideoFormat, ("rgb24", "bgr24"))]  # where an encoder takes all
+    found = []
+    names = dict.fromkeys((reader.video.codec.canonical_name, *_FALLBACKS))
+    for order, name in enumerate(names):
         ranked = []
         for encoder in _ENCODERS.get(name, (name,)):
             with contextlib.suppress(ValueError):  # no such encoder in this build
@@ -211,7 +214,10 @@ def _candidates(reader: Reader) -> Iterator[tuple[str, str]]:
                 for format in codec.video_formats or raw:
                     ranked.append((_distance(source, wanted, format), codec.name, format.name))
         usable = sorted(entry for entry in ranked if entry[0] is not None)
-        yield from ((encoder, format) for _, encoder, format in usable[:_FORMATS_TRIED])
+        found += [(distance[0], order, *rest) for distance, *rest in usable[:_FORMATS_TRIED]]
+    # RGB becomes YUV, which rounds it, where no codec takes RGB.
+    for *_, encoder, format in sorted(found, key=lambda entry: entry[:2]):
+        yield encoder, format
 
 
 def _distance(source: av.VideoFormat, wanted: Samples, format: av.VideoFormat) -> tuple | None:
@@ -232,7 +238,9 @@ def _distance(source: av.VideoFormat, wanted: Samples, format: av.VideoFormat) -
         return None
     chroma = tuple(-n for n in samples.chroma)
     is_plain = format.name in (wanted.planar(), source.name)
-    return samples.kind != wanted.kind, samples.depth, samples.alpha, chroma, not is_plain
+    converts = wanted.kind == "rgb" and samples.kind != "rgb"
+    same_kind = samples.kind == wanted.kind
+    return converts, not same_kind, samples.depth, samples.alpha, chroma, not is_plain
 
 
 def _tried(encoding: Encoding, reader: Reader) -> tuple[list[av.VideoFrame], Fraction]:

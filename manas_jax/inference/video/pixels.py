@@ -13,6 +13,7 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -25,6 +26,7 @@ Restore = Callable[[np.ndarray], np.ndarray]
 """Frames or fields, uint16 (N, H, W, 3), RGB -> restored, in the same shape and type."""
 
 _RGB = "gbrp16le"
+_DEEP_GRAY = "yuv444p16le"
 _PLANES_OF_RGB = (2, 0, 1)  # they lie in the order G, B, R
 _DEPTHS = (8, 9, 10, 12, 14, 16)
 _CHROMA = {
@@ -86,8 +88,8 @@ class Samples:
         return names[0]
 
     def deepest(self) -> str:
-        """The deepest such format, without transparency."""
-        return list(self._planar(False))[-1][1]
+        """The deepest such format, without transparency; greys are the first plane of it."""
+        return _DEEP_GRAY if self.kind == "gray" else list(self._planar(False))[-1][1]
 
     def _planar(self, alpha: bool) -> Iterator[tuple[int, str]]:
         if self.kind == "rgb":
@@ -157,6 +159,14 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     return struct.unpack("=9i", matrix) if matrix else None
 
 
+def has_clear_palette(frame: av.VideoFrame) -> bool:
+    """Whether a frame of palette colours shows some that are not opaque."""
+    if not frame.format.has_palette or len(frame.planes) < 2:
+        return False
+    colours = np.frombuffer(frame.planes[1], "<u4")[:256]
+    return bool((colours[np.unique(plane_samples(frame, 0))] >> 24 != 255).any())
+
+
 def has_own_colours(frame: av.VideoFrame) -> bool:
     """Whether a frame's colours are Dolby's own, as in profile 5, which has no tag for them."""
     is_dolby = SideData.DOVI_METADATA in side_data(frame)
@@ -181,23 +191,29 @@ def restored(frames: Sequence[av.VideoFrame], restore: Restore) -> Iterator[av.V
       ValueError: `restore` returns another shape or type, or the colours cannot be converted.
     """
     for interlaced, group in itertools.groupby(frames, lambda frame: frame.interlaced_frame):
-        originals = [planar(frame) for frame in group]
-        rgb = [in_rgb(frame) for frame in originals]
-        before = np.stack([_pixels(frame) for frame in rgb])
-        turn = orientation(originals[0])
-        after = np.empty_like(before)
-        for first in range(2 if interlaced else 1):
-            rows = slice(first, None, 2 if interlaced else 1)
-            seen = turn.upright(before[:, rows])
-            made = restore(seen)
-            if made.shape != seen.shape or made.dtype != seen.dtype:
-                raise ValueError(
-                    f"expected {seen.dtype} of {seen.shape}, got {made.dtype} of {made.shape}"
-                )
-            after[:, rows] = turn.stored(made)
-        for frame, *change in zip(originals, rgb, before, after, strict=True):
-            _add_change(frame, *change)
-            yield frame
+        with ThreadPoolExecutor() as pool:  # neither FFmpeg nor NumPy holds the interpreter's lock
+            originals, rgb, pixels = zip(*pool.map(_prepared, group), strict=True)
+            before = np.stack(pixels)
+            after = np.empty_like(before)
+            turn = orientation(originals[0])
+            for first in range(2 if interlaced else 1):
+                rows = slice(first, None, 2 if interlaced else 1)
+                seen = turn.upright(before[:, rows])
+                made = restore(seen)
+                if made.shape != seen.shape or made.dtype != seen.dtype:
+                    raise ValueError(
+                        f"expected {seen.dtype} of {seen.shape}, got {made.dtype} of {made.shape}"
+                    )
+                after[:, rows] = turn.stored(made)
+            list(pool.map(_add_change, originals, rgb, before, after))
+        yield from originals
+
+
+def _prepared(frame: av.VideoFrame) -> tuple[av.VideoFrame, av.VideoFrame, np.ndarray]:
+    """A planar frame of its own, the same in RGB, and that as uint16 (H, W, 3)."""
+    original = planar(frame)
+    rgb = in_rgb(original)
+    return original, rgb, _pixels(original, rgb)
 
 
 def range_of(frame: av.VideoFrame) -> ColorRange:
@@ -228,11 +244,13 @@ def planar(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def in_rgb(frame: av.VideoFrame) -> av.VideoFrame:
-    """A planar frame as RGB of 16 bits.
+    """A planar frame as RGB of 16 bits; see `_pixels` for its scale.
 
     Raises:
       ValueError: FFmpeg cannot convert it.
     """
+    if Samples.of(frame.format).kind == "gray":  # whose range FFmpeg ignores
+        frame = reformatted(frame, _DEEP_GRAY, range_of(frame))
     return reformatted(frame, _RGB, ColorRange.JPEG)
 
 
@@ -254,9 +272,23 @@ def reformatted(frame: av.VideoFrame, format: str, color_range: int) -> av.Video
         raise ValueError(f"its colours cannot be converted ({error.strerror})") from error
 
 
-def _pixels(rgb: av.VideoFrame) -> np.ndarray:
-    """uint16 (H, W, 3)."""
-    return np.stack([plane_samples(rgb, index) for index in _PLANES_OF_RGB], axis=-1)
+def _pixels(frame: av.VideoFrame, rgb: av.VideoFrame) -> np.ndarray:
+    """RGB, uint16 (H, W, 3), of a planar frame."""
+    samples = Samples.of(frame.format)
+    source = frame if samples.kind == "rgb" else rgb
+    pixels = np.stack([plane_samples(source, i) for i in _PLANES_OF_RGB], axis=-1, dtype=np.uint16)
+    if samples.kind == "rgb":  # FFmpeg's conversion is not exact
+        return _rescaled(pixels, samples.depth)
+    # FFmpeg shifts bits to the left, and limited ranges count as 8 bits, so white is not 65535.
+    bits = samples.depth if range_of(frame) == ColorRange.JPEG else 8
+    np.minimum(pixels, (1 << 16) - (1 << (16 - bits)), out=pixels)
+    pixels += pixels >> bits
+    return pixels
+
+
+def _rescaled(pixels: np.ndarray, depth: int) -> np.ndarray:
+    """Integers of some bits as uint16 of 16 bits."""
+    return np.rint(pixels * np.float32(65535 / (2**depth - 1))).astype(np.uint16)
 
 
 def _add_change(
@@ -272,8 +304,12 @@ def _add_change(
     samples = Samples.of(frame.format)
     deep = Samples.of(av.VideoFormat(samples.deepest()))
     top, deep_top = 2**samples.depth - 1, 2**deep.depth - 1
-    is_full = samples.kind == "rgb" or range_of(frame) == ColorRange.JPEG
-    scale = top / deep_top if is_full else (top + 1) / (deep_top + 1)
+    if samples.kind == "rgb":
+        scale = top / deep_top
+    else:  # FFmpeg takes 255 * 256 as white
+        is_full = range_of(frame) == ColorRange.JPEG
+        scale = top / deep_top if is_full else (top + 1) / (deep_top + 1)
+        scale *= 255 * 256 / 65535
     old, new = (_components(rgb, pixels, samples, range_of(frame)) for pixels in (before, after))
     for index, change in enumerate(new):
         plane = plane_samples(frame, index)
@@ -301,4 +337,5 @@ def _components(
     for channel, index in enumerate(_PLANES_OF_RGB):
         plane_samples(rgb, index)[:] = pixels[..., channel]
     deep = reformatted(rgb, samples.deepest(), color_range)
-    return [plane_samples(deep, i).astype(np.float32) for i in range(len(deep.planes))]
+    count = 1 if samples.kind == "gray" else 3
+    return [plane_samples(deep, i).astype(np.float32) for i in range(count)]

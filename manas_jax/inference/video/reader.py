@@ -68,6 +68,8 @@ class Reader:
         else:
             raise UserError(f"{name}: no frame can be decoded; copy it again or remove it")
         self.first: av.VideoFrame = early[-1]
+        if pixels.has_clear_palette(self.first):
+            raise UserError(f"{name}: a palette with transparency; convert it to RGBA first")
         if pixels.has_own_colours(self.first):
             raise UserError(
                 f"{name}: Dolby Vision without a base layer of ordinary colours (profile 5); "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ import av
 from manas_jax.errors import UserError
 from manas_jax.inference.video import pixels
 from manas_jax.inference.video.encoder import Encoding
-from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, is_cover
+from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, is_cover, open_video
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of frames done, and their total where it is known."""
@@ -20,6 +22,7 @@ Progress = Callable[[int, int | None], None]
 _log = logging.getLogger(__name__)
 # Of the file rather than of what it shows: the muxer writes its own.
 _OWN_METADATA = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
+_PACKETS_TRIED = 500
 # Keys of phones, such as com.apple.quicktime.make, which the muxer else leaves out.
 _ANY_KEYS = {"movflags": "use_metadata_tags"}
 
@@ -71,18 +74,12 @@ def transcode(
       ValueError: `restore` returns another shape or type.
       UserError: the source is damaged, or the container cannot hold the audio.
     """
+    _check_copies(reader, encoding, target)
     stream = encoding.add_stream(writer, reader)
-    copies, dropped = _add_copies(writer, reader, target)
+    copies, dropped = _add_copies(writer, reader.container, reader.video.index, target)
     writer.metadata.update(reader.container.metadata)
     writer.set_chapters(reader.container.chapters())
     note_losses(reader, [*encoding.losses, *dropped])
-    try:
-        writer.start_encoding()  # before anything is restored, so that errors come out soon
-    except av.error.FFmpegError as error:
-        raise UserError(
-            f"{target}: its container does not take the streams of {reader.name} "
-            f"({error.strerror}); use .mkv"
-        ) from error
 
     video, done = reader.video, 0
     time_of = _Clock(encoding.tick, 1 / reader.rate)
@@ -152,14 +149,51 @@ class _Copy:
         writer.mux(packet)
 
 
+def _check_copies(reader: Reader, encoding: Encoding, target: str | os.PathLike) -> None:
+    """Writes the first packet of each copied stream in memory: some fail when a file is closed.
+
+    Raises:
+      UserError: the container cannot hold them.
+    """
+    try:
+        with (
+            open_video(reader.name) as again,
+            av.open(io.BytesIO(), "w", format=encoding.container) as output,
+        ):
+            copies, _ = _add_copies(output, again, reader.video.index, target)
+            for packet in itertools.islice(again.demux() if copies else (), _PACKETS_TRIED):
+                if packet.size and packet.stream_index in copies:
+                    copies.pop(packet.stream_index).mux(packet, output)
+                if not copies:
+                    break
+    except av.error.FFmpegError as error:
+        raise UserError(
+            f"{target}: its container cannot hold the sound or the subtitles of {reader.name} "
+            f"({error.strerror}); use .mkv"
+        ) from error
+
+
 def _add_copies(
-    writer: av.container.OutputContainer, reader: Reader, target: str | os.PathLike
+    writer: av.container.OutputContainer,
+    container: av.container.InputContainer,
+    video: int,
+    target: str | os.PathLike,
 ) -> tuple[dict[int, _Copy], list[str]]:
-    """Adds the other streams; returns them by the index in the source, and what is dropped."""
+    """Adds all streams but the one that is encoded.
+
+    Args:
+      writer: the output.
+      container: the source.
+      video: index of the stream that is encoded.
+      target: name of the output, for messages.
+
+    Returns:
+      The copies by the index in the source, and what is dropped, in words.
+    """
     copies: dict[int, _Copy] = {}
     dropped: list[str] = []
-    for stream in reader.container.streams:
-        if stream is reader.video:
+    for stream in container.streams:
+        if stream.index == video:
             continue
         if not _is_copied(stream, writer):
             dropped.append(_name(stream))
