@@ -246,10 +246,9 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.uint8 else metrics.to_uint8(pixels / np.float32(65535))
 
 
-def _frame_progress(bar: tqdm, name: str) -> Callable[[int, int | None], None]:
-    def show(done: int, total: int | None) -> None:
-        frames = f"{done} of {total}" if total else str(done)
-        bar.set_postfix_str(f"{_printable(name)}, frame {frames}")
+def _frame_progress(bar: tqdm, name: str) -> video.Progress:
+    def show(done: int, total: int) -> None:
+        bar.set_postfix_str(f"{_printable(name)}, frame {done} of {total}")
 
     return show
 

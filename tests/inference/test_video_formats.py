@@ -3,6 +3,7 @@
 import io
 import itertools
 import random
+import re
 import signal
 from fractions import Fraction
 
@@ -521,13 +522,48 @@ def test_side_data_that_no_encoder_writes_are_named(tmp_path, monkeypatch):
     assert found.losses == ("spherical projection",)
 
 
-def test_a_change_of_size_midway_is_refused(tmp_path):
-    parts = [film(tmp_path / f"{n}.ts", "mpeg2video", size=(n, 64)) for n in (64, 80)]
-    joined = tmp_path / "joined.ts"
-    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with pytest.raises(UserError, match="changes midway from 64x64 yuv420p to 64x80"):
-        video.derain(joined, tmp_path / "out.ts", identity)
-    assert not (tmp_path / "out.ts").exists()
+def test_a_change_midway_is_refused_before_anything_is_restored(tmp_path, interlaced):
+    flags = int(Flags.interlaced_dct | Flags.interlaced_me)
+    parts = {
+        "small": film(tmp_path / "small.ts", "mpeg2video", size=(64, 96)),
+        "large": film(tmp_path / "large.ts", "mpeg2video", size=(80, 96)),
+        "fields": film(tmp_path / "f.ts", "mpeg2video", frames=list(interlaced), flags=flags),
+    }
+    calls = []
+    for names, change in [
+        (("small", "large"), "96x64 yuv420p to 96x80"),
+        (("small", "fields"), "progressive to interlaced"),
+    ]:
+        joined = tmp_path / "joined.ts"
+        joined.write_bytes(b"".join(parts[name].read_bytes() for name in names))
+        with pytest.raises(UserError, match=f"changes midway from {change}"):
+            video.derain(joined, tmp_path / "out.ts", calls.append)
+    assert not calls and not (tmp_path / "out.ts").exists()
+
+
+def test_damage_comes_out_before_anything_is_restored(tmp_path):
+    images, calls = [Image.linear_gradient("L").resize((64, 64))] * 9, []
+    source = film_of_images(tmp_path / "in.mov", "png", "gray", images)
+    content = source.read_bytes()
+    fifth = [match.start() for match in re.finditer(b"PNG", content)][4]
+    source.write_bytes(content[:fifth] + bytes(3) + content[fifth + 3 :])
+    with pytest.raises(UserError, match="cannot be read as a video"):
+        video.derain(source, tmp_path / "out.mov", calls.append)
+    assert not calls
+
+
+def test_a_recording_that_starts_between_key_frames(tmp_path):
+    options = {"g": "4", "bf": "0", "qp": "0"}
+    frames = [noise(index, "yuv420p", (64, 64)) for index in range(8)]
+    whole = film(tmp_path / "whole.ts", "libx264", frames=frames, options=options)
+    content = whole.read_bytes()
+    packets = [content[i : i + 188] for i in range(0, len(content), 188)]
+    starts = [i for i, p in enumerate(packets) if p[1] & 0x40 and (p[1] & 0x1F) << 8 | p[2] == 256]
+    part = tmp_path / "part.ts"
+    part.write_bytes(b"".join(packets[: starts[0]] + packets[starts[1] :]))
+    video.derain(part, tmp_path / "out.ts", identity)
+    assert_same(decoded(part), decoded(tmp_path / "out.ts"))
+    assert 4 <= len(decoded(part)) < 8
 
 
 def mutated(content, draw):

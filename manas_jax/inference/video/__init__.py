@@ -22,7 +22,13 @@ from manas_jax.files import has_suffix, replacing
 from manas_jax.inference.video import encoder, writer
 from manas_jax.inference.video.encoder import COLOUR_TAGS
 from manas_jax.inference.video.pixels import Restore
-from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, no_protocol, open_video
+from manas_jax.inference.video.reader import (
+    METADATA_ERRORS,
+    Reader,
+    count_frames,
+    no_protocol,
+    open_video,
+)
 from manas_jax.inference.video.writer import Progress
 
 __all__ = ["BATCH", "COLOUR_TAGS", "SUFFIXES", "Progress", "Restore", "derain", "is_video"]
@@ -48,7 +54,8 @@ def derain(
 ) -> None:
     """Writes `source` with restored frames to `target`, completely or not at all.
 
-    Warns, before any frame is restored, of what the output cannot keep.
+    The source is read twice: what is wrong with it, and what the output cannot keep, comes out
+    before any frame is restored.
 
     Args:
       source: a video file, of which the first video stream is restored.
@@ -64,6 +71,7 @@ def derain(
         container cannot hold what is essential.
     """
     encoder.container_of(target)
+    count = count_frames(source)
     with open_video(source) as container:
         reader = Reader(container, source)
         encoding = encoder.choose(reader, target)
@@ -80,7 +88,9 @@ def derain(
                     options=writer.container_options(reader, encoding),
                     metadata_errors=METADATA_ERRORS,
                 ) as output:
-                    writer.transcode(reader, encoding, output, target, restore, progress, batch)
+                    writer.transcode(
+                        reader, count, encoding, output, target, restore, progress, batch
+                    )
                 lost = writer.lost_metadata(reader, no_protocol(temporary))
             except av.error.FFmpegError as error:
                 raise UserError(f"cannot write {target}: {error.strerror}") from error

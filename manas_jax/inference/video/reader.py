@@ -103,7 +103,10 @@ class Reader:
     @property
     def is_interlaced(self) -> bool:
         """Whether frames hold two fields each, as far as the file and its first frame say."""
-        return self.first.interlaced_frame or self.video.codec_context.field_order > 1
+        return self._is_interlaced(self.first)
+
+    def _is_interlaced(self, first: av.VideoFrame) -> bool:
+        return first.interlaced_frame or self.video.codec_context.field_order > 1
 
     def _make_decoder(self) -> av.VideoCodecContext:
         codec = _ALPHA_DECODERS.get(self.video.codec.canonical_name)
@@ -115,7 +118,7 @@ class Reader:
 
     def _items(self) -> Iterator[av.VideoFrame | av.Packet]:
         coded = [] if self.container.format.name in _CODED_TIMES else None
-        kind = None
+        first = None
         try:
             for packet in self.container.demux():
                 if self._joins:
@@ -126,19 +129,33 @@ class Reader:
                     continue
                 if coded is not None and packet.dts is not None:
                     heapq.heappush(coded, packet.dts)
-                for frame in self._decoder.decode(packet if packet.size else None):
-                    kind = kind or _kind(frame)
-                    if kind != _kind(frame):
-                        raise UserError(
-                            f"{self.name}: changes midway from {kind} to {_kind(frame)}; "
-                            "cut it there"
-                        )
+                for frame in self._decoded(packet, is_start=first is None):
+                    first = first or frame
+                    self._check_like(first, frame)
                     frame.time_base = self.video.time_base
                     if coded is not None:
                         frame.pts = heapq.heappop(coded) if coded else None
                     yield frame
         except av.error.FFmpegError as error:
             raise UserError(damaged(self.name, error)) from error
+
+    def _decoded(self, packet: av.Packet, is_start: bool) -> list[av.VideoFrame]:
+        try:
+            return self._decoder.decode(packet if packet.size else None)
+        except av.error.InvalidDataError:
+            if is_start:  # recordings of broadcasts start between key frames
+                return []
+            raise
+
+    def _check_like(self, first: av.VideoFrame, frame: av.VideoFrame) -> None:
+        """Refuses a video that becomes one of another kind."""
+        kinds = [f"{f.width}x{f.height} {f.format.name}" for f in (first, frame)]
+        if frame.interlaced_frame and not self._is_interlaced(first):
+            kinds = ["progressive", "interlaced"]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                f"{self.name}: changes midway from {kinds[0]} to {kinds[1]}; cut it there"
+            )
 
 
 class _Joins:
@@ -183,6 +200,16 @@ def open_video(source: str | os.PathLike) -> av.container.InputContainer:
         raise UserError(damaged(source, error)) from error
 
 
+def count_frames(source: str | os.PathLike) -> int:
+    """Reads all of a file, so that what is wrong with it comes out before it is restored.
+
+    Raises:
+      UserError: it is damaged, or holds no video that can be restored.
+    """
+    with open_video(source) as container:
+        return sum(isinstance(item, av.VideoFrame) for item in Reader(container, source))
+
+
 def damaged(source: str | os.PathLike, error: av.error.FFmpegError) -> str:
     """What to tell of an error of FFmpeg while reading."""
     return f"{source}: cannot be read as a video ({error.strerror}); copy it again or remove it"
@@ -191,7 +218,3 @@ def damaged(source: str | os.PathLike, error: av.error.FFmpegError) -> str:
 def is_cover(stream: av.stream.Stream) -> bool:
     """Whether a video stream holds a cover picture."""
     return bool(stream.disposition & Disposition.attached_pic)
-
-
-def _kind(frame: av.VideoFrame) -> str:
-    return f"{frame.width}x{frame.height} {frame.format.name}"

@@ -16,8 +16,8 @@ from manas_jax.inference.video import pixels
 from manas_jax.inference.video.encoder import Encoding
 from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, is_cover, open_video
 
-Progress = Callable[[int, int | None], None]
-"""Called with the number of frames done, and their total where it is known."""
+Progress = Callable[[int, int], None]
+"""Called with the number of frames done, and of all."""
 
 _log = logging.getLogger(__name__)
 # Of the file rather than of what it shows: the muxer writes its own.
@@ -52,6 +52,7 @@ def lost_metadata(reader: Reader, output: str | os.PathLike) -> list[str]:
 
 def transcode(
     reader: Reader,
+    count: int,
     encoding: Encoding,
     writer: av.container.OutputContainer,
     target: str | os.PathLike,
@@ -63,6 +64,7 @@ def transcode(
 
     Args:
       reader: the source.
+      count: the number of its frames.
       encoding: of the frames.
       writer: the output.
       target: its name, for messages.
@@ -94,7 +96,7 @@ def transcode(
         done += len(waiting)
         waiting.clear()
         if progress:
-            progress(done, video.frames or None)
+            progress(done, count)
 
     for item in reader:
         if isinstance(item, av.VideoFrame):
