@@ -53,6 +53,8 @@ _PRORES_PROFILES = {
 _FIXED_RATE = frozenset({"mpeg1video", "mpeg2video", "mpeg4", "avi"})
 # Containers without presentation times, or with few.
 _NOT_REORDERED = frozenset({"avi", "asf", "mpeg"})
+# Metadata of a stream that are no longer true once it is encoded again, with any language behind.
+_STATISTICS = ("BPS", "DURATION", "ENCODER", "NUMBER_OF_", "_STATISTICS_")
 _SIDE_DATA = {
     SideData.MASTERING_DISPLAY_METADATA: "mastering display",
     SideData.CONTENT_LIGHT_LEVEL: "content light level",
@@ -115,7 +117,9 @@ class Encoding:
             context.max_b_frames = 0
         if codec.canonical_name == "hevc" and self.container in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # Apple's players know no other
-        stream.metadata.update(reader.video.metadata)
+        for key, value in reader.video.metadata.items():
+            if not key.upper().startswith(_STATISTICS):
+                stream.metadata[key] = value
         stream.disposition = reader.video.disposition
         stream.set_display_matrix(pixels.display_matrix(first))
         return stream
@@ -123,7 +127,8 @@ class Encoding:
     def frame(self, planar: av.VideoFrame, time: int, duration: int) -> av.VideoFrame:
         """A restored frame as the encoder takes it; `time` and `duration` are in ticks."""
         tags = self._tags(planar)
-        frame = pixels.reformatted(planar, self.pixel_format, tags["color_range"])
+        color_range = tags["color_range"] or ColorRange.MPEG
+        frame = pixels.reformatted(planar, self.pixel_format, color_range)
         for tag, value in tags.items():
             setattr(frame, tag, value)
         frame.pict_type = 0  # the encoder is free
@@ -252,14 +257,16 @@ def _tried(encoding: Encoding, reader: Reader) -> tuple[list[av.VideoFrame], Fra
     file, first = io.BytesIO(), reader.first
     own = first.pts, first.duration, first.time_base
     duration = max(1, round(1 / reader.rate / encoding.tick))
-    with av.open(file, "w", format=encoding.container) as writer:
-        stream = encoding.add_stream(writer, reader)
-        planar = pixels.planar(first)  # the same object where it is planar already
-        for index in range(_FRAMES_TRIED):
-            writer.mux(stream.encode(encoding.frame(planar, index * duration, duration)))
-        writer.mux(stream.encode(None))
-        tick = stream.time_base
-    first.pts, first.duration, first.time_base = own
+    try:
+        with av.open(file, "w", format=encoding.container) as writer:
+            stream = encoding.add_stream(writer, reader)
+            planar = pixels.planar(first)
+            for index in range(_FRAMES_TRIED):
+                writer.mux(stream.encode(encoding.frame(planar, index * duration, duration)))
+            writer.mux(stream.encode(None))
+            tick = stream.time_base
+    finally:  # where the frame is planar already, it was that frame
+        first.pts, first.duration, first.time_base = own
     file.seek(0)
     with av.open(file) as container:
         items = list(Reader(container, "the output"))
@@ -280,7 +287,7 @@ def _essential_losses(reader: Reader, after: Sequence[av.VideoFrame]) -> list[st
         "transparency": samples.alpha >= wanted.alpha,
         f"{reader.depth} bits": samples.depth >= reader.depth,
         "full range of values": len(ranges) == 1 or samples.kind != wanted.kind,
-        "interlaced frames": first.interlaced_frame == before.interlaced_frame,
+        "interlaced frames": first.interlaced_frame >= before.interlaced_frame,
         "rotation": len(turns) == 1,
         "times of frames": len(after) == _FRAMES_TRIED and times == sorted(set(times)),
     }

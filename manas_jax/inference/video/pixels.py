@@ -22,6 +22,8 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.format import names as FORMATS
 from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoReformatter
 
+from manas_jax.errors import UserError
+
 Restore = Callable[[np.ndarray], np.ndarray]
 """Frames or fields, uint16 (N, H, W, 3), RGB -> restored, in the same shape and type."""
 
@@ -188,7 +190,8 @@ def restored(frames: Sequence[av.VideoFrame], restore: Restore) -> Iterator[av.V
       restore: called with upright pictures.
 
     Raises:
-      ValueError: `restore` returns another shape or type, or the colours cannot be converted.
+      ValueError: `restore` returns another shape or type.
+      UserError: FFmpeg cannot convert the colours.
     """
     for interlaced, group in itertools.groupby(frames, lambda frame: frame.interlaced_frame):
         with ThreadPoolExecutor() as pool:  # neither FFmpeg nor NumPy holds the interpreter's lock
@@ -234,7 +237,7 @@ def planar(frame: av.VideoFrame) -> av.VideoFrame:
     """A frame of its own with the same samples in planes.
 
     Raises:
-      ValueError: FFmpeg cannot convert it.
+      UserError: FFmpeg cannot convert it.
     """
     copy = reformatted(frame, Samples.of(frame.format).planar(), range_of(frame))
     copy.make_writable()  # decoders predict later frames from theirs
@@ -247,7 +250,7 @@ def in_rgb(frame: av.VideoFrame) -> av.VideoFrame:
     """A planar frame as RGB of 16 bits; see `_pixels` for its scale.
 
     Raises:
-      ValueError: FFmpeg cannot convert it.
+      UserError: FFmpeg cannot convert it.
     """
     if Samples.of(frame.format).kind == "gray":  # whose range FFmpeg ignores
         frame = reformatted(frame, _DEEP_GRAY, range_of(frame))
@@ -258,7 +261,7 @@ def reformatted(frame: av.VideoFrame, format: str, color_range: int) -> av.Video
     """The frame in another pixel format and range, in the same colours.
 
     Raises:
-      ValueError: FFmpeg cannot convert it.
+      UserError: FFmpeg cannot convert it.
     """
     try:
         return VideoReformatter().reformat(
@@ -269,7 +272,7 @@ def reformatted(frame: av.VideoFrame, format: str, color_range: int) -> av.Video
             dst_color_range=color_range,
         )
     except av.error.FFmpegError as error:
-        raise ValueError(f"its colours cannot be converted ({error.strerror})") from error
+        raise UserError(f"its colours cannot be converted ({error.strerror})") from error
 
 
 def _pixels(frame: av.VideoFrame, rgb: av.VideoFrame) -> np.ndarray:

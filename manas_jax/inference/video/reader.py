@@ -77,7 +77,7 @@ class Reader:
             )
         try:
             pixels.in_rgb(pixels.planar(self.first))
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             raise UserError(f"{name}: {error}") from None
         self._rest = itertools.chain(early, items)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import av
+from av.format import Flags
 
 from manas_jax.errors import UserError
 from manas_jax.inference.video import pixels
@@ -132,22 +133,25 @@ class _Clock:
 
 
 class _Copy:
-    """A stream whose packets are copied, with decoding times that do not go back."""
+    """A stream whose packets are copied, with decoding times that the container takes."""
 
     def __init__(self, stream: av.stream.Stream):
-        self.stream = stream
-        self._next: int | None = None
+        self._stream = stream
+        may_repeat = stream.container.format.flags & Flags.ts_nonstrict.value
+        self._step = 0 if may_repeat else 1
+        self._earliest: int | None = None
+        self._end = 0
 
     def mux(self, packet: av.Packet, writer: av.container.OutputContainer) -> None:
         """Writes the next packet."""
-        time = packet.dts if packet.dts is not None else packet.pts
-        time = time if time is not None else self._next or 0
-        if self._next is not None:
-            time = max(time, self._next)
+        given = (time for time in (packet.dts, packet.pts, self._end) if time is not None)
+        time = next(given)
+        if self._earliest is not None:
+            time = max(time, self._earliest)
         packet.dts = time
         packet.pts = time if packet.pts is None else max(packet.pts, time)
-        self._next = time + 1
-        packet.stream = self.stream
+        self._earliest, self._end = time + self._step, time + (packet.duration or 1)
+        packet.stream = self._stream
         writer.mux(packet)
 
 
@@ -232,5 +236,7 @@ def _name(stream: av.stream.Stream) -> str:
     if stream.type == "attachment":
         return f"attachment {stream.metadata.get('filename', '')}".strip()
     kind = {"subtitle": "subtitles"}.get(stream.type, stream.type)
-    context = stream.codec_context
-    return f"{kind} in {context.name if context else 'an unknown codec'}"
+    codec = stream.codec_context.name if stream.codec_context else None
+    if stream.type == "data":
+        codec = stream.name
+    return f"{kind} in {codec or 'an unknown codec'}"
