@@ -798,6 +798,16 @@ def test_decompression_bombs_are_refused_and_large_images_are_not(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 100 < limit
 
 
+def test_gif_frames_beyond_the_canvas_are_refused():
+    frames = moving()
+    source = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    last = source.rindex(b"!\xf9\4") + 13  # its width, after a graphic control and a corner
+    assert source[last - 5 : last - 4] == b","
+    source = source[:last] + b"\xff\xff\xff\xff" + source[last + 4 :]
+    with pytest.raises(UserError, match="frame 4 is larger than the canvas"):
+        image_files.read(source)
+
+
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root reads everything")
 def test_unreadable_file_is_reported(tmp_path):
     path = tmp_path / "closed.png"

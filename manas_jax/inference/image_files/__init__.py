@@ -52,8 +52,8 @@ MAX_PIXELS_PER_BYTE = 8 * 1032
 """DEFLATE packs 1032:1 at most (https://zlib.net/zlib_tech.html), and a pixel takes a bit at least.
 JPEG, GIF and lossy WebP stay below. Frames of one colour can exceed it in lossless WebP and in fax
 TIFF, so it is applied to files beyond `TRUSTED_PIXELS` only."""
-TRUSTED_PIXELS = 89_478_485
-"""Fewer pixels are decoded however short the file is. The value is Pillow's own limit."""
+TRUSTED_PIXELS = 40_000_000
+"""Fewer pixels are decoded however short the file is: a blank A4 page in 600 dpi."""
 
 _FORMATS: dict[str, ModuleType] = {
     "PNG": png,
@@ -169,9 +169,13 @@ def _format_and_count(image: Image.Image) -> tuple[str, int]:
 
 def _read_pages(image: Image.Image, content: bytes, name: str) -> list[Page]:
     format, count = _format_and_count(image)
-    pages = []
+    pages, canvas = [], image.size
     for index in range(count):
         image.seek(index)
+        if image.size != canvas and format != "TIFF":  # Pillow extends a GIF as far as its frames
+            raise UserError(
+                f"{name}: frame {index + 1} is larger than the canvas; convert it first"
+            )
         storage, left_out = _FORMATS[format].storage(image, content)
         page = decode.read_page(image, index, count, content, name, storage)
         pages.append(dataclasses.replace(page, left_out=left_out))

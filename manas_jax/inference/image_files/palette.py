@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial import KDTree
 
 _ITERATIONS = 4
+_CHUNK = 2**20  # pixels at a time, as each takes tens of bytes
 _CELL = np.uint32(0xFFFCFCFC)
 """Colours that agree in these bits of `pack` get one entry, as pictures have too many to search for
 each; unless the palette holds them exactly."""
@@ -28,17 +31,32 @@ def fit_palette(
       Indices, uint8 (H, W), and the fitted palette.
     """
     pixels = pack(rgb, alpha).ravel()
-    indices, found = _find(pixels, palette)
-    if not found.all():
-        cells, inverse, counts = np.unique(pixels & _CELL, return_inverse=True, return_counts=True)
-        sums = (np.bincount(inverse, x) for x in rgb.reshape(-1, 3).T)
-        colours = np.column_stack([*(x / counts for x in sums), cells >> 24])
+    chunks = [pixels[start : start + _CHUNK] for start in range(0, len(pixels), _CHUNK)]
+    cells = nearest = np.zeros(1, np.uint32)
+    if not all(_find(chunk, palette)[1].all() for chunk in chunks):
+        cells, counts, colours = _histogram(chunks)
         for _ in range(_ITERATIONS):
             palette = move_to_means(palette, _nearest(colours, palette), colours, counts)
         nearest = _nearest(colours, palette)
-        indices, found = _find(pixels, palette)
-        indices = np.where(found, indices, nearest[inverse])
-    return indices.reshape(alpha.shape).astype(np.uint8), palette
+    indices = np.empty(len(pixels), np.uint8)
+    for start, chunk in zip(range(0, len(pixels), _CHUNK), chunks, strict=True):
+        entries, found = _find(chunk, palette)
+        cell = np.searchsorted(cells, chunk & _CELL).clip(max=len(cells) - 1)
+        indices[start : start + _CHUNK] = np.where(found, entries, nearest[cell])
+    return indices.reshape(alpha.shape), palette
+
+
+def _histogram(chunks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cells of packed pixels, ascending, how many pixels each has, and their mean colours."""
+    found = []
+    for chunk in chunks:
+        cells, inverse, counts = np.unique(chunk & _CELL, return_inverse=True, return_counts=True)
+        sums = [np.bincount(inverse, chunk >> shift & 255) for shift in (16, 8, 0)]
+        found.append((cells, counts, *sums))
+    cells, counts, *sums = map(np.concatenate, zip(*found, strict=True))
+    cells, inverse = np.unique(cells, return_inverse=True)
+    counts, *sums = (np.bincount(inverse, x) for x in (counts, *sums))
+    return cells, counts, np.column_stack([*(x / counts for x in sums), cells >> 24])
 
 
 def pack(rgb: np.ndarray, alpha: np.ndarray | int = 255) -> np.ndarray:
