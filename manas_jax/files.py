@@ -21,13 +21,14 @@ def replacing(
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; the file written there replaces `path` on exit.
 
-    The temporary has the suffix of `path`. A file that is replaced passes its permissions on. After
-    an error `path` is unchanged and the temporary is removed; after a power cut there is either the
-    old file or the new one, as both file and folder are synchronised with the disk.
+    The temporary has the suffix of `path`. After an error `path` is unchanged and the temporary is
+    removed; after a power cut there is either the old file or the new one, as both file and folder
+    are synchronised with the disk.
 
     Args:
       path: the file.
-      like: a file whose permissions it gets, as far as the umask allows.
+      like: a file whose permissions it gets, as far as the umask allows; by default `path` keeps
+        those that it has.
 
     Raises:
       OSError: the file cannot be renamed.
@@ -39,8 +40,10 @@ def replacing(
         if like is not None:  # before there is anything to read
             temporary.touch(os.stat(like).st_mode & 0o666 | 0o600)
         yield temporary
-        with contextlib.suppress(OSError):  # no such file yet, or a file system without permissions
-            temporary.chmod(path.stat().st_mode & 0o777)
+        if like is None:
+            # There may be no such file yet, and no permissions in the file system.
+            with contextlib.suppress(OSError):
+                temporary.chmod(path.stat().st_mode & 0o777)
         _synchronise(temporary)
         os.replace(temporary, path)
         _synchronise(path.parent)
