@@ -150,36 +150,6 @@ def test_other_container_uses_a_fallback_codec(tmp_path):
     assert not (tmp_path / "out.webm").exists()
 
 
-def test_subtitles_and_chapters_are_kept(tmp_path):
-    words = tmp_path / "words.srt"
-    words.write_text("1\n00:00:00,200 --> 00:00:00,700\nIt rains.\n\n")
-    film, both = record(tmp_path / "film.mkv"), tmp_path / "both.mkv"
-    chapter = {
-        "id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000),
-        "metadata": {"title": "Rain"},
-    }  # fmt: skip
-    with av.open(str(film)) as a, av.open(str(words)) as b, av.open(str(both), "w") as out:
-        streams = {
-            s: out.add_stream_from_template(s, opaque=True) for s in (*a.streams, *b.streams)
-        }
-        out.set_chapters([chapter])
-        for packet in (*b.demux(), *a.demux()):
-            if packet.size:
-                packet.stream = streams[packet.stream]
-                out.mux(packet)
-
-    def extras(path):
-        with av.open(str(path)) as file:
-            packets = [bytes(p) for p in file.demux(subtitles=0) if p.size]
-            return packets, [(c["start"], c["end"], c["metadata"]) for c in file.chapters()]
-
-    video.derain(both, tmp_path / "out.mkv", lambda frames: frames)
-    assert extras(tmp_path / "out.mkv") == extras(both)
-    assert extras(both)[0] == [b"It rains."] and len(extras(both)[1]) == 1
-    video.derain(both, tmp_path / "out.mp4", lambda frames: frames)  # takes no such subtitles
-    assert look(tmp_path / "out.mp4")["sound"]
-
-
 def test_colour_tags_are_kept(tmp_path):
     tags = {"color_range": 2, "colorspace": 1, "color_primaries": 1, "color_trc": 1}
     source = record(tmp_path / "in.mp4", tags=tags, times=TIMES[:4], sound=False)
