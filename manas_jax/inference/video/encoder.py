@@ -70,8 +70,6 @@ _SIDE_DATA = {
     SideData.GOP_TIMECODE: "timecode",
 }
 
-os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
-
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
@@ -151,6 +149,8 @@ class Encoding:
             options[key] = ":".join(filter(None, [options.get(key), value]))
         if self.encoder == "dnxhd":
             options["profile"] = _DNXHD_PROFILES.get(self.pixel_format, "dnxhr_444")
+        if self.encoder == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # it prints its settings otherwise
         profile = _PRORES_PROFILES.get(reader.video.codec_context.codec_tag)
         if self.encoder == "prores_ks" and profile:
             options["profile"] = profile

@@ -270,6 +270,7 @@ def reformatted(frame: av.VideoFrame, format: str, color_range: int) -> av.Video
             interpolation=_EXACT,
             src_color_range=None if frame.format.is_rgb else range_of(frame),
             dst_color_range=color_range,
+            threads=1,  # frames are converted side by side
         )
     except av.error.FFmpegError as error:
         raise UserError(f"its colours cannot be converted ({error.strerror})") from error
