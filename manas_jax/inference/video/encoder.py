@@ -53,6 +53,7 @@ _PRORES_PROFILES = {
 _FIXED_RATE = frozenset({"mpeg1video", "mpeg2video", "mpeg4", "avi"})
 # Containers without presentation times, or with few.
 _NOT_REORDERED = frozenset({"avi", "asf", "mpeg"})
+_NO_TAG = (0, 2)  # of RGB, and unspecified
 # Metadata of a stream that are no longer true once it is encoded again, with any language behind.
 _STATISTICS = ("BPS", "DURATION", "ENCODER", "NUMBER_OF_", "_STATISTICS_")
 _SIDE_DATA = {
@@ -286,7 +287,7 @@ def _essential_losses(reader: Reader, after: Sequence[av.VideoFrame]) -> list[st
         "frame size": (first.width, first.height) == (before.width, before.height),
         "transparency": samples.alpha >= wanted.alpha,
         f"{reader.depth} bits": samples.depth >= reader.depth,
-        "full range of values": len(ranges) == 1 or samples.kind != wanted.kind,
+        "full range of values": wanted.kind == "rgb" or len(ranges) == 1,
         "interlaced frames": first.interlaced_frame >= before.interlaced_frame,
         "rotation": len(turns) == 1,
         "times of frames": len(after) == _FRAMES_TRIED and times == sorted(set(times)),
@@ -299,7 +300,7 @@ def _other_losses(reader: Reader, after: av.VideoFrame) -> list[str]:
     before = reader.first
     types = pixels.side_data(before).keys() - pixels.side_data(after).keys()
     lost = {word for type, word in _SIDE_DATA.items() if type in types}
-    tags = [tag for tag in COLOUR_TAGS[1:] if getattr(before, tag) != getattr(after, tag)]
-    if tags and before.format.is_rgb == after.format.is_rgb:
+    tags = ((getattr(before, tag), getattr(after, tag)) for tag in COLOUR_TAGS[1:])
+    if any(old not in _NO_TAG and old != new for old, new in tags):
         lost.add("colour tags")
     return sorted(lost)

@@ -22,7 +22,9 @@ Progress = Callable[[int, int], None]
 
 _log = logging.getLogger(__name__)
 # Of the file rather than of what it shows: the muxer writes its own.
-_OWN_METADATA = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration"}
+_OWN_METADATA = {
+    "compatible_brands", "duration", "encoder", "major_brand", "minor_version", "software",
+}  # fmt: skip
 _PACKETS_TRIED = 500
 # Keys of phones, such as com.apple.quicktime.make, which the muxer else leaves out.
 _ANY_KEYS = {"movflags": "use_metadata_tags"}
@@ -31,7 +33,7 @@ _ANY_KEYS = {"movflags": "use_metadata_tags"}
 def container_options(reader: Reader, encoding: Encoding) -> dict[str, str]:
     """Options of the muxer."""
     has_own_keys = any("." in key for key in reader.container.metadata)
-    return _ANY_KEYS if has_own_keys and encoding.container in ("mp4", "mov") else {}
+    return _ANY_KEYS if has_own_keys and encoding.container in ("mp4", "mov", "3gp") else {}
 
 
 def note_losses(reader: Reader, losses: Sequence[str]) -> None:
