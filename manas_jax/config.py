@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from manas_jax import cost
 from manas_jax.data import catalog
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, short_repr
 from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
@@ -66,6 +67,46 @@ class _Range(NamedTuple):
     contains: Callable[[Any], bool]
 
 
+def _type_of(default: Any) -> _Range:
+    """Values of the type of a key's default: finite, and of a size that arrays and steps can have.
+
+    A tuple has as many entries as the default, each of the type of its own.
+    """
+    if isinstance(default, tuple):
+        parts = [_type_of(part) for part in default]
+        return _Range(
+            f"{len(parts)} values, each {parts[0].description}",
+            lambda value: (
+                isinstance(value, (tuple, list))
+                and len(value) == len(parts)
+                and all(part.contains(x) for part, x in zip(parts, value, strict=True))
+            ),
+        )
+    if isinstance(default, bool):
+        return _Range("True or False", lambda value: isinstance(value, bool))
+    if isinstance(default, int):
+        return _Range(
+            "a whole number of less than 10 digits",
+            lambda value: _is_number(value, int) and abs(value) < _MOST_INTEGER,
+        )
+    if isinstance(default, float):
+        return _Range(
+            "a finite number",
+            lambda value: _is_number(value, (int, float)) and abs(value) < _MOST_FLOAT,
+        )
+    return _Range(
+        "a text of one line", lambda value: isinstance(value, str) and not set("\n\0") & set(value)
+    )
+
+
+def _is_number(value: Any, types: Any) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
+
+_MOST_INTEGER = 10**9
+_MOST_FLOAT = 1e38  # in float32
+
+
 def _one_of(*names: str) -> _Range:
     return _Range(f"one of {', '.join(names)}", lambda value: value in names)
 
@@ -74,18 +115,21 @@ def _at_least(least: int) -> _Range:
     return _Range(f"at least {least}", lambda value: value >= least)
 
 
-_ANY = _Range("any value", lambda _: True)  # or checked where the key is used
+# Of the type of the default; files and names are checked where they are used.
+_ANY = _Range("any value", lambda _: True)
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
 _POSITIVE = _Range("more than 0", lambda value: value > 0)
 _SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
 _LEVEL = _one_of(*RAIN_LEVELS)
-_TWO_SIZES = _Range("two sizes", lambda value: len(value) == 2 and min(value) > 0)
+_DECAY = _Range("at least 0 and less than 1", lambda value: 0 <= value < 1)
+_TWO_DECAYS = _Range(_DECAY.description, lambda value: all(map(_DECAY.contains, value)))
+_TWO_SIZES = _Range("two sizes", lambda value: min(value) > 0)
 
 # Every key as it is written after `--config.`, with its default and range. Those of `space` are the
 # fields of `SearchSpace`, which checks them.
 _KEYS: dict[str, tuple[Any, _Range]] = {
     "stage": ("all", _one_of(*STAGES, "all")),
-    "seed": (0, _ANY),
+    "seed": (0, _at_least(0)),
     "log_every": (50, _at_least(1)),  # steps
     "devices": (0, _at_least(0)),  # how many to use, in all processes together; 0 = all
     "height_shards": (1, _at_least(1)),  # devices per image, which share its height
@@ -106,16 +150,16 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "data.root": ("", _ANY),  # the folder; for tfds its data_dir
     "data.tfds_name": ("", _ANY),
     "data.versions": (3, _at_least(1)),  # K, rainy versions of a scene in a batch
-    "data.real": (1.0, _ANY),  # relative frequency of each kind of rain
-    "data.transfer": (0.0, _ANY),
-    "data.synthetic": (0.0, _ANY),
+    "data.real": (1.0, _NOT_NEGATIVE),  # relative frequency of each kind of rain
+    "data.transfer": (0.0, _NOT_NEGATIVE),
+    "data.synthetic": (0.0, _NOT_NEGATIVE),
     "data.level": ("mixed", _LEVEL),  # of synthetic rain: light, medium, heavy or mixed
-    "data.veil": (0.0, _ANY),  # haze behind synthetic rain, 0 to 1
+    "data.veil": (0.0, _SHARE),  # haze behind synthetic rain, 0 to 1
     "data.evaluation_level": ("medium", _LEVEL),  # where test scenes have no rain of their own
     "data.validation_scenes": (8, _at_least(1)),
-    "data.architecture_share": (0.5, _ANY),  # of the other training scenes
-    "data.split_seed": (0, _ANY),
-    "data.cache_gib": (1.0, _ANY),  # decoded images are cached in memory up to this size
+    "data.architecture_share": (0.5, _SHARE),  # of the other training scenes
+    "data.split_seed": (0, _at_least(0)),
+    "data.cache_gib": (1.0, _NOT_NEGATIVE),  # decoded images are cached in memory up to this size
     "data.cache_dir": ("", _ANY),  # larger ones on disk, in this folder; "" decodes them each time
     "data.limit": (0, _at_least(0)),  # use this many training scenes; 0 = all
 
@@ -126,13 +170,13 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.architecture_warmup": (0.05, _SHARE),  # of the steps, before its updates
     "search.internal_warmup": (0.025, _SHARE),  # of the steps, without the internal loss
     "search.learning_rate": (2e-3, _NOT_NEGATIVE),
-    "search.final_learning_rate": (1e-4, _ANY),  # of the cosine schedule
-    "search.momentum": (0.9, _ANY),
+    "search.final_learning_rate": (1e-4, _NOT_NEGATIVE),  # of the cosine schedule
+    "search.momentum": (0.9, _DECAY),
     "search.weight_decay": (3e-4, _NOT_NEGATIVE),
     "search.clip": (0.0, _NOT_NEGATIVE),  # bound on the global norm of the gradient; 0 = none
     "search.architecture_learning_rate": (3e-4, _NOT_NEGATIVE),
-    "search.architecture_betas": ((0.5, 0.999), _ANY),
-    "search.architecture_weight_decay": (1e-3, _ANY),
+    "search.architecture_betas": ((0.5, 0.999), _TWO_DECAYS),
+    "search.architecture_weight_decay": (1e-3, _NOT_NEGATIVE),
     # How the genotype is derived: by probability, or by what the supernet loses most without.
     "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),
     "search.choice_batches": (8, _at_least(1)),  # of architecture scenes, for the latter
@@ -152,13 +196,13 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "train.internal_warmup": (0.025, _SHARE),
     "train.optimizer": ("adam", _one_of(*OPTIMIZERS)),
     "train.learning_rate": (1e-3, _NOT_NEGATIVE),
-    "train.final_learning_rate": (0.0, _ANY),
+    "train.final_learning_rate": (0.0, _NOT_NEGATIVE),
     "train.decay": (1.0, _SHARE),  # of the steps, the last ones, in which the rate decreases
     "train.batch_norm": (1.0, _SHARE),  # of the steps, before its statistics are frozen
     "train.weight_decay": (0.0, _NOT_NEGATIVE),  # decoupled, as in AdamW
     "train.clip": (0.0, _NOT_NEGATIVE),
     "train.accumulate": (1, _at_least(1)),
-    "train.ema": (0.0, _SHARE),  # decay of the weights' moving average, which is scored; 0 = none
+    "train.ema": (0.0, _DECAY),  # decay of the weights' moving average, which is scored; 0 = none
     "train.checkpoint_every": (1000, _at_least(1)),
     "train.validation_crop": (128, _at_least(16)),
 
@@ -177,16 +221,28 @@ def default() -> ml_collections.ConfigDict:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks values and their combinations.
+    """Checks types and values, and their combinations.
 
     Raises:
       UserError: names the key, its value and what it accepts.
     """
-    SearchSpace(**config.space)
-    for key, (_, allowed) in _KEYS.items():
-        value = functools.reduce(operator.getitem, key.split("."), config)
-        if not allowed.contains(value):
-            raise UserError(f"{key} = {value!r}: give {allowed.description}")
+    for key, (default_value, allowed) in _KEYS.items():
+        try:
+            value = functools.reduce(operator.getitem, key.split("."), config)
+        except (KeyError, TypeError):
+            raise UserError(f"{key} is missing: give {allowed.description}") from None
+        wanted = _type_of(default_value)
+        for part in (wanted, allowed):
+            if not part.contains(value):
+                raise UserError(f"{key} = {short_repr(value)}: give {part.description}")
+    if not isinstance(config.get("space"), ml_collections.ConfigDict):
+        raise UserError("space is missing: give the fields of the search space")
+    space = SearchSpace.from_dict(config.space)
+    cost.check_parameters(cost.supernet(space, 1, 1), "space")
+    if config.stage in ("search", "all") and not sum(space.columns):
+        raise UserError(f"space.columns = {space.columns}: a search needs a column to choose")
+    if not config.data.real + config.data.transfer + config.data.synthetic:
+        raise UserError("data.real, data.transfer and data.synthetic are 0: give one of them")
     if config.data.source not in ("photographs", "tfds") and not config.data.root:
         raise UserError("data.root is empty: name the folder, --config.data.root=DIR")
     if config.data.source == "tfds" and not config.data.tfds_name:

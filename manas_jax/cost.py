@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from manas_jax.errors import UserError
 from manas_jax.space import (
     CANDIDATE_REDUCTION,
     COLUMNS,
@@ -21,6 +22,9 @@ from manas_jax.space import (
     squeezed,
 )
 
+MOST_PARAMETERS = 10**9
+"""Of a network: with gradient and moments it takes 16 GB, on every device."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -31,6 +35,19 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.parameters + other.parameters, self.macs + other.macs)
+
+
+def check_parameters(total: Cost, source: str) -> None:
+    """Checks that a network is not absurdly large, before anything is allocated for it.
+
+    Raises:
+      UserError: it is; begins with `source`, a file or key.
+    """
+    if total.parameters > MOST_PARAMETERS:
+        raise UserError(
+            f"{source}: a network of {total.parameters:,} parameters, and the most are "
+            f"{MOST_PARAMETERS:,}: reduce channels, columns or blocks"
+        )
 
 
 def derived(genotype: Genotype, height: int, width: int) -> Cost:

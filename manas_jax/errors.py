@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pathlib
+import reprlib
+from collections.abc import Iterator
 
+_LONGEST_REASON = 200  # characters: some errors quote the file
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -13,18 +17,61 @@ class UserError(Exception):
     """A mistake that the user can correct.
 
     The message is one line that says what is wrong, which file or key it concerns and what to do.
-    Commands print it without a traceback and exit with a non-zero status.
+    Commands print it without a traceback and exit with a non-zero status. Control characters, such
+    as line breaks in names of files, are escaped.
     """
+
+    def __init__(self, message: str = ""):
+        super().__init__(
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        )
 
 
 class Diverged(UserError):
     """A loss, or a value computed from diverged parameters, is no longer finite."""
 
 
+def short_repr(value: object) -> str:
+    """The representation of a value, shortened if it is long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; its type where it has none."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, what: str, hint: str = "") -> Iterator[None]:
+    """Makes one line of whatever a reader raises within about a file that others may have written.
+
+    Readers of damaged files raise errors of any kind: of the format, of types, of recursion, of
+    memory.
+
+    Args:
+      path: the file, or its name for the user.
+      what: what it should be, for the message.
+      hint: what to do, if it is more than to get another file.
+
+    Raises:
+      UserError: in place of any other error; names the file.
+    """
+    hint = hint and f": {hint}"
+    try:
+        yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this {what} ({one_line(error)}){hint}") from None
+    except Exception as error:
+        reason = one_line(error)[:_LONGEST_REASON]
+        raise UserError(f"{path}: truncated, damaged or no {what} ({reason}){hint}") from None
 
 
 def disk_error(error: BaseException, path: str | os.PathLike) -> str | None:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, reading, short_repr
 from manas_jax.files import replacing
 
 COLUMNS = ("parallel", "fusion")
@@ -37,6 +37,18 @@ CANDIDATES = (
 STEM_EXPANSION = 4  # output channels of a bottleneck per inner channel
 GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # of the fixed gates of an attention module
 CANDIDATE_REDUCTION = 4  # of SE, SE_A_M and CBAM
+
+# Far beyond what can be trained, but no more than can be described in seconds.
+_MOST = {
+    "channels": 16,  # branches
+    "branches": 64,  # cells
+    "columns": 64,
+    "candidates": len(CANDIDATES),
+    "stem_blocks": 1000,
+    "attention_groups": 64,
+    "patch": 64,
+}
+_MOST_CHANNELS, _MOST_COLUMNS = 2**16, 1000
 
 GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 1
 
@@ -76,19 +88,27 @@ class SearchSpace:
 
     def __post_init__(self):
         for field in ("channels", "branches", "columns", "candidates"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+            values = getattr(self, field)
+            length = f"a list of at most {_MOST[field]} values"
+            valid = isinstance(values, (list, tuple)) and len(values) <= _MOST[field]
+            self._check(field, valid, length)
+            object.__setattr__(self, field, tuple(values))
         for field in ("stem_blocks", "attention_groups", "patch"):
-            self._check(field, _is_count(getattr(self, field)), "a whole number of at least 1")
+            most = _MOST[field]
+            valid = _is_count(getattr(self, field), most)
+            self._check(field, valid, f"a whole number from 1 to {most}")
         groups = self.attention_groups
         self._check(
             "channels",
-            self.channels and all(_is_count(c) and c % groups == 0 for c in self.channels),
-            f"a positive number per branch, each divisible by attention_groups = {groups}",
+            self.channels
+            and all(_is_count(c, _MOST_CHANNELS) and c % groups == 0 for c in self.channels),
+            f"a number from 1 to {_MOST_CHANNELS} per branch, each divisible by attention_groups "
+            f"= {groups}",
         )
         self._check(
             "branches",
             self.branches
-            and all(map(_is_count, self.branches))
+            and all(_is_count(n, len(self.channels)) for n in self.branches)
             and list(self.branches) == sorted(self.branches)
             and self.branches[-1] == len(self.channels),
             f"a number per cell, never decreasing, at last {len(self.channels)} (as in channels)",
@@ -96,12 +116,15 @@ class SearchSpace:
         self._check(
             "columns",
             len(self.columns) == len(self.branches)
-            and all(n == 0 or _is_count(n) for n in self.columns),
-            f"a number per cell, {len(self.branches)} in all, none negative",
+            and all(n == 0 or _is_count(n, _MOST_COLUMNS) for n in self.columns)
+            and sum(self.columns) <= _MOST_COLUMNS,
+            f"a number per cell, {len(self.branches)} in all, none negative, together at most "
+            f"{_MOST_COLUMNS}",
         )
         self._check(
             "candidates",
-            set(self.candidates) - {"none"}
+            all(isinstance(name, str) for name in self.candidates)
+            and set(self.candidates) - {"none"}
             and set(self.candidates) <= set(CANDIDATES)
             and len(set(self.candidates)) == len(self.candidates),
             f"distinct names among {', '.join(CANDIDATES)}, and not 'none' alone",
@@ -110,7 +133,7 @@ class SearchSpace:
 
     def _check(self, field: str, valid: Any, allowed: str) -> None:
         if not valid:
-            raise UserError(f"space.{field} = {getattr(self, field)!r}: give {allowed}")
+            raise UserError(f"space.{field} = {short_repr(getattr(self, field))}: give {allowed}")
 
     @property
     def edges(self) -> int:
@@ -201,10 +224,11 @@ class Genotype:
         Raises:
           UserError: not JSON, not a genotype, another version, unknown names, wrong lengths.
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source}: not valid JSON ({error})") from None
+        with reading(source, "genotype"):
+            return cls._from_fields(json.loads(text), source)
+
+    @classmethod
+    def _from_fields(cls, fields: Any, source: str) -> Genotype:
         if not isinstance(fields, dict) or fields.get("format") != GENOTYPE_FORMAT:
             raise UserError(f'{source}: not a genotype (no "format": "{GENOTYPE_FORMAT}")')
         if fields.get("version") != GENOTYPE_VERSION:
@@ -215,13 +239,8 @@ class Genotype:
         for key in ("space", "columns", "attention"):
             if key not in fields:
                 raise UserError(f"{source}: the key {key!r} is missing")
-        try:
-            space = SearchSpace.from_dict(fields["space"])
-            return cls(space, fields["columns"], fields["attention"])
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from None
-        except (TypeError, AttributeError) as error:
-            raise UserError(f"{source}: a value is of the wrong type ({error})") from None
+        space = SearchSpace.from_dict(fields["space"])
+        return cls(space, fields["columns"], fields["attention"])
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON atomically."""
@@ -235,10 +254,8 @@ class Genotype:
         Raises:
           UserError: the file is missing or unreadable, or is not a genotype.
         """
-        try:
+        with reading(path, "genotype"):
             text = pathlib.Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read the genotype ({error})") from None
         return cls.from_json(text, str(path))
 
 
@@ -283,8 +300,8 @@ def random_genotype(space: SearchSpace, seed: int) -> Genotype:
     )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _tuples(value: Any) -> Any:

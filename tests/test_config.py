@@ -1,12 +1,18 @@
 """Defaults, ranges and combinations of the keys of a configuration."""
 
+import contextlib
+import dataclasses
+import functools
+import operator
+
 import ml_collections
 import pytest
 
-from manas_jax.config import HYPERGRADIENTS, RAIN_LEVELS, default, validate
+from manas_jax.config import _KEYS, HYPERGRADIENTS, RAIN_LEVELS, default, validate
 from manas_jax.data import rain
 from manas_jax.errors import UserError
 from manas_jax.search import bilevel
+from manas_jax.space import SearchSpace
 
 
 def _with(config, changes):
@@ -101,3 +107,76 @@ def test_hypergradients_are_those_of_the_search():
 
 def test_levels_of_rain_are_those_of_the_data():
     assert (*rain.LEVELS, rain.MIXED) == RAIN_LEVELS
+
+
+NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**5000
+VALUES = {
+    "true": True, "negative": -1, "share": 1.5, "NaN": NAN, "infinite": INFINITE, "huge": HUGE,
+    "least": -HUGE, "text": "7", "lines": "a\nb", "null": "a\0b", "none": None, "list": [],
+    "texts": ("a", "b"), "NaNs": (NAN, NAN), "negatives": (-1, -1), "three": (1, 1, 1),
+    "mapping": {"a": 1}, "nested": [[[1]]], "mixed": (1, "a"), "billions": (10**9,) * 3,
+}  # fmt: skip
+ALL_KEYS = [*_KEYS, *(f"space.{field.name}" for field in dataclasses.fields(SearchSpace))]
+
+
+def _is_of_another_type(value, default):
+    if isinstance(default, tuple):
+        return not isinstance(value, (tuple, list)) or not value or isinstance(value[0], list)
+    if isinstance(default, bool):
+        return not isinstance(value, bool)
+    if isinstance(default, str):
+        return not isinstance(value, str) or not value.isprintable()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    return value != value or abs(value) >= 10**300 or (isinstance(default, int) and value == 1.5)
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_every_key_with_values_of_the_wrong_kind(make_config, key):
+    """A value of another type is refused by a line that names the key; others may be accepted."""
+    config = _with(make_config(), {})
+    *sections, name = key.split(".")
+    section = functools.reduce(operator.getitem, sections, config)
+    default = section[name]
+    for kind, value in VALUES.items():
+        with contextlib.suppress(OverflowError), config.unlocked(), config.ignore_type():
+            section[name] = value  # which ConfigDict makes a float where it can
+        value = section[name]
+        try:
+            validate(config)
+        except UserError as error:
+            named = key if _is_of_another_type(value, default) else sections[0] if sections else ""
+            assert named in str(error), kind
+            assert "\n" not in str(error) and len(str(error)) < 500, kind
+        else:
+            assert not _is_of_another_type(value, default), kind
+
+
+@pytest.mark.parametrize("section", ["search", "space", "data", "stage"])
+@pytest.mark.parametrize("value", [None, 3])
+def test_missing_sections_are_named(make_config, section, value):
+    config = _with(make_config(), {})
+    with config.unlocked(), config.ignore_type():
+        config[section] = value
+    with pytest.raises(UserError, match=section):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search.architecture_betas": (0.5, 1.5)}, r"search\.architecture_betas .* less than 1"),
+        ({"search.momentum": 2.0}, r"search\.momentum = 2\.0: give .* less than 1"),
+        ({"train.final_learning_rate": -1e-3}, r"train\.final_learning_rate = -0\.001: give 0 or"),
+        ({"space.columns": (0,)}, r"space\.columns = \(0,\): a search needs a column"),
+        (
+            {"space.channels": (60000, 60000)},
+            r"space: a network of [\d,]+ parameters, and",
+        ),
+        ({"space.stem_blocks": 10**7}, r"space\.stem_blocks = 10000000: give .* from 1 to 1000"),
+        ({"data.synthetic": 0.0}, r"data\.real, data\.transfer and data\.synthetic are 0"),
+    ],
+)
+def test_values_that_no_run_can_use(make_config, changes, message):
+    with pytest.raises(UserError, match=message):
+        validate(_with(make_config(), changes))

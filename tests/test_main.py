@@ -188,7 +188,7 @@ def test_training_without_a_genotype(tmp_path, loop_config):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
+        ("{", "damaged or no genotype"),
         (None, "cannot read the genotype"),
         ("magic", "unknown choice 'magic'"),
         ("short", "columns, but its space has"),

@@ -42,13 +42,16 @@ from typing import Any
 import numpy as np
 
 from manas_jax import __version__
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.workdir import weights
 
 State = Mapping[str, np.ndarray]
 """A PyTorch state dictionary as NumPy arrays: dotted names, channels first."""
+
+_NESTING = 4  # lists around a tensor
+_COMPRESSION = 100  # times that an .npz is smaller than its content, at most
 
 RESAVE = (
     "a pickled module runs code when it is loaded, which this importer never does. If you trust "
@@ -445,7 +448,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         tensor, or a PyTorch file without PyTorch.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `is_file`, also for a path that no file can have
         raise UserError(f"{path}: no such file")
     readers = {".npz": _read_npz, ".safetensors": lambda p: weights.read_safetensors(p)[0]}
     content = readers.get(path.suffix, _read_torch)(path)
@@ -465,26 +468,27 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def _array(name: Any, value: Any) -> np.ndarray:
     """A tensor, or a list of one tensor, as float32."""
-    while isinstance(value, (list, tuple)) and len(value) == 1:
-        (value,) = value
+    for _ in range(_NESTING):
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            (value,) = value
     try:
         if hasattr(value, "detach"):
             value = value.detach().float().numpy()
         return np.asarray(value, np.float32)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # a list may hold anything, even itself
         raise UserError(
             f"the entry {name!r} is a {type(value).__name__}, not a tensor of numbers"
         ) from None
 
 
 def _read_npz(path: pathlib.Path) -> Any:
-    try:
+    with reading(path, ".npz of plain arrays"):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _COMPRESSION * path.stat().st_size:  # weights are noise: at most a fifth goes
+            raise ValueError(f"it claims to hold {unpacked:,} bytes")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: truncated, damaged or not an .npz of plain arrays ({error})"
-        ) from None
 
 
 def _read_torch(path: pathlib.Path) -> Any:

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
@@ -91,7 +92,9 @@ def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:
       UserError: there is none, or it is damaged.
     """
     if config.train.genotype:
-        return Genotype.load(config.train.genotype)
+        genotype = Genotype.load(config.train.genotype)
+        cost.check_parameters(cost.derived(genotype, 1, 1), config.train.genotype)
+        return genotype
     if config.train.weights:
         return load_derived(config.train.weights)[1]
     return load_genotype(workdir)

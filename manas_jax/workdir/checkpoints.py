@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from manas_jax.errors import Diverged, UserError, disk_error
+from manas_jax.errors import Diverged, UserError, disk_error, one_line
 from manas_jax.runtime import distributed
 
 PyTree = Any
@@ -74,6 +74,7 @@ class Checkpoints:
           Diverged: the state holds NaN or infinity; it is not saved.
           UserError: the disk is full or read-only, now or in the save before.
         """
+        _check_finite(state)
         metadata |= {"format": FORMAT, "digest": _digest(state)}
         with self._explaining():
             self._manager.save(
@@ -162,12 +163,13 @@ class Checkpoints:
         for step in steps:
             try:
                 state = self._restore(step, wanted)
-            except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # orbax and its formats raise errors of any kind
                 if distributed.is_peer_failure(error):
                     raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
                 failures.append(f"{self.directory / str(step)}: cannot read this checkpoint")
-                logging.warning("%s (%s); trying another", failures[-1], reason[0])
+                logging.warning("%s (%s); trying another", failures[-1], one_line(error)[:200])
                 continue
             if failures:
                 logging.warning("using the checkpoint of step %d instead", step)
@@ -270,18 +272,20 @@ def _plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield link
 
 
-def _digest(state: PyTree) -> str:
-    """A digest of names, types, shapes and bits of all arrays.
+def _check_finite(state: PyTree) -> None:
+    """Raises Diverged if an array holds NaN or infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        value = np.asarray(leaf)
+        if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
+            raise Diverged(f"{jax.tree_util.keystr(path)} is not finite")
 
-    Raises:
-      Diverged: an array holds NaN or infinity.
-    """
+
+def _digest(state: PyTree) -> str:
+    """A digest of names, types, shapes and bits of all arrays."""
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
         value = np.asarray(leaf)
         name = jax.tree_util.keystr(path)
-        if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
-            raise Diverged(f"{name} is not finite")
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from manas_jax.config import default
 from manas_jax.data.scene import Scene, length
 from manas_jax.data.splits import Splits
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few, write_json
 
 FILE_KEYS = ("train.genotype", "train.weights")
@@ -40,14 +40,10 @@ def check_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
       UserError: it was not, names the keys that differ; or its `config.json` is damaged.
     """
     file = pathlib.Path(workdir) / "config.json"
-    try:
-        changed = _changed(json.loads(file.read_text()), _fields(config))
-    except (FileNotFoundError, NotADirectoryError):
+    if not file.exists():
         return
-    except (ValueError, RecursionError):  # not JSON, not text or not an object
-        raise UserError(f"{file} is damaged: repair it or give another --workdir") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): repair it") from None
+    with reading(file, "configuration", "repair it or give another --workdir"):
+        changed = _changed(json.loads(file.read_text()), _fields(config))
     if changed:
         raise UserError(
             f"{workdir} was created with another config ({'; '.join(changed)}): "
@@ -119,14 +115,11 @@ def claim_inputs(
 
 def _recorded(file: pathlib.Path) -> dict[str, dict[str, str]]:
     """What `inputs.json` lists, by kind; empty without it."""
-    try:
-        return {kind: dict(items) for kind, items in json.loads(file.read_text()).items()}
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
-        raise UserError(
-            f"{file} is damaged: remove it if the data are as they were, or give another --workdir"
-        ) from None
+    hint = "remove it if the data are as they were, or give another --workdir"
+    with reading(file, "list of data", hint):
+        return {kind: dict(items) for kind, items in json.loads(file.read_text()).items()}
 
 
 def _listed(scenes: Sequence[Scene]) -> dict[str, str]:
@@ -143,10 +136,8 @@ def _digests(config: ConfigDict) -> dict[str, str]:
     digests = {}
     for key, name in named.items():
         if name:
-            try:
+            with reading(f"{key}={name}", "file"):
                 digests[key] = hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest()
-            except (OSError, ValueError) as error:
-                raise UserError(f"{key}={name}: cannot read this file ({error})") from None
     return digests
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from manas_jax.errors import UserError
+from manas_jax import cost
+from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few, replacing
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.models.variables import variable_shapes
@@ -89,15 +90,13 @@ def load_weights(
             f"{path}: weights file of version {metadata.get('version')}; "
             f"this program reads version {WEIGHTS_VERSION}"
         )
-    try:
+    with reading(path, "weights file"):
         network: Genotype | SearchSpace
         if "genotype" in metadata:
             network = Genotype.from_json(metadata["genotype"], str(path))
         else:
             network = SearchSpace.from_dict(json.loads(metadata["space"]))
-        provenance = json.loads(metadata["provenance"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged metadata ({error!r})") from None
+        provenance = dict(json.loads(metadata["provenance"]))
     if problem := _mismatch(tensors, network):
         raise UserError(f"{path}: {problem}")
     return unflatten(tensors), network, provenance
@@ -123,16 +122,9 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     Raises:
       UserError: missing, unreadable, truncated or of another format.
     """
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the file ({error})") from None
-    except (safetensors.SafetensorError, TypeError) as error:  # TypeError: bfloat16
-        raise UserError(
-            f"{path}: truncated, damaged or not a readable safetensors file ({error})"
-        ) from None
+    with reading(path, "safetensors file"), safetensors.safe_open(path, framework="np") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
 @functools.cache  # tracing a network takes a second, and both ends of an import ask
@@ -155,6 +147,10 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace) -> str | None:
     """What is wrong with the tensors of this network, if anything."""
+    whole = cost.derived if isinstance(network, Genotype) else cost.supernet
+    described, held = whole(network, 1, 1).parameters, sum(x.size for x in tensors.values())
+    if described > 2 * held:  # too many even to list them
+        return f"describes a network of {described:,} parameters, but holds {held:,} numbers"
     wanted = {name: leaf.shape for name, leaf in network_shapes(network).items()}
     given = {name: x.shape for name, x in tensors.items()}
     if isinstance(network, SearchSpace) and any(n.startswith("architecture/") for n in given):

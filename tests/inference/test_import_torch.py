@@ -1,5 +1,6 @@
 """Import of checkpoints in the authors' layout; malformed ones are refused."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -225,6 +226,30 @@ def test_damaged_files_are_refused(suffix, tmp_path, capsys):
     _assert_refused(capsys, tmp_path, tmp_path / f"absent{suffix}", "no such file")
 
 
+def test_claims_of_an_npz_are_bounded_by_its_content(tmp_path, capsys):
+    path = tmp_path / "net.npz"
+    np.savez_compressed(path, x=np.zeros(10**7, np.float32))
+    _assert_refused(capsys, tmp_path, path, path.name, "it claims to hold")
+
+
+def test_a_list_that_holds_itself_is_no_tensor():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(UserError, match="'x' is a list, not a tensor"):
+        import_torch._array("x", endless)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_npz_with_a_flipped_bit_is_read_or_refused(tmp_path, capsys, seed):
+    path = _save(tmp_path / "net.npz", _derived_state()[0] | {"attention": np.array(CHOSEN)})
+    content = bytearray(path.read_bytes())
+    draw = np.random.default_rng(seed)
+    content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        import_torch.import_file(path)
+
+
 class _Code:
     """Creates a folder if it is unpickled."""
 
@@ -252,7 +277,9 @@ def test_mismatched_genotype_is_refused(tmp_path, capsys):
     Genotype(other, GENOTYPE.columns, GENOTYPE.attention).save(file)
     _assert_refused(capsys, tmp_path, path, "its channels differ", arguments=arguments)
     file.write_text("{")
-    _assert_refused(capsys, tmp_path, path, "genotype.json", "not valid", arguments=arguments)
+    _assert_refused(
+        capsys, tmp_path, path, "genotype.json", "damaged or no genotype", arguments=arguments
+    )
     supernet = _save(tmp_path / "supernet.npz", _supernet_state()[0])
     GENOTYPE.save(file)
     _assert_refused(capsys, tmp_path, supernet, "omit --genotype", arguments=arguments)
@@ -291,7 +318,7 @@ def test_weights_file_is_validated(tmp_path):
         (arrays, {"format": "another"}, "not a weights file"),
         (arrays, {"version": "2"}, "version 2"),
         (arrays, {"genotype": "{}"}, "not a genotype"),
-        (arrays, {"provenance": "{"}, "damaged metadata"),
+        (arrays, {"provenance": "{"}, "damaged or no weights file"),
         (fewer, {}, "missing tensors: params/head_conv/kernel"),
         (arrays | {"params/x": np.zeros(1)}, {}, "does not have: params/x"),
         (small, {}, "params/head_conv/kernel: shape"),
