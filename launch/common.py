@@ -14,7 +14,10 @@ PREEMPTED = 75  # as in manas_jax.runtime.signals: saved, the same command resum
 CANCELLED = 130  # Ctrl-C
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-_SECRET = re.compile(r"-[^=]*(token|secret|passw|credential|api[-_]?key)[^=]*", re.IGNORECASE)
+_WORDS = "token|secret|passw|credential|api[-_]?key"
+_SECRET = re.compile(rf"[^=]*({_WORDS})[^=]*", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)[^/\s]*(?=@)")  # of a URL, with the password
+_QUERY = re.compile(rf"([?&][^=&\s]*(?:{_WORDS}|sig)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 _SET_HERE = ("--coordinator", "--processes", "--process", "--distributed")
 
 
@@ -52,16 +55,20 @@ def check_run_flags(flags: Sequence[str], folder: pathlib.Path) -> None:
 
 
 def redacted(flags: Sequence[str]) -> list[str]:
-    """The flags for printing, with *** for the values of flags that are named like secrets."""
+    """The flags for printing, with *** for secrets.
+
+    These are the values of flags, of variables and in URLs that are named like one, and what stands
+    before the host in a URL.
+    """
     printed = []
     for before, flag in zip(["", *flags], flags, strict=False):
         name, equals, _ = flag.partition("=")
-        if _SECRET.fullmatch(before):
+        if before.startswith("-") and _SECRET.fullmatch(before):
             printed.append("***")
         elif equals and _SECRET.fullmatch(name):
             printed.append(f"{name}=***")
         else:
-            printed.append(flag)
+            printed.append(_QUERY.sub(r"\1***", _USER.sub("***", flag)))
     return printed
 
 

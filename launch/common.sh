@@ -39,21 +39,30 @@ shell_line() {
   echo "${line# }"
 }
 
-# redact FLAG...: sets `redacted`, the flags with *** for the values of flags named like secrets.
+# redact FLAG...: sets `redacted`, the flags with *** for secrets; see redacted() in common.py.
 redact() {
-  local flag before=""
-  local secret='^-[^=]*(token|secret|passw|credential|api[-_]?key)[^=]*'
+  local flag shown before=""
+  local words='(token|secret|passw|credential|api[-_]?key)'
+  local secret="^[^=]*${words}[^=]*" user='^(.*://)[^/[:space:]]*@(.*)$'
+  local query="^(.*[?&][^=&]*($words|sig)[^=&]*=)([^&*][^&]*)(.*)$"
   redacted=()
+  shopt -s nocasematch
   for flag in "$@"; do
-    if [[ ${before,,} =~ $secret$ ]]; then
-      redacted+=("***")
-    elif [[ ${flag,,} =~ $secret= ]]; then
-      redacted+=("${flag%%=*}=***")
-    else
-      redacted+=("$flag")
+    shown=$flag
+    if [[ $before == -* && $before =~ $secret$ ]]; then
+      shown="***"
+    elif [[ $flag =~ $secret= ]]; then
+      shown="${flag%%=*}=***"
+    elif [[ $flag =~ $user ]]; then
+      shown="${BASH_REMATCH[1]}***@${BASH_REMATCH[2]}"
     fi
+    while [[ $shown =~ $query ]]; do
+      shown="${BASH_REMATCH[1]}***${BASH_REMATCH[5]}"
+    done
+    redacted+=("$shown")
     before=$flag
   done
+  shopt -u nocasematch
 }
 
 # check_run_flags FLAG...: exits if `python -m manas_jax.main` could not run with them from here.

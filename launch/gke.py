@@ -19,6 +19,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from common import (
     PREEMPTED,
@@ -184,8 +185,13 @@ def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
         "limits": limits,
     }
     template = string.Template((ROOT / "launch" / "gke" / "jobset.yaml").read_text())
-    # JSON is valid YAML.
-    return template.substitute({name: json.dumps(value) for name, value in values.items()})
+    return template.substitute({name: _yaml(value) for name, value in values.items()})
+
+
+def _yaml(value: Any) -> str:
+    """JSON, which is YAML but for the escapes of characters beyond 16 bits, such as emoji."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[^\x20-\x7e]", lambda match: f"\\U{ord(match[0]):08x}", text)
 
 
 if __name__ == "__main__":

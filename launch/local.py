@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = additions(os.environ, options.devices_per_process)
     if options.dry_run:
         address = f"127.0.0.1:{options.port or free_port()}"
-        for command in commands([*base, *redacted(flags)], options.processes, address):
-            print(shell_line(command, environment))
+        shown = {name: " ".join(redacted(value.split(" "))) for name, value in environment.items()}
+        for command in commands(redacted([*base, *flags]), options.processes, address):
+            print(shell_line(command, shown))
         return 0
 
     events: queue.SimpleQueue = queue.SimpleQueue()  # its put() may be called by a signal handler

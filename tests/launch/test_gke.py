@@ -205,6 +205,14 @@ def test_resume_creates_nothing_if_delete_failed(tools):
     assert tools.verbs() == ["delete"]
 
 
+def test_characters_of_all_kinds_reach_the_pods():
+    odd = "--config.name=\U0001f327 \u00fc \x7f \x85 'a' \"b\" \\"
+    jobset = manifest(*GPUS, *ON_VOLUME, odd)
+    (job,) = jobset["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-1] == odd
+
+
 def test_redacts_secrets():
     run = [*ON_VOLUME, "--config.a.password=hush", "--api-key", "hush"]
     finished = launch("gke.py", "create", "--dry-run", *SLICE, *run)

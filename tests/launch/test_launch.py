@@ -37,6 +37,26 @@ def test_missing_tool_is_one_line(tmp_path, script, arguments, tool):
     assert dry.stdout.startswith(tool)
 
 
+def test_secrets_are_printed_by_no_launcher():
+    """Of flags, variables and URLs; by the function in Python and by its counterpart in bash."""
+    cases = {
+        "--config=configs/token.py": "--config=configs/token.py",
+        "--config.api_key=hush": "--config.api_key=***",
+        "HF_TOKEN=hush": "HF_TOKEN=***",
+        "--data.root=https://me:h@sh@host/a?Token=hush&b=2&sig=hush":
+            "--data.root=https://***@host/a?Token=***&b=2&sig=***",
+        "gs://bucket/a?x=1": "gs://bucket/a?x=1",
+        "--token": "--token",
+        "hush": "***",
+        "last": "last",
+    }  # fmt: skip
+    code = "import sys, common; print(*common.redacted(sys.argv[1:]), sep='\\n')"
+    script = '. ./common.sh; redact "$@"; printf "%s\\n" "${redacted[@]}"'
+    for command in ([sys.executable, "-c", code], ["bash", "-c", script, "bash"]):
+        printed = subprocess.check_output([*command, *cases], cwd=LAUNCH, text=True)
+        assert printed.splitlines() == list(cases.values())
+
+
 @pytest.mark.parametrize("name", ["PREEMPTED", "CANCELLED"])
 def test_exit_statuses_are_those_of_the_package(name):
     for file in ("common.py", "common.sh"):

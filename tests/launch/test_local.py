@@ -176,16 +176,16 @@ def test_one_process_needs_no_coordinator(local, tmp_path):
 
 
 def test_dry_run():
-    environment = {"PATH": os.environ["PATH"], "XLA_FLAGS": "--xla_a"}
+    environment = {"PATH": os.environ["PATH"], "XLA_FLAGS": "--xla_a --xla_token=hush"}
     finished = launch(
         "local.py", "--processes=2", "--devices-per-process=4", "--port=5000", "--dry-run",
-        "--worker=python -m manas_jax.main", *RUN, "--config.name=a b", "--config.api_key=hush",
+        "--worker=env API_KEY=hush python -m x", *RUN, "--config.name=a b", "--config.api_key=hush",
         env=environment,
     )  # fmt: skip
     before = (
         f"PYTHONPATH={ROOT} PYTHONUNBUFFERED=1 "
-        "XLA_FLAGS='--xla_a --xla_force_host_platform_device_count=4' JAX_PLATFORMS=cpu "
-        "python -m manas_jax.main --config=configs/tiny.py --workdir=runs/x "
+        "XLA_FLAGS='--xla_a --xla_token=*** --xla_force_host_platform_device_count=4' "
+        "JAX_PLATFORMS=cpu env 'API_KEY=***' python -m x --config=configs/tiny.py --workdir=runs/x "
         "'--config.name=a b' '--config.api_key=***' "
         "--coordinator=127.0.0.1:5000 --processes=2 --process="
     )
