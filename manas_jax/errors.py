@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Iterator
 
 _LONGEST_REASON = 200  # characters: some errors quote the file
+_LONGEST_MESSAGE = 1200
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -22,6 +23,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = ""):
+        if len(message) > _LONGEST_MESSAGE:  # it quotes a damaged file; its end says what to do
+            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 3 :]}"
         super().__init__(
             "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         )
