@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax.errors import UserError, disk_error
+from manas_jax.errors import UserError, disk_error, one_line
 from manas_jax.runtime import compilation, distributed, log, malloc, signals
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
@@ -39,14 +40,45 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's parser, but a wrong config key or file exits with one line, without a traceback."""
     try:
         rest = app.parse_flags_with_usage(argv)
-        _ = _CONFIG.value and _CONFIG.value.stage  # a missing file is noticed only when used
-    except (AttributeError, KeyError) as error:
+        config = _CONFIG.value  # a missing file is noticed only when used
+        if not (config is None or isinstance(config, ConfigDict)):
+            raise TypeError("get_config() has to return a ConfigDict")
+    except Exception as error:
+        file = _config_file(argv)
+        if (line := _line_of(error, file)) is not None:
+            sys.exit(
+                f"error: --config={file}, line {line}: {type(error).__name__}: {one_line(error)}"
+            )
+        if isinstance(error, OSError):
+            sys.exit(f"error: --config={file}: no such file")
+        if isinstance(error, (SyntaxError, TypeError)) or "get_config" in str(error):
+            sys.exit(f"error: --config={file}: {one_line(error)}")
+        if not isinstance(error, (AttributeError, KeyError)):
+            raise
         cause = error.args[0] if error.args else error
         hint = " ".join(str(cause.args[0] if isinstance(cause, KeyError) else cause).split())
         sys.exit(f"error: unknown config key {hint}; see manas_jax/config.py for all of them")
-    except OSError:
-        sys.exit(f"error: --config={flags.FLAGS['config'].config_filename}: no such file")
+    if _WORKDIR.value == "":
+        sys.exit("error: --workdir= is empty: name a folder")
     return rest
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The file that --config names, which the flag itself does not tell before it is parsed."""
+    values = [argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)]
+    return values[-1].partition(":")[0] if values else ""
+
+
+def _line_of(error: Exception, file: str) -> int | None:
+    """The line of a config file that raised the error; None if it was not raised there."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.abspath(frame.filename) == os.path.abspath(file)
+    ]
+    return lines[-1] if lines else None
 
 
 def _run(command: Callable[[ConfigDict, str], None], argv: Sequence[str]) -> None:

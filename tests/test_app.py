@@ -1,7 +1,11 @@
 """The exit status of every way in which a command may end."""
 
+import runpy
+import types
+
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from manas_jax import app
 from manas_jax.errors import UserError
@@ -68,3 +72,40 @@ def test_success_and_unexpected_arguments():
     assert called == [(None, None)]
     with pytest.raises(app.app.UsageError, match="unexpected arguments: more"):
         app._run(lambda *_: None, ["command", "more"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", r", line 1: SyntaxError: invalid syntax"),
+        ("\n\ndef get_config():\n    return 1 / 0", ", line 4: ZeroDivisionError: division by"),
+        ("def get_config():\n    return x.y", ", line 2: NameError: name 'x' is not defined"),
+        ("import nothere", ", line 1: ModuleNotFoundError: No module named 'nothere'"),
+        ("raise KeyError('a')", ", line 1: KeyError: 'a'"),
+        ("\0", ": source code .*null bytes"),
+        ("x = 1", "get_config"),
+    ],
+)
+def test_config_files_that_do_not_run(tmp_path, monkeypatch, content, message):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    monkeypatch.setattr(
+        app.app, "parse_flags_with_usage", lambda _: runpy.run_path(str(file))["get_config"]()
+    )
+    with pytest.raises(SystemExit, match=rf"error: (--config=.*mine\.py|unknown).*{message}"):
+        app.parse_flags(["command", f"--config={file}:argument", "--workdir=x"])
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir", "message"),
+    [
+        (ConfigDict(), "", "error: --workdir= is empty: name a folder"),
+        (3, "x", r"error: --config=a\.py: get_config\(\) has to return a ConfigDict"),
+    ],
+)
+def test_values_of_flags(monkeypatch, config, workdir, message):
+    monkeypatch.setattr(app.app, "parse_flags_with_usage", lambda _: [])
+    monkeypatch.setattr(app, "_CONFIG", types.SimpleNamespace(value=config))
+    monkeypatch.setattr(app, "_WORKDIR", types.SimpleNamespace(value=workdir))
+    with pytest.raises(SystemExit, match=message):
+        app.parse_flags(["command", "--config=a.py", f"--workdir={workdir}"])
