@@ -189,7 +189,7 @@ def test_training_without_a_genotype(tmp_path, loop_config):
     ("content", "message"),
     [
         ("{", "damaged or no genotype"),
-        (None, "cannot read the genotype"),
+        (None, "cannot read this genotype"),
         ("magic", "unknown choice 'magic'"),
         ("short", "columns, but its space has"),
     ],
