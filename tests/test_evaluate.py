@@ -1,6 +1,9 @@
 """Scoring: whole images of any size, validation crops, folders; each image once."""
 
+import io
 import json
+import os
+import sys
 import types
 
 import jax
@@ -189,6 +192,32 @@ def test_score_folders_names_what_is_wrong(tmp_path):
         score_folders(folder, empty)
     with pytest.raises(UserError, match=r"1\.png .*24x31 .*24x40"):
         score_folders(folder, wide)
+
+
+def test_names_beyond_the_encoding_of_the_terminal_are_escaped(tmp_path, monkeypatch):
+    folder = _save(tmp_path / "a", {"\u00fc\u96e8.png": _picture(0)})
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main([f"--restored={folder}", f"--clean={folder}"]) == 0
+    sys.stdout.flush()
+    assert b"\\xfc\\u96e8.png" in written.getvalue()
+
+
+def test_scores_that_cannot_be_written_are_not_computed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("manas_jax.evaluate.score_folders", lambda *_: pytest.fail("scored"))
+    assert main(["--restored=a", "--clean=b", f"--json={tmp_path / 'no' / 'scores.json'}"]) == 1
+    assert "--json=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "pipe"])
+def test_folders_that_cannot_be_read_are_named(tmp_path, capsys, name):
+    folder = _save(tmp_path / "a", {"1.png": _picture(0)})
+    if name == "pipe":
+        (tmp_path / "pipe").mkdir()
+        os.mkfifo(tmp_path / "pipe" / "1.png")
+    assert main([f"--restored={tmp_path / name}", f"--clean={folder}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/{name}") and error.count("\n") == 1
 
 
 def test_scorer_command(tmp_path, capsys):

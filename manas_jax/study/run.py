@@ -43,7 +43,7 @@ from manas_jax.training import build
 from manas_jax.training import run as train_run
 from manas_jax.training.evaluator import Validation
 from manas_jax.workdir import provenance
-from manas_jax.workdir.claim import claim_workdir
+from manas_jax.workdir.claim import claim_inputs, claim_workdir
 
 CHOICES = (
     "derived", "perturbation", "proxy", "matched",  # from a search
@@ -169,6 +169,8 @@ def run(
     planned = grid(config)
     cells = shard(planned, index, count)
     workdir = claim_workdir(plain, workdir)
+    if not summarize_only:
+        claim_inputs(plain, workdir, {"search": load_splits(plain.data, plain.search.crop)})
     with app.run_context(plain, workdir):
         folder = workdir / "cells"
         folder.mkdir(exist_ok=True)
