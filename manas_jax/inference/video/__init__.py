@@ -38,6 +38,7 @@ SUFFIXES = frozenset(
     | {".wmv", ".flv", ".3gp", ".ogv"}
 )
 BATCH = 8
+"""Frames of 1920x1080 that are restored at a time; fewer larger ones, to bound memory."""
 
 
 def is_video(path: str | os.PathLike) -> bool:
@@ -50,7 +51,7 @@ def derain(
     target: str | os.PathLike,
     restore: Restore,
     progress: Progress | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
 ) -> None:
     """Writes `source` with restored frames to `target`, completely or not at all.
 
@@ -63,7 +64,7 @@ def derain(
       restore: called with upright frames, `batch` at a time, fewer at the end; with single fields
         where frames are interlaced. Its exceptions pass unchanged.
       progress: called after each batch.
-      batch: frames per call of `restore`.
+      batch: frames per call of `restore`; None for `BATCH` or fewer.
 
     Raises:
       ValueError: `restore` returns another shape or type.
@@ -75,6 +76,8 @@ def derain(
     with open_video(source) as container:
         reader = Reader(container, source)
         encoding = encoder.choose(reader, target)
+        size = reader.first.width * reader.first.height
+        batch = batch or max(1, min(BATCH, BATCH * 1920 * 1080 // size))
         try:  # not `output_file`: it would report an OSError of `restore` as one of writing
             pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
