@@ -46,10 +46,22 @@ def use_cache() -> None:
 
 
 def _default_folder() -> pathlib.Path:
+    try:
+        return user_cache_folder() / platform.node()
+    except OSError as error:
+        raise OSError(f"{error}; set JAX_COMPILATION_CACHE_DIR to have a cache") from None
+
+
+def user_cache_folder() -> pathlib.Path:
+    """This package's folder in the user's cache folder; it need not exist.
+
+    Raises:
+      OSError: there is no home folder.
+    """
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if not os.path.isabs(root):
-        raise OSError("there is no home folder; set JAX_COMPILATION_CACHE_DIR to have a cache")
-    return pathlib.Path(root) / "manas_jax" / platform.node()
+        raise OSError("there is no home folder")
+    return pathlib.Path(root) / "manas_jax"
 
 
 def _make_private(folder: pathlib.Path) -> None:

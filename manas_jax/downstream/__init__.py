@@ -1,0 +1,1 @@
+"""Whether de-raining helps what comes after it: detection of objects."""
