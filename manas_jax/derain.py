@@ -11,13 +11,14 @@ frame rate. Existing outputs are skipped, so the same command resumes an interru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -209,7 +210,8 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
     if job.is_video:
         video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
         return
-    picture = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
+    with _without_library_messages():
+        picture = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
     _check_suffix(job, picture.format)
     restored = [restore(frame) for frame in picture.frames]
     if job.target:
@@ -222,6 +224,18 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
     if picture.left_out:
         line = f"{job}: warning: written without its {' and '.join(picture.left_out)}"
         tqdm.write(_printable(line), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _without_library_messages() -> Iterator[None]:
+    """Silences what libraries in C, such as libtiff, print about damaged files."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # standard error is closed
+            original = os.dup(2)
+            stack.callback(os.close, original)
+            stack.callback(os.dup2, original, 2)
+            os.dup2(stack.enter_context(open(os.devnull, "wb")).fileno(), 2)
+        yield
 
 
 def _write_to_standard_output(picture: image_files.Picture, restored: Sequence[np.ndarray]) -> None:

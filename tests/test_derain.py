@@ -512,6 +512,18 @@ def test_whatever_a_file_makes_a_library_raise_concerns_that_file_alone(
     assert names(tmp_path / "out") == ["b.png", "below/c.png"]
 
 
+def test_damaged_tiff_has_one_line(tmp_path, monkeypatch, capfd):
+    """libtiff prints lines of its own, by file descriptor."""
+    content = bytearray(still("TIFF", "RGB", compression="tiff_lzw")(np.random.default_rng(0)))
+    with Image.open(io.BytesIO(content)) as image:
+        start = image.tag_v2[273][0]
+    content[start : start + 8] = b"\xff" * 8
+    (tmp_path / "a.tif").write_bytes(content)
+    job = derain.Job(tmp_path / "a.tif", tmp_path / "b.tif")
+    (line,) = derain.run([job], lambda pixels: pixels, progress=False)
+    assert capfd.readouterr().err.splitlines() == [line]
+
+
 def test_private_pictures_stay_private(street, tmp_path, identity):
     (street / "a.png").chmod(0o600)
     assert identity(street / "a.png", "-o", tmp_path / "out", "--compare")[0] == 0
