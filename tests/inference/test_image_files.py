@@ -535,7 +535,28 @@ def bmp_with_alpha(samples):
 def test_bmp_keeps_alpha():
     source = bmp_with_alpha(noise(HEIGHT, WIDTH, 4))
     assert image_of(source).mode == "RGBA"
-    assert through(source) == source
+    assert through(source + b"a profile") == source + b"a profile"
+    assert image_files.read(source).left_out == []
+
+
+def with_profile(bmp):
+    """A BMP with the longer header of version 5 that announces a profile."""
+    longer = bytearray(bmp[:54] + bytes(84) + bmp[54:] + b"profile")
+    longer[10:14], longer[14], longer[70:74] = struct.pack("<L", 54 + 84), 124, b"DEBM"
+    return bytes(longer)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (with_profile(encoded(in_mode("RGB"), "BMP")), "ICC profile"),
+        (encoded(in_mode("P"), "GIF")[:-1] + b"!\xff\x0bXMP DataXMP\0;", "XMP"),
+        (encoded(in_mode("P"), "GIF")[:-1] + b"!\xff\x0bICCRGBG1012\0;", "ICC profile"),
+    ],
+)
+def test_metadata_that_cannot_be_written_is_named(source, name):
+    assert image_files.read(source).left_out == [name]
+    assert image_files.read(through(source)).left_out == []
 
 
 DURATIONS = [40, 70, 100, 40]

@@ -22,7 +22,7 @@ interlacing and TIFF its tiles; lossy formats lose quality again.
 What shows the pixels a second time would keep the rain: EXIF thumbnails are made from the new
 pixels, other previews are removed. What `Picture.left_out` names goes with all claims to it: what
 lies behind the first image of a JPEG (gain maps, films, further images), SubIFDs and Photoshop
-layers in TIFF.
+layers in TIFF, and profiles and XMP in GIF and BMP, which the encoder does not write.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _load(source: str | os.PathLike | bytes, name: str | None) -> tuple[bytes, s
 
 @contextlib.contextmanager
 def _without_pillow_limit() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels, which `MAX_PIXELS` replaces.
+    """Lifts Pillow's limit of pixels, which `_check_size` replaces.
 
     It is a global of Pillow that its decoders read, hence the lock.
     """

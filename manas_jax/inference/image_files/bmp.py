@@ -10,11 +10,16 @@ from PIL import Image
 from manas_jax.inference.image_files import encoders
 from manas_jax.inference.image_files.pixels import Page
 
+_VERSION_5, _COLOUR_SPACE = 124, slice(70, 74)  # bytes of its header, and where in the file
+_PROFILES = (b"DEBM", b"KNIL")  # it is embedded or linked
+
 
 def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Pillow's options for the same resolution, and where and how the samples are stored."""
     options = {key: image.info[key] for key in ("dpi",) if key in image.info}
-    return {"options": options, "tile": image.tile[0]}, []
+    has_profile = content[14] == _VERSION_5 and content[_COLOUR_SPACE] in _PROFILES
+    left_out = ["ICC profile"] if has_profile and image.mode != "RGBA" else []
+    return {"options": options, "tile": image.tile[0]}, left_out
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
@@ -26,4 +31,5 @@ def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     # Pillow writes no header that says which bytes are alpha; the file's own does.
     tile = page.storage["tile"]
     rawmode, stride, direction = tile.args
-    return content[: tile.offset] + image.tobytes("raw", rawmode, stride, direction)
+    pixels = image.tobytes("raw", rawmode, stride, direction)
+    return content[: tile.offset] + pixels + content[tile.offset + len(pixels) :]

@@ -12,12 +12,14 @@ from manas_jax.inference.image_files import encoders
 from manas_jax.inference.image_files.palette import fit_palette, pack
 from manas_jax.inference.image_files.pixels import Page
 
+_LEFT_OUT = {b"XMP DataXMP": "XMP", b"ICCRGBG1012": "ICC profile"}  # application extensions
 _SAMPLE = 2**16  # pixels that the first guess at a palette is made from
 
 
 def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Pillow's options for the same comment and playback."""
-    return {key: image.info[key] for key in ("loop", "comment") if key in image.info}, []
+    options = {key: image.info[key] for key in ("loop", "comment") if key in image.info}
+    return options, [name for mark, name in _LEFT_OUT.items() if mark in content]
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
