@@ -31,7 +31,6 @@ from manas_jax.runtime import signals
 
 open_once = functools.cache(Derainer.from_pretrained)
 
-FRESH = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
 INTERRUPTIBLE = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from manas_jax.derain import main; sys.exit(main())"
@@ -273,7 +272,7 @@ def test_folder_of_good_and_hostile_files(hostile, tmp_path, weights, network, c
     arguments = [root, "-o", out, "--weights", weights]
     finished = subprocess.run(
         [sys.executable, "-m", "manas_jax.derain", *map(str, arguments)],
-        env=FRESH, capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (finished.returncode, finished.stdout) == (1, "")
     *lines, summary = finished.stderr.splitlines()
@@ -578,7 +577,7 @@ def test_closed_standard_output_is_reported_in_one_line(street, weights):
     source = str(street / "a.png")
     finished = subprocess.run(
         [sys.executable, "-m", "manas_jax.derain", source, "-o", "-", "--weights", str(weights)],
-        env=FRESH, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120,
+        stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120,
     )  # fmt: skip
     os.close(writer)
     assert finished.returncode == 1
@@ -595,7 +594,7 @@ def test_interrupted_command_leaves_whole_files_and_resumes(tmp_path, weights, c
         shutil.copy(source / "0.png", source / f"{i}.png")
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, source, "-o", out, "--weights", weights],
-        env=FRESH, stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not out.exists() or len(os.listdir(out)) < 3:
         assert process.poll() is None

@@ -27,8 +27,15 @@ CELL = 8
 def derain(weights):
     """Its first picture is as large as any of the tests, so they share that picture's program."""
     derain = Derainer.from_pretrained(weights, pool_cell=CELL)
-    derain(picture(152, 264))
+    derain(LARGE)
     return derain
+
+
+@pytest.fixture(scope="module")
+def tiled(weights):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_OVERLAP", 64)
+        return Derainer.from_pretrained(weights, tile=130, pool_cell=CELL)
 
 
 def picture(height, width, dtype=np.uint8, seed=0):
@@ -41,6 +48,9 @@ def picture(height, width, dtype=np.uint8, seed=0):
     if np.dtype(dtype).kind == "f":
         return pixels.astype(dtype)
     return (pixels * np.iinfo(dtype).max).astype(dtype)
+
+
+LARGE = picture(152, 264)
 
 
 def test_windows_are_those_of_numpy():
@@ -66,8 +76,10 @@ def test_gate_is_interpolated_linearly():
 def test_a_window_as_large_as_the_picture_is_the_whole_picture(small):
     genotype, variables = small
     images = picture(16, 24, np.float32)[None]
-    whole = Network(genotype.space, genotype).apply(variables, images)
-    windowed = Network(genotype.space, genotype, pool_cell=24).apply(variables, images)
+    whole, windowed = (
+        jax.jit(Network(genotype.space, genotype, pool_cell=cell).apply)(variables, images)
+        for cell in (None, 24)
+    )
     np.testing.assert_allclose(windowed, whole, atol=1e-5)
 
 
@@ -76,28 +88,25 @@ def test_it_is_the_network(small, derain):
     genotype, variables = small
     pixels = picture(32, 48)
     images = pixels[None].astype(np.float32) / 255
-    expected = Network(genotype.space, genotype, pool_cell=CELL).apply(variables, images)[0]
+    network = Network(genotype.space, genotype, pool_cell=CELL)
+    expected = jax.jit(network.apply)(variables, images)[0]
     expected = np.floor(np.clip(expected, 0, 1) * 255 + 0.5)
     assert np.abs(derain(pixels).astype(int) - expected).max() <= 1  # a rounded half
     assert (derain(pixels) != pixels).mean() > 0.1 and derain(pixels).std() > 1
 
 
-def test_pictures_of_many_sizes_share_programs(weights, derain, count_compilations):
-    several = Derainer.from_pretrained(weights, pool_cell=CELL)
-    several(picture(96, 120))
-    sizes = np.random.default_rng(0).integers(1, [97, 121], (12, 2))
+def test_pictures_of_many_sizes_share_programs(tiled, derain, count_compilations):
+    tiled(picture(136, 136))
     with count_compilations() as compilations:
-        for height, width in sizes:
-            pixels = picture(height, width)
-            assert np.abs(several(pixels).astype(int) - derain(pixels)).max() <= 1
+        for size in np.random.default_rng(0).integers(1, 137, (12, 2)):
+            pixels = picture(*size)
+            assert np.abs(tiled(pixels).astype(int) - derain(pixels)).max() <= 1
     assert not compilations
 
 
 @pytest.mark.parametrize("self_ensemble", [False, True])
-def test_tiles_give_what_the_whole_gives(weights, derain, self_ensemble, monkeypatch):
-    monkeypatch.setattr(module, "_OVERLAP", 64)
+def test_tiles_give_what_the_whole_gives(tiled, derain, self_ensemble):
     pixels = picture(150, 260)
-    tiled = Derainer.from_pretrained(weights, tile=130, pool_cell=CELL)
     assert tiled.tile == 136
     whole = derain(pixels, self_ensemble=self_ensemble)
     parts = tiled(pixels, self_ensemble=self_ensemble)
@@ -127,18 +136,16 @@ def test_several_at_once_are_each_alone(derain):
 
 
 @pytest.mark.parametrize(("cpu", "groups"), [(True, [1, 1, 1]), (False, [2, 1])])
-def test_no_more_pictures_at_once_than_a_tile_is_large(weights, derain, monkeypatch, cpu, groups):
+def test_no_more_pictures_at_once_than_a_tile_is_large(weights, monkeypatch, cpu, groups):
     """On a CPU one by one; elsewhere two of these are as large as a tile."""
     monkeypatch.setattr(module, "_OVERLAP", 8)
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
     several = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL)
-    sizes, run = [], several._run
-    monkeypatch.setattr(several, "_run", lambda x: (sizes.append(len(x)), run(x))[1])
+    sizes = []
+    monkeypatch.setattr(several, "_run", lambda x: (sizes.append(len(x)), x)[1])  # the identity
     monkeypatch.setattr(several, "_cpu", cpu)
-    restored = several(stack)
+    np.testing.assert_array_equal(several(stack), stack)
     assert sizes == groups
-    for pixels, made in zip(stack, restored, strict=True):
-        assert np.abs(made.astype(int) - derain(pixels)).max() <= 1  # a rounded half
 
 
 def test_the_ensemble_does_not_care_how_the_picture_lies(derain):
@@ -172,8 +179,9 @@ def test_other_types_are_refused(derain):
 def test_weights_gone_wrong_are_said(small):
     genotype, variables = small
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), variables)
+    network = Network(genotype.space, genotype, pool_cell=CELL)
     with pytest.raises(UserError, match="NaN"):
-        Derainer(Network(genotype.space, genotype), broken)(picture(8, 8))
+        Derainer(network, broken)(LARGE)
 
 
 def test_unknown_weights_and_tiles_too_small(weights):
@@ -190,12 +198,15 @@ def test_a_supernet_is_refused(tmp_path, space):
 
 
 @pytest.mark.parametrize("name", module.pretrained.list_pretrained())
-def test_every_pretrained_network_opens_and_removes(name):
-    derain = Derainer.from_pretrained(name)
-    assert derain.provenance["commit"]
+def test_every_pretrained_network_opens(name):
+    assert Derainer.from_pretrained(name).provenance["commit"]
     assert module.pretrained.find(name).stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("name", ["general", pytest.param("rain100l", marks=pytest.mark.slow)])
+def test_every_pretrained_network_removes(name):
     pixels = picture(40, 56)
-    assert derain(pixels).std() < pixels.std()
+    assert Derainer.from_pretrained(name)(pixels).std() < pixels.std()
 
 
 def test_random_genotypes_work_with_windows(space):
@@ -218,6 +229,7 @@ def test_tiles_fit_into_memory(small, monkeypatch):
     assert tile(1) == 512
 
 
+# Only one of the pictures needs the network to show that its parts fit together.
 DEVICES = """
 import json, sys
 import numpy as np
@@ -229,7 +241,7 @@ def noted(count, size):
     where = derain._sharding(size[0])
     shard = where.shard_shape((count, *size, 3))
     programs[name].append([size[0], shard[1], len(where.device_set)])
-    return compile(count, size)
+    return compile(count, size) if name == "168" else lambda images, inside: images
 derain._compile = noted
 restored = {}
 with np.load(sys.argv[2]) as pictures:
@@ -265,5 +277,5 @@ def test_height_is_split_over_devices(tmp_path, weights, derain):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == tiles
     with np.load(tmp_path / "out.npz") as restored:
-        for height, whole in pixels.items():
-            assert np.abs(derain(whole).astype(int) - restored[height]).max() <= 1
+        np.testing.assert_array_equal(restored["320"], pixels["320"])
+        assert np.abs(derain(pixels["168"]).astype(int) - restored["168"]).max() <= 1

@@ -196,8 +196,12 @@ def test_every_tensor_is_accounted_for(name):
 
 
 NETWORKS = [
-    *itertools.product([XLA], ["network_a", "network_b", "supernet"], ["eval", "train"]),
-    (CPU_TRAIN, "supernet", "train"),
+    *itertools.product([XLA], ["network_a", "network_b"], ["eval", "train"]),
+    (XLA, "supernet", "eval"),
+    *(
+        pytest.param(ops, "supernet", "train", marks=pytest.mark.slow)  # its parts are above
+        for ops in (XLA, CPU_TRAIN)
+    ),
     (CPU_INFERENCE, "network_a", "eval"),
 ]
 
