@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.models.network import Network, init_architecture
+from manas_jax.ops import XLA
 from manas_jax.space import SearchSpace
 
 
 def variable_shapes(network: Network) -> dict[str, Any]:
     """Shapes and types of the network's 'params' and 'batch_stats'; computes nothing.
 
-    Block by block: equal blocks are traced once, so that this takes a fraction of a second where
-    `jax.eval_shape(network.init, ...)` takes many.
+    Block by block, with the reference kernels: equal blocks are traced once, so that this takes a
+    second or two where `jax.eval_shape(network.init, ...)` takes many.
     """
+    network = network.clone(ops=XLA)
     side = network.space.multiple  # the smallest image that needs no padding
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     branches, probabilities = jax.eval_shape(network.preprocess, images), {}

@@ -19,7 +19,7 @@ import numpy as np
 
 from manas_jax.ops import xla
 from manas_jax.ops.blocking import depth_to_space, space_to_depth
-from manas_jax.ops.jax_internals import remove_reduce_precision
+from manas_jax.ops.jax_internals import lower_reduce_precision_as_identity
 
 FEW, NARROW, WIDE = 4, 8, 32  # channels; XLA:CPU convolves at full speed from WIDE on
 PATCH = 4  # pixels
@@ -304,5 +304,6 @@ CPU_TRAIN = dataclasses.replace(
     name="cpu_train",
     conv=conv,
     separable_conv=separable_conv,
-    simplify=remove_reduce_precision,
 )
+
+lower_reduce_precision_as_identity()

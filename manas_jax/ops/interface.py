@@ -30,8 +30,6 @@ class Ops:
       reduce_max: (x, axis) -> the maximum over axes; ties share the gradient.
       materialize: x -> x, for outputs with several consumers: whether they are written to memory
         before the loops that read them.
-      simplify: (function) -> the same function without operations that the backend does not need;
-        see `manas_jax.ops.jax_internals`.
       norm: constructs the module that normalises after a convolution, called with (x, train).
       region: the part of images that counts, whose outside `norm` sets to zero; None for all.
       compiler_options: for `jax.jit`, as a dictionary's items.
@@ -44,7 +42,6 @@ class Ops:
     separable_conv: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
     reduce_max: Callable[[jax.Array, int | tuple[int, ...]], jax.Array]
     materialize: Callable[[jax.Array], jax.Array] = _identity
-    simplify: Callable[[Callable], Callable] = _identity
     norm: Callable[..., nn.Module] = BatchNorm
     region: Region | None = None
     compiler_options: tuple[tuple[str, str], ...] = ()

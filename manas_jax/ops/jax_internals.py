@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend
+import jax.numpy as jnp
 from absl import logging
+from jax.interpreters import mlir
 
 
-def remove_reduce_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` without the `reduce_precision` ops that `jax.checkpoint` inserts on residuals.
+def lower_reduce_precision_as_identity() -> None:
+    """Lowers `reduce_precision` to an array's own precision as the identity, on CPU.
 
-    They guard against excess precision (jax-ml/jax#22244), which XLA:CPU does not use, and cost one
-    copy each. `jax.extend` may change with any release of JAX: where it has, the function is
-    returned as it is, equal but slower.
+    `jax.checkpoint` inserts it on residuals as a guard against excess precision
+    (jax-ml/jax#22244), which XLA:CPU does not use, at the cost of one copy each. JAX's interface
+    for lowering may change with any release: where it has, steps are slower.
     """
-
-    def simplified(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        try:
-            closed = _without_reduce_precision(closed)
-            outputs = jax.extend.core.jaxpr_as_fun(closed)(*jax.tree.leaves(args))
-        except (AttributeError, TypeError) as error:
-            logging.warning("jax.extend has changed, slower steps: %s", error)
-            return function(*args)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-    return simplified
+    try:
+        mlir.register_lowering(jax.lax.reduce_precision_p, _reduce_precision, platform="cpu")
+    except (AttributeError, TypeError) as error:
+        logging.warning("jax.interpreters.mlir has changed, slower steps: %s", error)
 
 
-def _without_reduce_precision(closed: Any) -> Any:
-    eqns, same = [], {}
+def _reduce_precision(ctx: Any, x: Any, *, exponent_bits: int, mantissa_bits: int) -> list[Any]:
+    own = jnp.finfo(ctx.avals_in[0].dtype)
+    if (exponent_bits, mantissa_bits) == (own.nexp, own.nmant):
+        return [x]
+    from jax.extend.mlir.dialects import stablehlo  # where it is gone, the rest goes on
 
-    def resolve(x):
-        return same.get(x, x) if isinstance(x, jax.extend.core.Var) else x
-
-    for eqn in closed.jaxpr.eqns:
-        if eqn.primitive is jax.lax.reduce_precision_p:
-            same[eqn.outvars[0]] = resolve(eqn.invars[0])
-        else:
-            eqns.append(eqn.replace(invars=[resolve(x) for x in eqn.invars]))
-    jaxpr = closed.jaxpr.replace(eqns=eqns, outvars=[resolve(x) for x in closed.jaxpr.outvars])
-    return closed.replace(jaxpr=jaxpr)
+    bits = mlir.i32_attr(exponent_bits), mlir.i32_attr(mantissa_bits)
+    return [stablehlo.reduce_precision(x, *bits)]

@@ -113,14 +113,9 @@ def _forward(
         )  # fmt: skip
         return outputs, updates.get("batch_stats", {})
 
-    def vjp(params, inputs, probabilities):
-        checkpointed = jax.checkpoint(apply, policy=_save_expensive, prevent_cse=False)
-        outputs, pullback, stats = jax.vjp(
-            checkpointed, params, inputs, probabilities, has_aux=True
-        )
-        return outputs, stats, pullback
-
-    return module.ops.simplify(vjp)(params, inputs, probabilities)
+    checkpointed = jax.checkpoint(apply, policy=_save_expensive, prevent_cse=False)
+    outputs, pullback, stats = jax.vjp(checkpointed, params, inputs, probabilities, has_aux=True)
+    return outputs, stats, pullback
 
 
 def _save_expensive(primitive: Any, *_: Any, **__: Any) -> bool:
