@@ -1,10 +1,10 @@
-"""Removes rain from pictures and videos.
+"""Removes rain from images and videos.
 
 python -m manas_jax.derain INPUT... -o OUT
 
-INPUT is a picture, a video, a folder with everything below it, or - for a picture on standard
+INPUT is an image, a video, a folder with everything below it, or - for an image on standard
 input. OUT is a folder, for a single file the file to write, or - for standard output. Only pixel
-values change: pictures keep format, size, bit depth, transparency and metadata, videos audio and
+values change: images keep format, size, bit depth, transparency and metadata, videos audio and
 frame rate. Existing outputs are skipped, so the same command resumes an interrupted one.
 """
 
@@ -46,7 +46,7 @@ class Job:
     Attributes:
       source: file to read, or None for standard input.
       target: file to write, or None for standard output.
-      compare: whether to write a picture of before and after as well.
+      compare: whether to write an image of before and after as well.
     """
 
     source: pathlib.Path | None
@@ -76,7 +76,7 @@ class Plan:
     Attributes:
       jobs: one per file, in the order of the inputs.
       problems: folders that cannot be read, one line each.
-      others: files in the folders that are neither pictures nor videos, or hidden: their suffixes.
+      others: files in the folders that are neither images nor videos, or hidden: their suffixes.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
@@ -117,7 +117,7 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list
 
     Args:
       jobs: what to do; existing targets are replaced.
-      restore: removes rain from the frames of pictures and batches of frames of videos.
+      restore: removes rain from the frames of images and batches of frames of videos.
       progress: whether to show a progress bar on a terminal.
 
     Returns:
@@ -211,18 +211,18 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
         video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
         return
     with _without_library_messages():
-        picture = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
-    _check_suffix(job, picture.format)
-    restored = [restore(frame) for frame in picture.frames]
+        file = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
+    _check_suffix(job, file.format)
+    restored = [restore(frame) for frame in file.frames]
     if job.target:
-        image_files.write(picture, restored, job.target, like=job.source)
+        image_files.write(file, restored, job.target, like=job.source)
     else:
-        _write_to_standard_output(picture, restored)
+        _write_to_standard_output(file, restored)
     if job.comparison:
-        both = np.concatenate([_to_8_bits(picture.frames[0]), _to_8_bits(restored[0])], axis=1)
+        both = np.concatenate([_to_8_bits(file.frames[0]), _to_8_bits(restored[0])], axis=1)
         images.write_png(job.comparison, both, like=job.source)
-    if picture.left_out:
-        line = f"{job}: warning: written without its {' and '.join(picture.left_out)}"
+    if file.left_out:
+        line = f"{job}: warning: written without its {' and '.join(file.left_out)}"
         tqdm.write(_printable(line), file=sys.stderr)
 
 
@@ -238,11 +238,11 @@ def _without_library_messages() -> Iterator[None]:
         yield
 
 
-def _write_to_standard_output(picture: image_files.Picture, restored: Sequence[np.ndarray]) -> None:
+def _write_to_standard_output(file: image_files.ImageFile, restored: Sequence[np.ndarray]) -> None:
     try:
         # Not sys.stdout: what its buffer could not write would fail once more at exit.
         with open(sys.stdout.fileno(), "wb", closefd=False) as stream:
-            image_files.write(picture, restored, stream)
+            image_files.write(file, restored, stream)
     except OSError as error:
         raise UserError(f"cannot write to standard output ({error.strerror})") from error
 
@@ -286,15 +286,15 @@ def _file_target(name: str, out: str, several: bool) -> pathlib.Path | None:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     if not _is_known(source):
-        raise UserError(f"{name}: has the suffix of neither a picture nor a video")
+        raise UserError(f"{name}: has the suffix of neither an image nor a video")
     if out == STREAM:
         if several or video.is_video(source):
-            raise UserError("standard output takes a single picture")
+            raise UserError("standard output takes a single image")
         return None
     if several or os.path.isdir(place) or not _is_known(place):
         return _folder(place) / source.name
     if video.is_video(source) != video.is_video(place):
-        raise UserError(f"{name} and {out}: pictures stay pictures and videos videos")
+        raise UserError(f"{name} and {out}: images stay images and videos videos")
     return place
 
 
@@ -321,7 +321,7 @@ def _add_folder(
         others = (here / file for file in files if not _is_known(here / file))
         planned.others += ["hidden" if f.name.startswith(".") else f.suffix.lower() for f in others]
     if before == len(planned.jobs) + len(planned.problems):
-        raise UserError(f"{folder}: holds no pictures or videos")
+        raise UserError(f"{folder}: holds no images or videos")
 
 
 def _folder(place: pathlib.Path) -> pathlib.Path:
@@ -331,7 +331,7 @@ def _folder(place: pathlib.Path) -> pathlib.Path:
 
 
 def _is_known(path: pathlib.Path) -> bool:
-    return image_files.is_picture(path) or video.is_video(path)
+    return image_files.is_image(path) or video.is_video(path)
 
 
 def _exists(job: Job) -> bool:
@@ -393,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 2)[2],
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="picture, video, folder or -")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder or -")
     parser.add_argument("-o", "--out", required=True, metavar="OUT", help="file, folder or -")
     parser.add_argument(
         "--weights",
@@ -407,7 +407,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tile",
         type=int,
         metavar="N",
-        help="split larger pictures into tiles of N x N pixels; smaller ones need less memory "
+        help="split larger images into tiles of N x N pixels; smaller ones need less memory "
         "(default: as large as memory allows)",
     )
     parser.add_argument(

@@ -752,12 +752,12 @@ def test_pictures_of_one_row(tmp_path):
         image_files.read(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
-def test_is_picture():
+def test_is_image():
     for format in images.FORMATS:
         suffixes = [k for k, v in Image.registered_extensions().items() if v == format]
-        assert all(image_files.is_picture(f"a{suffix}") for suffix in suffixes)
-    assert image_files.is_picture("a/B.PNG") and image_files.is_picture("a.gif")
-    assert not image_files.is_picture(".a.png") and not image_files.is_picture("a.mp4")
+        assert all(image_files.is_image(f"a{suffix}") for suffix in suffixes)
+    assert image_files.is_image("a/B.PNG") and image_files.is_image("a.gif")
+    assert not image_files.is_image(".a.png") and not image_files.is_image("a.mp4")
 
 
 def test_errors_name_the_file_and_the_problem(tmp_path):

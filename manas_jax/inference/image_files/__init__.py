@@ -20,7 +20,7 @@ disposal, blending and cropping are the encoder's choice, which also merges equa
 interlacing and TIFF its tiles; lossy formats lose quality again.
 
 What shows the pixels a second time would keep the rain: EXIF thumbnails are made from the new
-pixels, other previews are removed. What `Picture.left_out` names goes with all claims to it: what
+pixels, other previews are removed. What `ImageFile.left_out` names goes with all claims to it: what
 lies behind the first image of a JPEG (gain maps, films, further images), SubIFDs and Photoshop
 layers in TIFF, and profiles and XMP in GIF and BMP, which the encoder does not write.
 """
@@ -72,7 +72,7 @@ _pillow_limit = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
+class ImageFile:
     """An image file in memory.
 
     Attributes:
@@ -92,12 +92,12 @@ class Picture:
     _content: bytes = dataclasses.field(repr=False)
 
 
-def is_picture(path: str | os.PathLike) -> bool:
+def is_image(path: str | os.PathLike) -> bool:
     """Whether `path` has the suffix of an image file and is not hidden."""
     return has_suffix(path, SUFFIXES)
 
 
-def read(source: str | os.PathLike | bytes, name: str | None = None) -> Picture:
+def read(source: str | os.PathLike | bytes, name: str | None = None) -> ImageFile:
     """Decodes an image file.
 
     Args:
@@ -115,43 +115,43 @@ def read(source: str | os.PathLike | bytes, name: str | None = None) -> Picture:
         _check_size(image, count, len(content), name)
         pages = _read_pages(image, content, name)
     left_out = list(dict.fromkeys(item for page in pages for item in page.left_out))
-    return Picture(name, format, [rgb(page) for page in pages], left_out, pages, content)
+    return ImageFile(name, format, [rgb(page) for page in pages], left_out, pages, content)
 
 
 def write(
-    picture: Picture,
+    file: ImageFile,
     restored: Sequence[np.ndarray],
     target: str | os.PathLike | BinaryIO,
     *,
     like: str | os.PathLike | None = None,
 ) -> None:
-    """Writes `picture` with new RGB; a file is written completely or not at all.
+    """Writes `file` with new RGB; a file is written completely or not at all.
 
     Args:
-      picture: as `read` gave it.
-      restored: new RGB in the shapes and types of `picture.frames`. With the old RGB lossless
+      file: as `read` gave it.
+      restored: new RGB in the shapes and types of `file.frames`. With the old RGB lossless
         formats get the same samples again.
       target: a path, of any suffix, or a binary stream.
       like: a file whose permissions `target` gets.
 
     Raises:
-      ValueError: `restored` differs from `picture.frames` in number, shape or type.
+      ValueError: `restored` differs from `file.frames` in number, shape or type.
       UserError: `target` cannot be written, or the encoder cannot store what the file held.
     """
-    given, expected = ([(x.shape, x.dtype) for x in xs] for xs in (restored, picture.frames))
+    given, expected = ([(x.shape, x.dtype) for x in xs] for xs in (restored, file.frames))
     if given != expected:
         raise ValueError(f"expected frames of {expected}, got {given}")
-    pages = [with_rgb(page, new) for page, new in zip(picture._pages, restored, strict=True)]
+    pages = [with_rgb(page, new) for page, new in zip(file._pages, restored, strict=True)]
     try:
         with _without_pillow_limit():
-            content = _FORMATS[picture.format].encode(picture._content, pages)
+            content = _FORMATS[file.format].encode(file._content, pages)
             _check_readable(content, pages)
     except MemoryError:
         raise
     except Exception as error:  # of any type, as formats and their metadata have many encoders
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{picture.name}: cannot be stored as {picture.format} ({reason}); convert it first"
+            f"{file.name}: cannot be stored as {file.format} ({reason}); convert it first"
         ) from error
     if hasattr(target, "write"):
         target.write(content)
@@ -199,7 +199,7 @@ def _load(source: str | os.PathLike | bytes, name: str | None) -> tuple[bytes, s
     """Content and name."""
     if not isinstance(source, bytes):
         return images.read_bytes(source), name or os.fspath(source)
-    name = name or "the picture"
+    name = name or "the image"
     if not source:
         raise UserError(f"{name}: the file is empty (0 bytes); copy it again or remove it")
     return source, name

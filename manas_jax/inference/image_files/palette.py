@@ -10,7 +10,7 @@ from scipy.spatial import KDTree
 _ITERATIONS = 4
 _CHUNK = 2**20  # pixels at a time, as each takes tens of bytes
 _CELL = np.uint32(0xFFFCFCFC)
-"""Colours that agree in these bits of `pack` get one entry, as pictures have too many to search for
+"""Colours that agree in these bits of `pack` get one entry, as images have too many to search for
 each; unless the palette holds them exactly."""
 
 
