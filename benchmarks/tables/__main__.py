@@ -11,14 +11,20 @@ import re
 import sys
 
 from benchmarks import ROOT
-from benchmarks.tables import runs, scaling, speed, study
+from benchmarks.tables import downstream, runs, scaling, speed, study
 
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
-TABLES = {**runs.TABLES, **scaling.TABLES, **speed.TABLES, **study.TABLES}
+TABLES = {
+    **downstream.TABLES,
+    **runs.TABLES,
+    **scaling.TABLES,
+    **speed.TABLES,
+    **study.TABLES,
+}
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -1,1 +1,1 @@
-"""Whether de-raining helps what comes after it: detection of objects."""
+"""Whether de-raining helps what comes after it: detection and segmentation of the pictures."""

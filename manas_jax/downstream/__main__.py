@@ -1,6 +1,7 @@
-"""Measures what de-raining changes for a detector.
+"""Measures what de-raining changes for a detector or a segmenter.
 
 python -m manas_jax.downstream detection --detector FILE.onnx --clean DIR --rainy DIR
+python -m manas_jax.downstream segmentation --train DIR --classes NAMES --clean DIR --rain heavy
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from manas_jax.downstream import detection, pictures
+from manas_jax.downstream import detection, pictures, segmentation
 from manas_jax.errors import UserError, disk_error
 from manas_jax.files import output_file, write_json
 from manas_jax.runtime import compilation, log, malloc, signals
 from manas_jax.workdir import provenance
 
-TASKS = {"detection": detection}
+TASKS = {"detection": detection, "segmentation": segmentation}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,91 @@
+"""Tables of docs/downstream.md, made of results/downstream/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.tables import load, origin, table
+from manas_jax.downstream.bootstrap import text
+
+
+def detection() -> str:
+    """Average precision by variant of the pictures."""
+    result = load("downstream/detection_rain100l")
+    head = ["pictures", "AP50, pooled", f"minus {result['against']}", "AP",
+            f"minus {result['against']}", "boxes found", "false boxes"]  # fmt: skip
+    rows = [
+        [
+            name,
+            *_estimates(row, ("pooled_ap50", "ap")),
+            *(f"{sum(image[key] for image in row['images'])}" for key in ("found", "false")),
+        ]
+        for _, name, row in _rows(result)
+    ]
+    facts = (
+        f"{len(result['pictures'])} pictures, {result['boxes']} boxes in the truth; "
+        f"{origin(result['provenance'])}."
+    )
+    return f"{facts}\n\n{table(head, rows)}"
+
+
+def detection_parts() -> str:
+    """Average precision by size and by class."""
+    found = list(_rows(load("downstream/detection_rain100l")))
+    rows = [
+        [f"{part} boxes, AP", *(_value(row["sizes"][part]) for _, _, row in found)]
+        for part in found[0][2]["sizes"]
+    ]
+    rows += [
+        [f"{part}, AP50", *(_value(row["classes_ap50"][part]) for _, _, row in found)]
+        for part in found[0][2]["classes_ap50"]
+    ]
+    return table(["", *(name for _, name, _ in found)], rows)
+
+
+def segmentation() -> str:
+    """Mean IoU by level of rain and variant of the pictures."""
+    result = load("downstream/segmentation_camvid")
+    head = ["rain", "pictures", "mIoU", f"minus {result['against']}"]
+    rows = [[kind, name, *_estimates(row, ("miou",))] for kind, name, row in _rows(result)]
+    recipe = result["segmenter"]
+    height, width = recipe["size"]
+    facts = (
+        f"{len(result['pictures'])} pictures, rain of seed {result['seed']}; segmenter trained for "
+        f"{recipe['steps']} steps of {recipe['batch']} pictures at {width}x{height}; "
+        f"{origin(result['provenance'])}."
+    )
+    return f"{facts}\n\n{table(head, rows)}"
+
+
+def segmentation_classes() -> str:
+    """IoU of each class."""
+    result = load("downstream/segmentation_camvid")
+    rows = [
+        [kind, name, *map(_value, row["classes_iou"].values())] for kind, name, row in _rows(result)
+    ]
+    return table(["rain", "pictures", *result["classes"]], rows)
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind of rain, variant and figures; the clean pictures once, as they have no rain."""
+    found = {
+        ("none" if name == "clean" else kind, name): row
+        for kind, rows in result["results"].items()
+        for name, row in rows.items()
+    }
+    return [(kind, name, row) for (kind, name), row in found.items()]
+
+
+def _estimates(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    return [cell for key in keys for cell in (text(row[key]), text(row[key]["gain"], "+"))]
+
+
+def _value(found: dict[str, Any]) -> str:
+    return "–" if found["value"] is None else f"{found['value']:.2f}"
+
+
+TABLES = {
+    f"downstream_{make.__name__}": make
+    for make in (detection, detection_parts, segmentation, segmentation_classes)
+}
