@@ -225,7 +225,8 @@ class Derainer:
         columns = geometric_sides(self.tile, self._cell, _GROWTH)
         price = _CPU_COMPILATION if self._cpu else _COMPILATION
         compile = functools.partial(self._compile, count)
-        return ProgramCache(compile, (rows, columns), price / count, _PROGRAMS)
+        largest = rows[-1] * columns[-1] // count
+        return ProgramCache(compile, (rows, columns), price / count, _PROGRAMS, largest)
 
     def _compile(self, count: int, size: tuple[int, int]) -> Program:
         """The network for `count` pictures of up to `size`."""

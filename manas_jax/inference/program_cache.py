@@ -27,6 +27,7 @@ class ProgramCache(Generic[Program]):
         sides: Sequence[Sequence[int]],
         price: float,
         limit: int,
+        largest: int,
     ):
         """Compiles nothing yet.
 
@@ -36,9 +37,10 @@ class ProgramCache(Generic[Program]):
             one is no smaller than that of any array.
           price: elements that take as long as a compilation.
           limit: number of programs to keep; the one that was not used for longest is dropped.
+          largest: elements of the largest shape that serves several sizes.
         """
         self._compile, self._price, self._limit = compile, price, limit
-        self._sides = sides
+        self._sides, self._largest = sides, largest
         self._programs: dict[Shape, Program] = {}  # the one used last is the last
         self._saved = collections.Counter[Shape]()  # elements, had the shape been compiled
 
@@ -52,6 +54,7 @@ class ProgramCache(Generic[Program]):
             chosen = self._worthwhile(shape, min(sufficient, key=math.prod))
         elif self._programs:
             chosen = self._rounded_up(map(max, zip(shape, *self._programs, strict=True)))
+            chosen = chosen if math.prod(chosen) <= self._largest else shape
         else:
             chosen = shape
         program = self._programs.pop(chosen, None)

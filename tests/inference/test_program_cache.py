@@ -17,12 +17,12 @@ def compiled():
 
 @pytest.fixture
 def make(compiled):
-    def make(price, limit=8):
+    def make(price, limit=8, largest=1024**2):
         def compile(shape):
             compiled.append(shape)
             return shape
 
-        return ProgramCache(compile, (SIDES, SIDES), price, limit)
+        return ProgramCache(compile, (SIDES, SIDES), price, limit, largest)
 
     return make
 
@@ -52,6 +52,12 @@ def test_larger_arrays_have_a_program_for_several_sizes(make, compiled):
     shapes = [programs(shape)[0] for shape in [(480, 320), (320, 480), (500, 500), (1024, 32)]]
     assert shapes == [(480, 320), (512, 512), (512, 512), (1024, 512)]
     assert compiled == [(480, 320), (512, 512), (1024, 512)]
+
+
+def test_no_program_for_several_sizes_is_too_large(make, compiled):
+    programs = make(price=math.inf, largest=512 * 512)
+    shapes = [(64, 1024), (1024, 64), (32, 1024)]
+    assert [programs(shape)[0] for shape in shapes] == [(64, 1024), (1024, 64), (64, 1024)]
 
 
 def test_the_program_unused_for_longest_is_dropped(make, compiled):
