@@ -42,8 +42,8 @@ def check_stages(
         if crop not in by_crop:
             by_crop[crop] = load_splits(config.data, crop)
     splits = {stage: by_crop[crop] for stage, crop in crops.items()}
-    for found in list(by_crop.values())[:1]:  # the others have the same images
-        log_splits(found)
+    if stages:
+        log_splits(splits[stages[0]])  # those of the others have the same images
     for stage in stages:
         if stage == "evaluate":
             evaluated_scenes(config, splits[stage])

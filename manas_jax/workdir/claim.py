@@ -101,16 +101,22 @@ def claim_inputs(
         now["training"] = {}  # tiles, whose sizes depend on the crop of the stage
     before = _recorded(file)
     trains = set(splits) != {"evaluate"} or config.evaluate.split == "validation"
-    for kind, items in before.items():
-        change = _difference(items, now.get(kind, {})) if items or kind == "files" else ""
-        if change and (kind == "files" or (kind == "training" and trains)):
-            raise UserError(
-                f"{workdir}: {kind} data are not those of earlier starts ({change}): restore them "
-                "or give another --workdir"
-            )
-        if change and kind == "test":
-            logging.warning("data: test scenes are not those of earlier starts (%s)", change)
-    write_json(file, before | {k: items for k, items in now.items() if items or k == "files"})
+    if not trains and before:
+        del now["training"]  # nothing is computed from it
+    for kind, items in now.items():
+        recorded = before.get(kind, {})
+        # A kind that no start has had, such as test scenes that came later, is no change; but a
+        # file is.
+        if not (recorded or (before and kind == "files")):
+            continue
+        if not (change := _difference(recorded, items)):
+            continue
+        what = "input files" if kind == "files" else f"{kind} data"
+        message = f"{workdir}: {what} are not those of earlier starts ({change})"
+        if kind != "test":
+            raise UserError(f"{message}: restore them or give another --workdir")
+        logging.warning("%s", message)
+    write_json(file, before | {kind: items for kind, items in now.items() if items})
 
 
 def _recorded(file: pathlib.Path) -> dict[str, dict[str, str]]:

@@ -77,6 +77,13 @@ def test_role_and_key(stem, role, key):
     assert role_and_key(stem) == (role, key)
 
 
+def test_digits_of_other_kinds_are_letters(tmp_path):
+    for name in ("5²3", "٣", "10"):
+        save(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8))
+    training, _ = folders.load(tmp_path)
+    assert [scene.name for scene in training] == ["٣", "5²3", "10"]
+
+
 @pytest.mark.parametrize("version", ["a-2", "a_2", "ax2", "a_rain_2", "rain-a-2", "a"])
 def test_training_and_scoring_pair_alike(tmp_path, version):
     pixels = np.zeros((4, 4, 3), np.uint8)

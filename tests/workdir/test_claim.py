@@ -122,6 +122,9 @@ def test_other_data_are_refused(claim, tmp_path, splits, change):
         claim(splits, "evaluate", evaluate__split="validation")
     assert (tmp_path / "inputs.json").read_bytes() == before
     claim(_splits(), "evaluate")  # needs none of them
+    claim(splits, "evaluate")
+    training = json.loads((tmp_path / "inputs.json").read_text())["training"]
+    assert training == json.loads(before)["training"]
     claim(_splits("a", "b"), "train")
 
 
@@ -130,7 +133,7 @@ def test_other_test_scenes_are_warned_about(claim, caplog):
     claim(_splits("a", "b"))
     assert not caplog.text
     claim(_splits("a", "b", test=("t", "u")), "evaluate")
-    assert "test scenes are not those of earlier starts (1 more: u)" in caplog.text
+    assert "test data are not those of earlier starts (1 more: u)" in caplog.text
 
 
 def test_files_are_identified_by_content(claim, tmp_path):
