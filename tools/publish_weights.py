@@ -1,9 +1,10 @@
 """Puts the weights of a finished training into the package and scores them.
 
-python -m tools.publish_weights WORKDIR NAME --root DIR
+python -m tools.publish_weights WORKDIR NAME --root DIR [--held_out DIR]
 
 Copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
-it with `Derainer` on the test pairs of DIR (for its layout see configs/rain100l.py). Writes
+it with `Derainer` on the test pairs of `--root` (for its layout see configs/rain100l.py), and
+dataset by dataset on the pairs of `--held_out` (as `tools.join_datasets` writes them). Writes
 `results/pretrained/NAME.json`, which includes the validation curve of the training, and NAME.svg,
 a drawing of the network.
 """
@@ -11,6 +12,7 @@ a drawing of the network.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import pathlib
@@ -75,6 +77,23 @@ def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
     }
 
 
+def score_datasets(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
+    """Mean scores of the test pairs of each dataset, before and after, and their number."""
+    found = collections.defaultdict(list)
+    pairs = evaluation_pairs(load_splits(data, crop=64).test, data)
+    for name, rainy, clean in tqdm(pairs, unit="picture"):
+        dataset = name.split("/")[0]
+        found[dataset].append((metrics.score(rainy, clean), metrics.score(derainer(rainy), clean)))
+    return {
+        dataset: {
+            "pairs": len(scores),
+            "input": dataclasses.asdict(metrics.mean([before for before, _ in scores])),
+            "output": dataclasses.asdict(metrics.mean([after for _, after in scores])),
+        }
+        for dataset, scores in sorted(found.items())
+    }
+
+
 def training_log(workdir: pathlib.Path) -> dict[str, Any]:
     """Provenance, settings, summaries and validation curve of the run."""
     summaries = {
@@ -104,6 +123,7 @@ def main() -> None:
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("name")
     parser.add_argument("--root", required=True, help="folder with the test pairs")
+    parser.add_argument("--held_out", help="folder with held-out pairs of several datasets")
     options = parser.parse_args()
     source = options.workdir / WEIGHTS
     if not source.exists() or source.stat().st_size > LARGEST:
@@ -112,6 +132,8 @@ def main() -> None:
     data.root = options.root
     derainer = Derainer.from_pretrained(source)
     scored = score(derainer, data)
+    data.root = options.held_out
+    held_out = score_datasets(derainer, data) if options.held_out else {}
     PRETRAINED.mkdir(exist_ok=True)
     shutil.copy(source, PRETRAINED / f"{options.name}.safetensors")
     genotype = derainer.network.genotype
@@ -123,6 +145,7 @@ def main() -> None:
         "pool_cell": derainer.network.pool_cell,
         "evaluate": scored,
         "training": training_log(options.workdir),
+        "held_out": held_out,
     }
     write_json(FOLDER / f"{options.name}.json", record)
     for kind, mean in scored["mean"].items():

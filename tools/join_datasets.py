@@ -1,0 +1,74 @@
+"""Joins datasets into one folder to train on, with scenes of each held out for scoring.
+
+python -m tools.join_datasets OUT NAME=DIR:HELD_OUT...
+
+Writes links OUT/train/NAME/{ground_truth,rainy_image} and, of HELD_OUT scenes of each dataset,
+OUT/test/NAME/{ground_truth,rainy_image}. They are the scenes that `data.validation_scenes` holds
+out of a training on the dataset alone, so weights of such a training have not seen them either. A
+test folder of a dataset is left out. Training leaves out scenes whose clean image is held out
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from manas_jax.config import default
+from manas_jax.data.scene import Scene
+from manas_jax.data.sources import load_splits
+from manas_jax.errors import UserError
+
+CROP = 64  # the least side of a scene to train on
+
+
+def join(out: pathlib.Path, name: str, root: str, held_out: int) -> tuple[int, int]:
+    """Links the scenes of a dataset; returns how many are to train on and how many held out."""
+    data = default().data
+    data.update(root=root, validation_scenes=held_out)
+    splits = load_splits(data, CROP)
+    training = splits.weights + splits.architecture
+    _link(out / "train" / name, training)
+    _link(out / "test" / name, splits.validation)
+    return len(training), len(splits.validation)
+
+
+def _link(folder: pathlib.Path, scenes: Sequence[Scene]) -> None:
+    if not scenes:
+        return
+    clean_folder, rainy_folder = folder / "ground_truth", folder / "rainy_image"
+    clean_folder.mkdir(parents=True)
+    rainy_folder.mkdir()
+    for scene in scenes:
+        clean = pathlib.Path(os.path.abspath(scene.clean))
+        (clean_folder / clean.name).symlink_to(clean)
+        for version, rainy in enumerate(map(pathlib.Path, scene.rainy), 1):
+            name = f"{clean.stem}_{version}{rainy.suffix}"
+            (rainy_folder / name).symlink_to(os.path.abspath(rainy))
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=pathlib.Path, help="a new folder")
+    parser.add_argument("datasets", nargs="+", metavar="NAME=DIR:HELD_OUT")
+    options = parser.parse_args()
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: name a new folder")
+    for dataset in options.datasets:
+        name, _, rest = dataset.partition("=")
+        root, _, held_out = rest.rpartition(":")
+        if not (name and root and held_out.isdecimal()):
+            raise UserError(f"{dataset}: give NAME=DIR:HELD_OUT")
+        training, held = join(options.out, name, root, int(held_out))
+        print(f"{name}: {training} scenes to train on, {held} held out")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
