@@ -1,11 +1,12 @@
 """Puts the weights of a finished training into the package and scores them.
 
-python -m tools.publish_weights WORKDIR NAME --root DIR [--held_out DIR]
+python -m tools.publish_weights WORKDIR NAME --root DIR [--held_out DIR] [--earlier WORKDIR...]
 
 Copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
 it with `Derainer` on the test pairs of `--root` (for its layout see configs/rain100l.py), and
-dataset by dataset on the pairs of `--held_out` (as `tools.join_datasets` writes them). Writes
-`results/pretrained/NAME.json`, which includes the validation curve of the training, and NAME.svg,
+dataset by dataset on the pairs of `--held_out` (as `tools.join_datasets` writes them). `--earlier`
+names the trainings whose weights this one started from, the first one first. Writes
+`results/pretrained/NAME.json`, which includes the validation curves of the trainings, and NAME.svg,
 a drawing of the network.
 """
 
@@ -16,7 +17,6 @@ import collections
 import dataclasses
 import json
 import pathlib
-import shutil
 import sys
 import time
 from typing import Any
@@ -38,6 +38,7 @@ from manas_jax.report import reader
 from manas_jax.report.svg import draw_genotype
 from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
+from manas_jax.workdir.weights import save_weights
 
 FOLDER = RESULTS / "pretrained"
 LARGEST = 8e6  # bytes of a weights file
@@ -102,8 +103,8 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
         if (workdir / stage / "summary.json").exists()
     }
     config = json.loads((workdir / "config.json").read_text())
-    config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
-    config["train"]["weights"] = pathlib.Path(config["train"]["weights"]).name
+    for section, key in (("data", "root"), ("train", "weights"), ("train", "genotype")):
+        config[section][key] = pathlib.Path(config[section][key]).name
     curves = reader.read_events(workdir / "train")
     return {
         "starts": json.loads((workdir / "provenance.json").read_text()),
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--root", required=True, help="folder with the test pairs")
     parser.add_argument("--held_out", help="folder with held-out pairs of several datasets")
+    parser.add_argument("--earlier", nargs="*", default=[], type=pathlib.Path)
     options = parser.parse_args()
     source = options.workdir / WEIGHTS
     if not source.exists() or source.stat().st_size > LARGEST:
@@ -135,8 +137,11 @@ def main() -> None:
     data.root = options.held_out
     held_out = score_datasets(derainer, data) if options.held_out else {}
     PRETRAINED.mkdir(exist_ok=True)
-    shutil.copy(source, PRETRAINED / f"{options.name}.safetensors")
     genotype = derainer.network.genotype
+    before, after = (scored["mean"][kind]["y_psnr"] for kind in ("input", "output"))
+    scores = f"{before:.2f} -> {after:.2f} dB on {len(scored['images'])} test pairs"
+    origin = {**derainer.provenance, "scores": scores}
+    save_weights(PRETRAINED / f"{options.name}.safetensors", derainer.variables, genotype, origin)
     (FOLDER / f"{options.name}.svg").write_text(draw_genotype(genotype))
     record = {
         "provenance": provenance.describe(),
@@ -145,6 +150,7 @@ def main() -> None:
         "pool_cell": derainer.network.pool_cell,
         "evaluate": scored,
         "training": training_log(options.workdir),
+        "earlier_trainings": list(map(training_log, options.earlier)),
         "held_out": held_out,
     }
     write_json(FOLDER / f"{options.name}.json", record)

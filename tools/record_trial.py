@@ -32,7 +32,6 @@ def record(workdir: pathlib.Path, name: str, change: str) -> pathlib.Path:
     _, genotype, _ = load_derived(workdir / "weights.safetensors")
     total = cost.derived(genotype, *SIZE)
     log = training_log(workdir)
-    log["config"]["train"]["genotype"] = pathlib.Path(log["config"]["train"]["genotype"]).name
     fields = {
         "change": change,
         "genotype": json.loads(genotype.to_json()),

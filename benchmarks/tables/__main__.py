@@ -1,6 +1,6 @@
 """Builds the documents' tables from results/: each stands between two comments that name it.
 
-python -m benchmarks.tables           writes them into README.md, benchmarks/README.md and docs/
+python -m benchmarks.tables           writes them into the Markdown documents
 python -m benchmarks.tables --check   names the documents that are out of date, and fails
 """
 
@@ -15,6 +15,8 @@ from benchmarks.tables import downstream, runs, scaling, speed, study
 
 DOCUMENTS = (
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "launch" / "README.md",
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import RESULTS
 from benchmarks.tables import load, origin, table
 
 RUNS = {
@@ -65,6 +66,7 @@ def pretrained() -> str:
     for name in PRETRAINED:
         record = load(f"pretrained/{name}")
         result, train = record["evaluate"], record["training"]["train"]
+        trainings = [log["train"] for log in record.get("earlier_trainings", [])] + [train]
         before, after, ensemble = (
             "{y_psnr:.2f} / {y_ssim:.3f}".format(**result["mean"][kind])
             for kind in ("input", "output", "self_ensemble")
@@ -75,7 +77,41 @@ def pretrained() -> str:
                 f"{before} → **{after}**",
                 ensemble,
                 *_costs(result),
-                f"{_budget(train)}, {train['validation']['psnr']:.2f} dB",
+                f"{_budget(*trainings)}, {train['validation']['psnr']:.2f} dB",
+            ]
+        )
+    return table(head, rows)
+
+
+def held_out() -> str:
+    """Gain of the shipped weights on held-out pairs of each dataset."""
+    records = {name: load(f"pretrained/{name}").get("held_out", {}) for name in PRETRAINED}
+    datasets = dict.fromkeys(dataset for record in records.values() for dataset in record)
+    rows = []
+    for dataset in datasets:
+        known = [record[dataset] for record in records.values() if dataset in record]
+        gains = [_gain(record.get(dataset)) for record in records.values()]
+        before = "{y_psnr:.2f} / {y_ssim:.3f}".format(**known[0]["input"])
+        rows.append([dataset, str(known[0]["pairs"]), before, *gains])
+    return table(["dataset", "pairs", "rainy", *records], rows)
+
+
+def recipe() -> str:
+    """The trials of a recipe: short trainings, scored on validation pairs."""
+    head = ["trial", "parameters", "GFLOP/image", "steps", "min", "seed", "validation PSNR / SSIM"]
+    rows = []
+    for file in sorted((RESULTS / "recipe").glob("*.json")):
+        trial = load(f"recipe/{file.stem}")
+        train = trial["train"]
+        rows.append(
+            [
+                trial["change"],
+                f"{trial['parameters']:,}",
+                f"{2 * trial['macs'] / 1e9:.1f}",
+                f"{train['steps']:,}",
+                f"{(train['seconds'] + train['compile_seconds']) / 60:.0f}",
+                str(trial["config"]["seed"]),
+                "{psnr:.2f} / {ssim:.4f}".format(**train["validation"]),
             ]
         )
     return table(head, rows)
@@ -144,6 +180,14 @@ def agreement() -> str:
     return table(head, rows) + f"\n{origin(record['provenance'])}.\n"
 
 
+def _gain(scores: dict[str, Any] | None) -> str:
+    """The mean PSNR and SSIM after restoration, and the gain in PSNR."""
+    if scores is None:
+        return "–"
+    gain = scores["output"]["y_psnr"] - scores["input"]["y_psnr"]
+    return "{y_psnr:.2f} / {y_ssim:.3f}".format(**scores["output"]) + f" ({gain:+.2f})"
+
+
 def _costs(result: dict[str, Any]) -> list[str]:
     """Parameters, GFLOP and seconds per image."""
     return [
@@ -153,9 +197,12 @@ def _costs(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _budget(summary: dict[str, Any]) -> str:
-    minutes = (summary["seconds"] + summary["compile_seconds"]) / 60
-    return f"{summary['steps']:,} steps, {minutes:.0f} min"
+def _budget(*summaries: dict[str, Any]) -> str:
+    minutes = sum(s["seconds"] + s["compile_seconds"] for s in summaries) / 60
+    return f"{sum(s['steps'] for s in summaries):,} steps, {minutes:.0f} min"
 
 
-TABLES = {make.__name__: make for make in (scores, budgets, pretrained, interruptions, agreement)}
+TABLES = {
+    make.__name__: make
+    for make in (scores, budgets, pretrained, held_out, recipe, interruptions, agreement)
+}

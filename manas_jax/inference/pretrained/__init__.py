@@ -32,7 +32,7 @@ def find(name: str | os.PathLike) -> pathlib.Path:
 
 
 def describe(name: str) -> str:
-    """One line on weights of `list_pretrained`: parameters, training data, provenance."""
+    """One line on weights of `list_pretrained`: parameters, scores, training data, provenance."""
     import safetensors
 
     with safetensors.safe_open(find(name), framework="np") as file:
@@ -44,8 +44,9 @@ def describe(name: str) -> str:
         found = re.search(rf"--{re.escape(key)}=(\S+)", provenance["command"])
         return found[1] if found else "unknown"
 
+    scores = f"{provenance['scores']}, " if "scores" in provenance else ""
     return (
-        f"{name}: {sum(map(math.prod, shapes)):,} parameters, trained on "
+        f"{name}: {sum(map(math.prod, shapes)):,} parameters, {scores}trained on "
         f"{pathlib.Path(flag('config.data.root')).name} with {flag('config')}, "
         f"step {provenance['step']}, commit {provenance['commit'][:7]}, {provenance['date'][:10]}"
     )
