@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import pathlib
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,15 +20,26 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax.errors import UserError, disk_error, one_line
+from manas_jax.errors import UserError, check_extra, disk_error, one_line
 from manas_jax.runtime import compilation, distributed, log, malloc, signals
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of an experiment, see configs/.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File of an experiment, or the name of one of those in configs/."
+)
+_NAMED_CONFIG = re.compile(r"(--?config=)(\w+)(:.*)?\Z")
+CONFIG_FOLDERS = (
+    pathlib.Path(__file__).parents[1] / "configs",  # of a checkout
+    pathlib.Path(sysconfig.get_path("data")) / "share/manas_jax/configs",  # of a wheel
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
 
 
 def start(command: Callable[[ConfigDict, str], None]) -> None:
     """Parses the flags, calls `command(config, workdir)`, and exits with its status."""
+    try:
+        check_extra("train", "clu", "tensorflow", "tensorflow_datasets")
+    except UserError as error:
+        sys.exit(f"error: training {error}")
     flags.mark_flags_as_required(["config", "workdir"])
     log.setup_logging()
     compilation.use_cache()
@@ -39,6 +52,7 @@ def start(command: Callable[[ConfigDict, str], None]) -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """absl's parser, but a wrong config key or file exits with one line, without a traceback."""
     try:
+        argv = _named_configs(argv)
         rest = app.parse_flags_with_usage(argv)
         config = _CONFIG.value  # a missing file is noticed only when used
         if not (config is None or isinstance(config, ConfigDict)):
@@ -79,6 +93,19 @@ def _line_of(error: Exception, file: str) -> int | None:
         if os.path.abspath(frame.filename) == os.path.abspath(file)
     ]
     return lines[-1] if lines else None
+
+
+def _named_configs(argv: Sequence[str]) -> list[str]:
+    """The arguments, with `--config=NAME[:VARIANT]` as the file that ships with the package."""
+    return [_NAMED_CONFIG.sub(_shipped_config, argument) for argument in argv]
+
+
+def _shipped_config(match: re.Match) -> str:
+    flag, name, variant = match.groups()
+    for folder in CONFIG_FOLDERS:
+        if (file := folder / f"{name}.py").exists():
+            return f"{flag}{file}{variant or ''}"
+    return match[0]
 
 
 def _run(command: Callable[[ConfigDict, str], None], argv: Sequence[str]) -> None:

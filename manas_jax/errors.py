@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import pathlib
 import reprlib
@@ -40,6 +41,21 @@ def short_repr(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:
         return "a number of thousands of digits"
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Checks that what an extra of this package brings is installed.
+
+    Raises:
+      UserError: a package is missing; names it and the extra.
+    """
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UserError(f"needs {', '.join(missing)}; {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """How to install an extra, as the end of an error message."""
+    return f"pip install 'manas_jax[{extra}]', or -r requirements-{extra}.txt in a checkout"
 
 
 def one_line(error: BaseException) -> str:

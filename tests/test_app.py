@@ -1,5 +1,6 @@
 """The exit status of every way in which a command may end."""
 
+import importlib.util
 import runpy
 import types
 
@@ -8,7 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from manas_jax import app
-from manas_jax.errors import UserError
+from manas_jax.__main__ import COMMANDS
+from manas_jax.errors import UserError, check_extra
 from manas_jax.runtime import distributed, signals
 
 
@@ -109,3 +111,42 @@ def test_values_of_flags(monkeypatch, config, workdir, message):
     monkeypatch.setattr(app, "_WORKDIR", types.SimpleNamespace(value=workdir))
     with pytest.raises(SystemExit, match=message):
         app.parse_flags(["command", "--config=a.py", f"--workdir={workdir}"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "file"),
+    [
+        ("--config=quickstart", "quickstart.py"),
+        ("-config=pretrained:general", "pretrained.py:general"),
+    ],
+)
+def test_configs_that_ship_have_names(argument, file):
+    assert app._named_configs(["main", argument])[1].endswith(f"/configs/{file}")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--config=absent",
+        "--config=tiny.py",
+        "--config=configs/tiny.py",
+        "--config.seed=tiny",
+        "tiny",
+    ],
+)
+def test_other_arguments_stay(argument):
+    assert app._named_configs(["main", argument]) == ["main", argument]
+
+
+def test_missing_extra_is_named():
+    with pytest.raises(UserError, match=r"needs no_such_package; pip install 'manas_jax\[train\]'"):
+        check_extra("train", "numpy", "no_such_package")
+
+
+def test_listed_commands_exist():
+    for name in COMMANDS:
+        found = importlib.util.find_spec(f"manas_jax.{name}")
+        assert found, name
+        assert not found.submodule_search_locations or importlib.util.find_spec(
+            f"manas_jax.{name}.__main__"
+        )

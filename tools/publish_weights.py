@@ -38,6 +38,7 @@ from manas_jax.report import reader
 from manas_jax.report.svg import draw_genotype
 from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
+from manas_jax.workdir.checkpoints import Checkpoints
 from manas_jax.workdir.weights import save_weights
 
 FOLDER = RESULTS / "pretrained"
@@ -102,6 +103,10 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
         for stage in ("search", "train")
         if (workdir / stage / "summary.json").exists()
     }
+    if "train" not in summaries:  # stopped, for another training to go on from its weights
+        with Checkpoints(workdir / "train" / "checkpoints") as checkpoints:
+            steps, seconds = checkpoints.latest_step, checkpoints.metadata["seconds"]
+        summaries["train"] = {"steps": steps, "seconds": seconds, "compile_seconds": 0.0}
     config = json.loads((workdir / "config.json").read_text())
     for section, key in (("data", "root"), ("train", "weights"), ("train", "genotype")):
         config[section][key] = pathlib.Path(config[section][key]).name

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from manas_jax.data import catalog, duplicates, finder
 from manas_jax.data.duplicates import Fingerprint
 from manas_jax.data.scene import Scene, read
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, check_extra
 from manas_jax.files import first_few
 from manas_jax.runtime import log
 
@@ -208,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     log.escape_stdout()
     try:
+        check_extra("train", "tensorflow", "tensorflow_datasets")
         if not args.root:
             print(describe(args.name))
             return 0

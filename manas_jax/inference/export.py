@@ -45,7 +45,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, install
 from manas_jax.inference.derainer import Derainer, multiple
 from manas_jax.inference.fold_batch_norm import fold, folded_network
 from manas_jax.models.network import Network
@@ -158,7 +158,8 @@ class Format:
     Attributes:
       write: writes the file or folder, for one (height, width) if `sized`.
       run: Python source that defines `restore`, from NumPy to NumPy, of the export at `path`.
-      packages: packages needed beyond requirements.txt.
+      packages: packages needed beyond those of de-raining.
+      extra: the extra that brings them.
       sized: whether an export is for one height and width.
       marker: a file that identifies a folder of this format; '' if an export is a file.
     """
@@ -166,6 +167,7 @@ class Format:
     write: Callable[[Restore, pathlib.Path, tuple[int, int]], None]
     run: str
     packages: tuple[str, ...] = ()
+    extra: str = "export"
     sized: bool = False
     marker: str = ""
 
@@ -195,6 +197,8 @@ import tensorflow as tf
 serve = tf.saved_model.load(path).signatures["serving_default"]
 restore = lambda images: serve(images=tf.constant(images))["restored"]
 """,
+        packages=("tensorflow",),
+        extra="train",
         marker="saved_model.pb",
     ),
 }
@@ -272,9 +276,7 @@ def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
             with _muted():
                 importlib.import_module(package)
         except ImportError:
-            raise UserError(
-                f"--format {format}: needs {package}; pip install -r requirements-export.txt"
-            ) from None
+            raise UserError(f"--format {format}: needs {package}; {install(kind.extra)}") from None
     if not os.path.lexists(out):
         return
     if not overwrite:

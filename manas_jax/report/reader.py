@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing import event_file_loader
-from tensorboard.util import tensor_util
+from etils import epy
 
 from manas_jax.errors import UserError
 from manas_jax.report.svg import Curve
 from manas_jax.space import Genotype
+
+with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
+    from tensorboard.backend.event_processing import event_file_loader
+    from tensorboard.util import tensor_util
 
 STAGES = ("search", "train")
 PICTURE_KINDS = ("rainy", "restored", "clean")

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from clu import parameter_overview
 from etils import epy
 from ml_collections import ConfigDict
 
@@ -21,6 +20,9 @@ from manas_jax.metrics import Scores
 from manas_jax.runtime import distributed
 from manas_jax.runtime.compilation import CompileStats
 from manas_jax.workdir.checkpoints import Checkpoints
+
+with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
+    from clu import parameter_overview
 
 # They import TensorFlow, which takes seconds and must leave accelerators alone.
 with epy.lazy_imports(success_callback=lambda _: lazy_tf.tf.config):
