@@ -1,0 +1,59 @@
+"""Datasets joined into one folder, with scenes held out."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manas_jax.config import default
+from manas_jax.data.sources import load_splits
+from manas_jax.errors import UserError
+from tools import join_datasets
+
+
+def _pairs(folder, count, seed):
+    rng = np.random.default_rng(seed)
+    for role in ("rain", "norain"):
+        (folder / role).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / role / f"{i}.png")
+    return folder
+
+
+def _run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["join_datasets", *map(str, arguments)])
+    join_datasets.main()
+
+
+def test_scenes_are_held_out_dataset_by_dataset(tmp_path, monkeypatch):
+    first, second = _pairs(tmp_path / "a", 5, 0), _pairs(tmp_path / "b", 4, 1)
+    # Rain of another kind on the backgrounds of `a`: no way to train on what is held out.
+    third = _pairs(tmp_path / "c", 5, 2)
+    for i in range(5):
+        (third / "norain" / f"{i}.png").write_bytes((first / "norain" / f"{i}.png").read_bytes())
+    _run(monkeypatch, tmp_path / "all", f"one={first}:2", f"two={second}:1", f"three={third}:0")
+
+    data = default().data
+    data.update(root=str(tmp_path / "all"), validation_scenes=0)
+    splits = load_splits(data, 64)
+    training = splits.weights + splits.architecture
+    assert sorted(scene.name.split("/")[0] for scene in splits.test) == ["one", "one", "two"]
+    assert len(training) == 3 + 3
+    assert sorted(len(scene.rainy) for scene in training) == [1, 1, 1, 2, 2, 2]
+
+    data.update(root=str(first), validation_scenes=2)
+    alone = {scene.name for scene in load_splits(data, 64).validation}
+    assert {s.name.split("/")[1] for s in splits.test if s.name.startswith("one")} == alone
+
+
+@pytest.mark.parametrize("dataset", ["a", "a=b", "a=b:", "=b:1", "a=:1", "a=b:x"])
+def test_malformed_datasets_are_named(tmp_path, monkeypatch, dataset):
+    with pytest.raises(UserError, match="give NAME=DIR:HELD_OUT"):
+        _run(monkeypatch, tmp_path / "all", dataset)
+
+
+def test_existing_folders_are_left_alone(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="exists: name a new folder"):
+        _run(monkeypatch, tmp_path, "a=b:1")
