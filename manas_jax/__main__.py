@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "score restored pictures of any method",
     "report": "write the report of a run again",
     "study": "compare searches with random networks",
+    "downstream": "detection and segmentation on rainy, restored and clean pictures",
     "data.prepare": "check a published dataset and write it for TensorFlow Datasets",
     "inference.export": "export a network to ONNX, StableHLO or SavedModel",
     "inference.import_torch": "import a checkpoint of the released PyTorch code",
