@@ -93,6 +93,24 @@ def test_xmp_thumbnails_are_removed():
     assert previews.in_xmp(xmp) == b"<a><b/></a>"
 
 
+@pytest.mark.parametrize(
+    ("xmp", "expected"),
+    [
+        (b"<a:x/><a:x y='1'/>b<a:x>c</a:x >d<a:xy/>", b"bd<a:xy/>"),
+        (b"<a:x>" * 9, b"<a:x>" * 9),
+        (b"<a:x></a:x", b"<a:x></a:x"),
+        (b"<a:x <a:x>1</a:x>", b"<a:x "),
+    ],
+)
+def test_elements_are_removed(xmp, expected):
+    assert previews.without_elements(xmp, rb"a:x") == expected
+
+
+@pytest.mark.parametrize("tag", [b"<x:Thumbnails>", b"<x:Thumbnails ", b"<x:Thumbnails></x:"])
+def test_hostile_xmp_takes_linear_time(tag):
+    previews.in_xmp(tag * 100_000)  # minutes if it were quadratic
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_every_format_replaces_its_thumbnail(format):
     exif = exif_with(THUMBNAIL)

@@ -88,11 +88,12 @@ def _metadata(marker: int, segment: bytes, image: Image.Image) -> bytes:
 
 def _without_properties(xmp: bytes, namespace: bytes, names: bytes) -> bytes:
     """XMP without the properties of a namespace whose names match, as attributes or elements."""
-    for prefix in set(re.findall(rb"xmlns:([\w.-]+)\s*=\s*[\"']" + re.escape(namespace), xmp)):
-        name = re.escape(prefix) + b":" + names
-        xmp = re.sub(rb"\s" + name + rb"\s*=\s*(\"[^\"]*\"|'[^']*')", b"", xmp)
-        xmp = re.sub(rb"(?s)<(" + name + rb")\b[^>]*(?:(?<=/)>|>.*?</\1\s*>)", b"", xmp)
-    return xmp
+    prefixes = re.findall(rb"xmlns:([\w.-]+)\s*=\s*[\"']" + re.escape(namespace), xmp)
+    if not prefixes:
+        return xmp
+    name = rb"(?:" + b"|".join(map(re.escape, prefixes)) + rb"):" + names
+    xmp = re.sub(rb"\s" + name + rb"\s*=\s*(\"[^\"]*\"|'[^']*')", b"", xmp)
+    return previews.without_elements(xmp, name)
 
 
 def _behind(content: bytes) -> list[str]:
