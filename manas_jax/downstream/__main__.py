@@ -1,7 +1,7 @@
 """Measures what de-raining changes for a detector or a segmenter.
 
 python -m manas_jax.downstream detection --detector FILE.onnx --clean DIR --rainy DIR
-python -m manas_jax.downstream segmentation --train DIR --classes NAMES --clean DIR --rain heavy
+python -m manas_jax.downstream segmentation --segmenter FILE.onnx --clean DIR --rain heavy
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from manas_jax.downstream import detection, pictures, segmentation
-from manas_jax.errors import UserError, disk_error
-from manas_jax.files import output_file, write_json
+from manas_jax.errors import UserError, one_line
+from manas_jax.files import write_json
 from manas_jax.runtime import compilation, log, malloc, signals
 from manas_jax.workdir import provenance
 
@@ -32,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name not in ("onnxruntime", "pycocotools"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("onnxruntime", "pycocotools"):
             raise
-        print(f"error: {error.name} is not installed: pip install -r requirements-downstream.txt",
-              file=sys.stderr)  # fmt: skip
+        line = f"error: needs {package}: pip install -r requirements-downstream.txt"
+        print(line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -57,11 +58,9 @@ def _run(options: argparse.Namespace) -> None:
     try:
         result = task.run(options, prepared, compared)
         if options.json:
-            with output_file(options.json) as temporary:
-                write_json(temporary, result | {"provenance": provenance.describe()})
+            write_json(options.json, result | {"provenance": provenance.describe()})
     except OSError as error:
-        problem = disk_error(error, options.json or ".")
-        raise UserError(problem or f"cannot write: {error}") from error
+        raise UserError(f"--json or --pictures: cannot be written ({one_line(error)})") from error
     print(task.table(result))
 
 

@@ -7,6 +7,7 @@ the clean pictures: then it is agreement that is measured.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -62,6 +63,7 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
     Raises:
       UserError: the detector has another layout, or the labels are of other pictures or classes.
     """
+    importlib.import_module("pycocotools.cocoeval")  # before anything is computed
     labels = options.labels and read_labels(options.labels)
     layout = read_layout(options.layout, DetectorLayout) if options.layout else YOLOX
     detector = Detector(options.detector, layout)

@@ -35,12 +35,12 @@ class Prepared:
     Attributes:
       onnx: the segmenter, unless one is trained.
       classes: names.
-      masks: of the clean pictures, or None.
+      masks: of the clean pictures, uint8 (H, W), or None.
     """
 
     onnx: OnnxSegmenter | None
     classes: Sequence[str]
-    masks: Sequence[pathlib.Path] | None
+    masks: Sequence[np.ndarray] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +68,7 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
     Raises:
       UserError: one of them cannot be used; says why.
     """
-    masks = options.masks and counterparts(options.masks, compared.clean, "--masks")
-    onnx = None
+    onnx = masks = None
     if options.segmenter:
         layout = read_layout(options.layout, Input) if options.layout else _STRETCH
         onnx = OnnxSegmenter(options.segmenter, layout)
@@ -86,6 +85,11 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
         if options.steps < 1:
             raise UserError(f"--steps {options.steps}: give at least 1")
         _check_apart(segmenters.training_files(options.train)[0], compared.clean)
+    if options.masks:
+        files = counterparts(options.masks, compared.clean, "--masks")
+        masks = [read_mask(path) for path in files]
+        if not any((mask < len(classes)).any() for mask in masks):
+            raise UserError(f"{options.masks}: no pixel has one of the {len(classes)} classes")
     return Prepared(onnx, classes, masks)
 
 
@@ -100,7 +104,7 @@ def run(options: argparse.Namespace, prepared: Prepared, compared: Comparison) -
     """Trains the segmenter if need be, and measures; returns the result, JSON-ready.
 
     Raises:
-      UserError: the segmenter fails, or no pixel has a class.
+      UserError: the segmenter fails, or nothing can be trained.
     """
     count, segment, origin = len(prepared.classes), prepared.onnx, None
     if segment:
@@ -111,9 +115,7 @@ def run(options: argparse.Namespace, prepared: Prepared, compared: Comparison) -
         folder = pathlib.Path(options.train).resolve().name
         origin = {"trained": name, "folder": folder, **dataclasses.asdict(recipe)}
     clean = [segment(images.read(path)) for path in tqdm(compared.clean, CLEAN, disable=None)]
-    truth = [read_mask(path) for path in prepared.masks] if prepared.masks else clean
-    if not any((mask < count).any() for mask in truth):
-        raise UserError(f"{options.masks}: no pixel has one of the {count} classes")
+    truth = prepared.masks or clean
     weights = bootstrap.picture_weights(len(clean), compared.seed)
 
     def scores(found: Sequence[np.ndarray]) -> dict[str, Any]:

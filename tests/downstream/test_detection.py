@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -191,3 +192,11 @@ def test_bad_labels_are_one_line(squares, capsys, changes, words):
     assert main(arguments(squares, labels=coco(squares, **changes))) == 1
     line = capsys.readouterr().err
     assert words in line and "labels.json" in line and line.count("\n") == 1
+
+
+def test_a_missing_package_is_named_before_anything_is_computed(squares, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    monkeypatch.setattr(BrightDetector, "__call__", None)
+    assert main(arguments(squares)) == 1
+    line = capsys.readouterr().err
+    assert "needs pycocotools: pip install -r requirements-downstream.txt" in line
