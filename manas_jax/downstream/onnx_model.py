@@ -175,15 +175,34 @@ def prepare(
     top, left = 0, 0
     if layout.resize == "letterbox_centre":
         top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    # Between the nearest pixels, as OpenCV does and most models were trained; Pillow's own
-    # `resize` averages over more where it makes pictures smaller.
-    scale = (columns / inner[1], 0, 0, 0, rows / inner[0], 0)
-    resized = Image.fromarray(picture).transform(
-        inner[::-1], Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR
-    )
+    resized = _resized(picture, inner)
     whole = np.full((height, width, 3), layout.fill, np.float32)
-    whole[top : top + inner[0], left : left + inner[1]] = np.asarray(resized)
+    whole[top : top + inner[0], left : left + inner[1]] = resized
     if layout.colours == "bgr":
         whole = whole[:, :, ::-1]
     whole = (whole - np.float32(layout.mean)) / np.float32(layout.std)
     return whole, Placement(across, down, left, top)
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Interpolates between the nearest four pixels, as OpenCV does and most models were trained.
+
+    Pillow's `resize` averages over more pixels where it makes pictures smaller, and its `transform`
+    cuts the fractions of 8-bit pixels off.
+
+    Args:
+      picture: uint8 (H, W, 3).
+      size: height and width.
+
+    Returns:
+      float32 (height, width, 3), whole numbers.
+    """
+    (rows, columns), (height, width) = picture.shape[:2], size
+    scale = (columns / width, 0, 0, 0, rows / height, 0)
+    channels = [
+        Image.fromarray(channel.astype(np.float32)).transform(
+            (width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR
+        )
+        for channel in np.moveaxis(picture, -1, 0)
+    ]
+    return np.round(np.stack(channels, axis=-1))

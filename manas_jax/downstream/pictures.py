@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        nargs="+",
+        nargs="*",
         default=known,
         metavar="NAME|FILE|NAME=FILE",
         help=f"networks: {', '.join(known)}, or weights files (default: all that are shipped)",

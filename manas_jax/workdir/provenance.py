@@ -74,7 +74,11 @@ def commit() -> str:
 def _command() -> str:
     """The command line, with absolute paths reduced to their last names."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    start = ["python", "-m", module.name] if module else ["python", os.path.relpath(sys.argv[0])]
+    start = (
+        ["python", "-m", module.name.removesuffix(".__main__")]
+        if module
+        else ["python", os.path.relpath(sys.argv[0])]
+    )
     return " ".join([*start, *map(_private, sys.argv[1:])])
 
 

@@ -127,6 +127,16 @@ def test_models_of_other_inputs(save_onnx, shape, words):
         Detector(path, DetectorLayout())
 
 
+@pytest.mark.parametrize("content", [None, b"", b"no model"])
+def test_files_that_are_no_models_are_one_line(tmp_path, content):
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be opened as an ONNX model") as error:
+        Detector(path)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
