@@ -1,6 +1,7 @@
 """Puts the weights of a finished training into the package and scores them.
 
 python -m tools.publish_weights WORKDIR NAME --root DIR [--held_out DIR] [--earlier WORKDIR...]
+    [--self_ensemble]
 
 Copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
 it with `Derainer` on the test pairs of `--root` (for its layout see configs/rain100l.py), and
@@ -45,8 +46,8 @@ FOLDER = RESULTS / "pretrained"
 LARGEST = 8e6  # bytes of a weights file
 
 
-def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
-    """Scores of the test pairs before, after, and with self-ensemble; cost per image."""
+def score(derainer: Derainer, data: ConfigDict, self_ensemble: bool) -> dict[str, Any]:
+    """Scores of the test pairs before, after, and perhaps with self-ensemble; cost per image."""
     pairs = list(evaluation_pairs(load_splits(data, crop=64).test, data))
     if not pairs:
         raise UserError(f"--root {data.root}: holds no test pairs")
@@ -58,11 +59,9 @@ def score(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
         start = time.monotonic()
         restored = derainer(rainy)
         seconds.append(time.monotonic() - start)
-        outputs = {
-            "input": rainy,
-            "output": restored,
-            "self_ensemble": derainer(rainy, self_ensemble=True),
-        }
+        outputs = {"input": rainy, "output": restored}
+        if self_ensemble:
+            outputs["self_ensemble"] = derainer(rainy, self_ensemble=True)
         images.append({"name": name, **{k: metrics.score(x, clean) for k, x in outputs.items()}})
     height, width = clean.shape[:2]
     total = cost.derived(derainer.network.genotype, height, width)
@@ -130,6 +129,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--root", required=True, help="folder with the test pairs")
     parser.add_argument("--held_out", help="folder with held-out pairs of several datasets")
+    parser.add_argument("--self_ensemble", action="store_true", help="score that as well")
     parser.add_argument("--earlier", nargs="*", default=[], type=pathlib.Path)
     options = parser.parse_args()
     source = options.workdir / WEIGHTS
@@ -138,7 +138,7 @@ def main() -> None:
     data = default().data
     data.root = options.root
     derainer = Derainer.from_pretrained(source)
-    scored = score(derainer, data)
+    scored = score(derainer, data, options.self_ensemble)
     data.root = options.held_out
     held_out = score_datasets(derainer, data) if options.held_out else {}
     PRETRAINED.mkdir(exist_ok=True)

@@ -68,8 +68,8 @@ def pretrained() -> str:
         result, train = record["evaluate"], record["training"]["train"]
         trainings = [log["train"] for log in record.get("earlier_trainings", [])] + [train]
         before, after, ensemble = (
-            "{y_psnr:.2f} / {y_ssim:.3f}".format(**result["mean"][kind])
-            for kind in ("input", "output", "self_ensemble")
+            "{y_psnr:.2f} / {y_ssim:.3f}".format(**mean) if mean else "–"
+            for mean in map(result["mean"].get, ("input", "output", "self_ensemble"))
         )
         rows.append(
             [
