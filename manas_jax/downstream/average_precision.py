@@ -150,14 +150,16 @@ def pool(matches: Sequence[Matches]) -> Matches:
 
 
 def average_precision(
-    matches: Matches, weights: np.ndarray, ious: slice = slice(None)
+    matches: Matches, weights: np.ndarray, ious: slice = slice(None), exact: bool = False
 ) -> np.ndarray:
-    """The mean of the interpolated precision at 101 recalls from 0 to 1, and over IoUs.
+    """The mean of the interpolated precision over recalls from 0 to 1, and over IoUs.
 
     Args:
       matches: of one class and size.
       weights: (rows, pictures), how often each picture counts.
       ious: which of `IOUS`; their mean is taken.
+      exact: whether the mean is over all recalls, the area below the curve, as in PASCAL VOC from
+        2010 on, rather than over 101 as in COCO.
 
     Returns:
       (rows,); NaN where there is no box in the truth.
@@ -169,7 +171,7 @@ def average_precision(
     for rows in np.array_split(weights, -(-len(weights) // _AT_ONCE)):
         truths, drawn = rows @ matches.truths, rows[:, pictures]
         values = [
-            _interpolated(drawn, hit & count, count, truths)
+            _interpolated(drawn, hit & count, count, truths, exact)
             for hit, count in zip(correct, counts, strict=True)
         ]
         result.append(np.where(truths > 0, np.mean(values, axis=0), np.nan))
@@ -177,7 +179,7 @@ def average_precision(
 
 
 def _interpolated(
-    drawn: np.ndarray, hits: np.ndarray, counts: np.ndarray, truths: np.ndarray
+    drawn: np.ndarray, hits: np.ndarray, counts: np.ndarray, truths: np.ndarray, exact: bool
 ) -> np.ndarray:
     """Average precision at one IoU.
 
@@ -186,6 +188,7 @@ def _interpolated(
       hits: (n,), whether it is correct.
       counts: (n,), whether it counts at all.
       truths: (rows,), number of boxes in the truth.
+      exact: see `average_precision`.
     """
     # Precision has its maxima, and recall its steps, at correct detections.
     ranked = np.cumsum(drawn * counts, axis=1)[:, hits]
@@ -193,5 +196,6 @@ def _interpolated(
     precision = found / np.maximum(ranked, 1)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = found / np.maximum(truths, 1)[:, None]
-    reached = np.searchsorted(_RECALLS, recall, side="right")  # recalls up to each detection
-    return np.sum(precision * np.diff(reached, axis=1, prepend=0), axis=1) / len(_RECALLS)
+    if not exact:  # the share of recalls up to each detection
+        recall = np.searchsorted(_RECALLS, recall, side="right") / len(_RECALLS)
+    return np.sum(precision * np.diff(recall, axis=1, prepend=0), axis=1)

@@ -154,7 +154,7 @@ def _scores(
         for size in SIZES
     }
     return {
-        "pooled_ap50": average_precision(pool(everything), weights, _AT_50),
+        "pooled_ap50": average_precision(pool(everything), weights, _AT_50, exact=True),
         "ap": of_sizes.pop("all"),
         "ap50": bootstrap.mean_of_known(at_50),
         "sizes": of_sizes,

@@ -92,8 +92,9 @@ def test_pooled_classes_rank_together():
         Boxes(corners, np.array([0.5]), np.array([1])),
     ]
     pooled = ap.pool(ap.match(ap.annotations(truth), found, range(2))["all"])
-    recalls_up_to_a_half = 51 / 101
-    assert ap.average_precision(pooled, np.ones((1, 2))) == pytest.approx(recalls_up_to_a_half / 2)
+    recalls_up_to_a_half, ones = 51 / 101, np.ones((1, 2))
+    assert ap.average_precision(pooled, ones) == pytest.approx(recalls_up_to_a_half / 2)
+    assert ap.average_precision(pooled, ones, exact=True) == pytest.approx(0.5 / 2)
 
 
 def test_no_truth_and_no_detections(scene):
