@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -137,6 +138,16 @@ def list_folder(path: str | os.PathLike, suffixes: Collection[str]) -> Listing:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot read this folder ({reason})") from None
     return listing
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def has_suffix(path: str | os.PathLike, suffixes: Collection[str]) -> bool:

@@ -355,3 +355,17 @@ def squares(tmp_path):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
     return tmp_path
+
+
+@pytest.fixture
+def refused(squares, capsys):
+    """A function (status, words): a measurement ended with one line and wrote nothing."""
+
+    def check(status, words):
+        assert status == 1
+        written = capsys.readouterr()
+        assert written.err.startswith("error: ") and written.err.count("\n") == 1
+        assert words in written.err and not written.out
+        assert not (squares / "result.json").exists()
+
+    return check

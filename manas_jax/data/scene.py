@@ -14,6 +14,7 @@ import numpy as np
 
 from manas_jax.data import images
 from manas_jax.errors import UserError
+from manas_jax.files import sha256
 
 
 class LazyImage(Protocol):
@@ -151,7 +152,6 @@ def length(image: ImageLike) -> Hashable:
 
 def _file_digest(path: str) -> Hashable:
     try:
-        with open(path, "rb") as file:
-            return ("file", hashlib.file_digest(file, "sha256").digest())
+        return ("file", sha256(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

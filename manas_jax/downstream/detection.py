@@ -30,9 +30,9 @@ from manas_jax.downstream.average_precision import (
 )
 from manas_jax.downstream.detectors import YOLOX, Detector, DetectorLayout
 from manas_jax.downstream.onnx_model import is_number, read_layout
-from manas_jax.downstream.pictures import CLEAN, Comparison, digest
+from manas_jax.downstream.pictures import CLEAN, Comparison, measure_variants
 from manas_jax.errors import UserError, one_line
-from manas_jax.files import first_few, write_json
+from manas_jax.files import first_few, sha256, write_json
 
 SHOWN_SCORE = 0.5
 """Boxes with at least this score are drawn, are counted per picture, and are the truth of clean
@@ -110,7 +110,7 @@ def run(
         write_json(pathlib.Path(options.pictures) / "boxes.json", drawn)
     return {
         "task": "detection",
-        "detector": {"file": file.name, "sha256": digest(file)},
+        "detector": {"file": file.name, "sha256": sha256(file)},
         "truth": "own boxes" if labelled is None else pathlib.Path(options.labels).name,
         "truth_score": SHOWN_SCORE if labelled is None else None,
         "boxes": len(truth),
@@ -128,19 +128,18 @@ def _detect(
     own: Sequence[Boxes],
 ) -> dict[str, list[Boxes]]:
     """Boxes in all pictures of every variant; draws them if that was asked for."""
-    found: dict[str, list[Boxes]] = {name: [] for name in compared.variants}
-    for number, path in enumerate(tqdm(compared.clean, kind, disable=None)):
-        panels = {}
-        for name, picture in compared.pictures(kind, number):
-            found[name].append(detector(picture))
-            if options.pictures:
-                shown = found[name][-1].above(SHOWN_SCORE)
-                panels[name] = overlays.draw_boxes(picture, shown, detector.classes)
-        if options.pictures:
-            panels[CLEAN] = overlays.draw_boxes(images.read(path), own[number], detector.classes)
-            target = pathlib.Path(options.pictures) / kind / f"{path.stem}.png"
-            images.write_png(target, overlays.side_by_side(panels))
-    return found
+
+    def draw(picture: np.ndarray, boxes: Boxes) -> np.ndarray:
+        return overlays.draw_boxes(picture, boxes.above(SHOWN_SCORE), detector.classes)
+
+    return measure_variants(
+        compared,
+        kind,
+        detector,
+        draw,
+        truth=(CLEAN, own),
+        folder=options.pictures,
+    )
 
 
 def _scores(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from manas_jax import metrics
 from manas_jax.data import images, pairing, rain
 from manas_jax.data.lazy_tf import tf
+from manas_jax.downstream import overlays
 from manas_jax.errors import UserError
-from manas_jax.files import first_few, list_folder
+from manas_jax.files import first_few, list_folder, sha256
 from manas_jax.inference import pretrained
 from manas_jax.inference.derainer import Derainer
 
@@ -64,6 +65,43 @@ class Comparison:
             yield name, restore(rainy)
         for name, files in self.restored.items():
             yield name, images.read(files[number])
+
+
+def measure_variants(
+    compared: Comparison,
+    kind: str,
+    find: Callable[[np.ndarray], Any],
+    draw: Callable[[np.ndarray, Any], np.ndarray],
+    *,
+    truth: tuple[str, Sequence[Any]],
+    folder: str | None,
+    keep: Callable[[Any, int], Any] = lambda found, number: found,
+) -> dict[str, list[Any]]:
+    """What is found in all pictures of every variant, in one kind of rain.
+
+    Args:
+      compared: the pictures.
+      kind: of rain.
+      find: (picture) -> what is found in it.
+      draw: (picture, found) -> the picture with that drawn into it.
+      truth: name and, per clean picture, what should be found; drawn beside the variants.
+      folder: for pictures of the variants side by side; None or '' for none.
+      keep: (found, number of the clean picture) -> what the result has of it.
+    """
+    results: dict[str, list[Any]] = {name: [] for name in compared.variants}
+    for number, path in enumerate(tqdm(compared.clean, kind, disable=None)):
+        panels = {}
+        for name, picture in compared.pictures(kind, number):
+            found = find(picture)
+            results[name].append(keep(found, number))
+            if folder:
+                panels[name] = draw(picture, found)
+        if folder:
+            name, expected = truth
+            panels[name] = draw(images.read(path), expected[number])
+            target = pathlib.Path(folder) / kind / f"{path.stem}.png"
+            images.write_png(target, overlays.side_by_side(panels))
+    return results
 
 
 def synthetic(clean: np.ndarray, level: str, seed: int, number: int) -> np.ndarray:
@@ -148,7 +186,7 @@ def comparison(options: argparse.Namespace) -> Comparison:
             for name, source in sources.items()
         },
         "networks": {
-            name: {"sha256": digest(files[name]), "provenance": network.provenance}
+            name: {"sha256": sha256(files[name]), "provenance": network.provenance}
             for name, network in networks.items()
         },
         "restored": {n: pathlib.Path(f).resolve().name for n, f in folders.items()},
@@ -198,12 +236,6 @@ def check_size(path: pathlib.Path, clean: pathlib.Path) -> None:
     (height, width), (rows, columns) = images.size(path), images.size(clean)
     if (height, width) != (rows, columns):
         raise UserError(f"{path} has {width}x{height} pixels, but {clean} has {columns}x{rows}")
-
-
-def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named(arguments: Sequence[str], option: str, needs_name: bool = False) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +19,10 @@ from tqdm import tqdm
 from manas_jax.data import images
 from manas_jax.downstream import bootstrap, overlays, segmenters
 from manas_jax.downstream.onnx_model import Input, read_layout
-from manas_jax.downstream.pictures import CLEAN, Comparison, counterparts, digest
+from manas_jax.downstream.pictures import CLEAN, Comparison, counterparts, measure_variants
 from manas_jax.downstream.segmenters import OnnxSegmenter, Recipe, Segment, read_mask
 from manas_jax.errors import UserError
-from manas_jax.files import first_few
+from manas_jax.files import first_few, sha256
 
 _STRETCH = Input(resize="stretch")
 
@@ -95,8 +94,8 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
 
 def _check_apart(train: Sequence[pathlib.Path], clean: Sequence[pathlib.Path]) -> None:
     """Raises UserError if a picture would be both trained on and measured on."""
-    known = {digest(path) for path in train}
-    if both := [path.name for path in clean if digest(path) in known]:
+    known = {sha256(path) for path in train}
+    if both := [path.name for path in clean if sha256(path) in known]:
         raise UserError(f"{first_few(both)}: in --train and in --clean; measure on other pictures")
 
 
@@ -108,7 +107,7 @@ def run(options: argparse.Namespace, prepared: Prepared, compared: Comparison) -
     """
     count, segment, origin = len(prepared.classes), prepared.onnx, None
     if segment:
-        origin = {"file": pathlib.Path(options.segmenter).name, "sha256": digest(options.segmenter)}
+        origin = {"file": pathlib.Path(options.segmenter).name, "sha256": sha256(options.segmenter)}
     else:
         recipe = Recipe(steps=options.steps)
         segment, name = segmenters.trained(options.train, count, recipe)
@@ -149,19 +148,15 @@ def _segment(
     classes: int,
 ) -> dict[str, list[np.ndarray]]:
     """Confusion matrices of all pictures of every variant; draws masks if that was asked for."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in compared.variants}
-    for number, path in enumerate(tqdm(compared.clean, kind, disable=None)):
-        panels = {}
-        for name, picture in compared.pictures(kind, number):
-            mask = segment(picture)
-            found[name].append(confusion(truth[number], mask, classes))
-            if options.pictures:
-                panels[name] = overlays.draw_mask(picture, mask, classes)
-        if options.pictures:
-            panels["truth"] = overlays.draw_mask(images.read(path), truth[number], classes)
-            target = os.path.join(options.pictures, kind, f"{path.stem}.png")
-            images.write_png(target, overlays.side_by_side(panels))
-    return found
+    return measure_variants(
+        compared,
+        kind,
+        segment,
+        lambda picture, mask: overlays.draw_mask(picture, mask, classes),
+        truth=("truth", truth),
+        folder=options.pictures,
+        keep=lambda mask, number: confusion(truth[number], mask, classes),
+    )
 
 
 def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from manas_jax.data import images
 from manas_jax.downstream.onnx_model import Input, OnnxModel
-from manas_jax.downstream.pictures import counterparts, digest, picture_files
+from manas_jax.downstream.pictures import counterparts, picture_files
 from manas_jax.errors import UserError
-from manas_jax.files import output_file
+from manas_jax.files import output_file, sha256
 from manas_jax.runtime import compilation
 from manas_jax.workdir.weights import flatten, read_safetensors, unflatten
 
@@ -148,7 +148,7 @@ def trained(folder: str | os.PathLike, classes: int, recipe: Recipe) -> tuple[Se
       UserError: pictures or masks are missing, or the cache cannot be written.
     """
     pictures, masks = training_files(folder)
-    contents = [digest(path) for path in (*pictures, *masks)]
+    contents = [sha256(path) for path in (*pictures, *masks)]
     key = json.dumps([dataclasses.asdict(recipe), classes, contents])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     try:

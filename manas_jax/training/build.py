@@ -108,7 +108,7 @@ def batches(
     Each role has its own seed, and another one after each rollback.
     """
     options = config[stage]
-    check_batches(config, scenes, stage, mesh)
+    _check_sharding(options, stage, mesh)
     entropy = [config.seed, role, *([rollbacks] if rollbacks else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
     return Batches(
@@ -129,8 +129,7 @@ def check_batches(config: ConfigDict, scenes: Sequence[Scene], stage: str, mesh:
       UserError: they cannot; see `Batches`, or the devices cannot share them.
     """
     options = config[stage]
-    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
-    sharding.check_height(f"{stage}.crop", options.crop, mesh)
+    _check_sharding(options, stage, mesh)
     pipeline.check(
         scenes,
         config.data,
@@ -138,6 +137,11 @@ def check_batches(config: ConfigDict, scenes: Sequence[Scene], stage: str, mesh:
         crop=options.crop,
         process_count=jax.process_count(),
     )
+
+
+def _check_sharding(options: ConfigDict, stage: str, mesh: Mesh) -> None:
+    sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
+    sharding.check_height(f"{stage}.crop", options.crop, mesh)
 
 
 def batch_shapes(config: ConfigDict, options: ConfigDict, mesh: Mesh) -> dict[str, Any]:

@@ -6,7 +6,6 @@ their files, and digests of the files that keys name: these may move, but not ch
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from manas_jax.config import default
 from manas_jax.data.scene import Scene, length
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, reading
-from manas_jax.files import first_few, write_json
+from manas_jax.files import first_few, sha256, write_json
 
 FILE_KEYS = ("train.genotype", "train.weights")
 """Keys that name a file, which is identified by its content."""
@@ -143,7 +142,7 @@ def _digests(config: ConfigDict) -> dict[str, str]:
     for key, name in named.items():
         if name:
             with reading(f"{key}={name}", "file"):
-                digests[key] = hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest()
+                digests[key] = sha256(name)
     return digests
 
 

@@ -200,10 +200,6 @@ def _change_nothing(_):
         (_change_nothing, {"steps": 0}, "--steps 0"),
     ],
 )
-def test_bad_input_is_one_line(squares, capsys, spoil, changes, words):
+def test_bad_input_is_one_line(squares, refused, spoil, changes, words):
     spoil(squares)
-    assert main(arguments(squares, **changes)) == 1
-    written = capsys.readouterr()
-    assert written.err.startswith("error: ") and written.err.count("\n") == 1
-    assert words in written.err and not written.out
-    assert not (squares / "result.json").exists()
+    refused(main(arguments(squares, **changes)), words)
