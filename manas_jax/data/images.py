@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
 from manas_jax.files import has_suffix, output_file
 
 SUFFIXES = frozenset(
@@ -127,9 +127,9 @@ def opened(source: str | os.PathLike | io.BytesIO, name: object) -> Iterator[Ima
                 "with an unusual kind of samples; convert it to PNG with 8 or 16 bits"
             ) from None
         except Exception as error:  # of any type, as formats and their metadata have many parsers
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{name}: cannot be read as an image ({reason}); copy it again or remove it"
+                f"{name}: cannot be read as an image ({one_line(error)}); copy it again or remove "
+                "it"
             ) from error
 
 

@@ -40,7 +40,7 @@ import numpy as np
 from PIL import Image
 
 from manas_jax.data import images
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
 from manas_jax.files import has_suffix, output_file
 from manas_jax.inference.image_files import bmp, decode, gif, jpeg, png, ppm, tiff, webp
 from manas_jax.inference.image_files.pixels import Page, rgb, with_rgb
@@ -149,9 +149,8 @@ def write(
     except MemoryError:
         raise
     except Exception as error:  # of any type, as formats and their metadata have many encoders
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{file.name}: cannot be stored as {file.format} ({reason}); convert it first"
+            f"{file.name}: cannot be stored as {file.format} ({one_line(error)}); convert it first"
         ) from error
     if hasattr(target, "write"):
         target.write(content)
