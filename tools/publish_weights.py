@@ -1,12 +1,13 @@
 """Puts the weights of a finished training into the package and scores them.
 
-python -m tools.publish_weights WORKDIR NAME --root DIR [--held_out DIR] [--earlier WORKDIR...]
-    [--self_ensemble]
+python -m tools.publish_weights WORKDIR NAME --root DIR [--held_out DIR]
+    [--earlier WORKDIR|RECORD...] [--self_ensemble]
 
 Copies WORKDIR/weights.safetensors to `manas_jax/inference/pretrained/NAME.safetensors` and scores
 it with `Derainer` on the test pairs of `--root` (for its layout see configs/rain100l.py), and
 dataset by dataset on the pairs of `--held_out` (as `tools.join_datasets` writes them). `--earlier`
-names the trainings whose weights this one started from, the first one first. Writes
+names the trainings whose weights this one started from, the first one first: workdirs, or the JSON
+record of weights published before, which lists their trainings. Writes
 `results/pretrained/NAME.json`, which includes the validation curves of the trainings, and NAME.svg,
 a drawing of the network.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -122,6 +124,14 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def earlier_trainings(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The training logs of a workdir, or of a published record, the first training first."""
+    if path.suffix != ".json":
+        return [training_log(path)]
+    record = json.loads(path.read_text())
+    return [*record["earlier_trainings"], record["training"]]
+
+
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -148,6 +158,7 @@ def main() -> None:
     origin = {**derainer.provenance, "scores": scores}
     save_weights(PRETRAINED / f"{options.name}.safetensors", derainer.variables, genotype, origin)
     (FOLDER / f"{options.name}.svg").write_text(draw_genotype(genotype))
+    trainings = itertools.chain.from_iterable(map(earlier_trainings, options.earlier))
     record = {
         "provenance": provenance.describe(),
         "weights": derainer.provenance,
@@ -155,7 +166,7 @@ def main() -> None:
         "pool_cell": derainer.network.pool_cell,
         "evaluate": scored,
         "training": training_log(options.workdir),
-        "earlier_trainings": list(map(training_log, options.earlier)),
+        "earlier_trainings": list(trainings),
         "held_out": held_out,
     }
     write_json(FOLDER / f"{options.name}.json", record)
