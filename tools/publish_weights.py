@@ -156,6 +156,11 @@ def main() -> None:
     before, after = (scored["mean"][kind]["y_psnr"] for kind in ("input", "output"))
     scores = f"{before:.2f} -> {after:.2f} dB on {len(scored['images'])} test pairs"
     origin = {**derainer.provenance, "scores": scores}
+    if held_out:
+        origin["held_out"] = ", ".join(
+            f"{dataset} {means['input']['y_psnr']:.2f} -> {means['output']['y_psnr']:.2f} dB"
+            for dataset, means in held_out.items()
+        )
     save_weights(PRETRAINED / f"{options.name}.safetensors", derainer.variables, genotype, origin)
     (FOLDER / f"{options.name}.svg").write_text(draw_genotype(genotype))
     trainings = itertools.chain.from_iterable(map(earlier_trainings, options.earlier))

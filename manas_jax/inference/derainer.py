@@ -21,7 +21,7 @@ from PIL import Image
 
 from manas_jax import ops
 from manas_jax.errors import UserError
-from manas_jax.inference import pretrained
+from manas_jax.inference import hub, pretrained
 from manas_jax.inference.fold_batch_norm import fold, folded_network
 from manas_jax.inference.program_cache import ProgramCache, geometric_sides
 from manas_jax.inference.tiling import TileGrid
@@ -126,7 +126,8 @@ class Derainer:
         """Opens weights that come with the package, or a weights file.
 
         Args:
-          name: one of `list_pretrained()`, or a file that `manas_jax.workdir.weights` wrote.
+          name: one of `list_pretrained()`, a file that `manas_jax.workdir.weights` wrote, a folder
+            of `save_pretrained`, or `hf://OWNER/NAME` on the Hugging Face Hub.
           tile: side in pixels of the tiles that larger pictures are cut into; None for what fits
             into memory.
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
@@ -140,6 +141,30 @@ class Derainer:
             pool_cell = math.lcm(pool_cell, genotype.space.multiple)
         network = Network(genotype.space, genotype, pool_cell=pool_cell)
         return cls(network, variables, provenance, tile)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes weights, genotype and model card into a folder, for `from_pretrained`.
+
+        Raises:
+          UserError: a file cannot be written.
+        """
+        hub.save(folder, self.variables, self.network.genotype, self.provenance)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Uploads weights, genotype and model card to the Hugging Face Hub.
+
+        Args:
+          repository: `OWNER/NAME`; created if there is none.
+          private: whether a new repository is private.
+
+        Returns:
+          The web address of the commit.
+
+        Raises:
+          UserError: the extra `hub` or the right to write is missing, or there is no connection.
+        """
+        genotype = self.network.genotype
+        return hub.push(repository, self.variables, genotype, self.provenance, private)
 
     def __call__(self, picture: Pixels, *, self_ensemble: bool = False) -> Pixels:
         """Removes rain.

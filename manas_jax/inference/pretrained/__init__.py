@@ -9,6 +9,7 @@ import pathlib
 import re
 
 from manas_jax.errors import UserError
+from manas_jax.inference import hub
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -19,13 +20,23 @@ def list_pretrained() -> list[str]:
 
 
 def find(name: str | os.PathLike) -> pathlib.Path:
-    """The file of pretrained weights called `name`, or else the file at that path.
+    """The file of the weights called `name`.
+
+    Args:
+      name: one of `list_pretrained()`, a file, a folder that `hub.save` wrote, or an address of
+        the Hugging Face Hub, `hf://OWNER/NAME`.
 
     Raises:
-      UserError: there is neither.
+      UserError: there is no such file, or the Hub refuses.
     """
+    if str(name).startswith(hub.SCHEME):
+        return hub.download(str(name))
     known = list_pretrained()
     file = FOLDER / f"{name}.safetensors" if str(name) in known else pathlib.Path(name)
+    if file.is_dir():
+        file /= hub.WEIGHTS
+        if not file.exists():
+            raise UserError(f"weights {name}: this folder holds no {hub.WEIGHTS}")
     if not file.exists():
         raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
     return file
