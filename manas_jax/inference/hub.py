@@ -13,12 +13,15 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from manas_jax import cost
 from manas_jax.errors import UserError, check_extra, one_line
 from manas_jax.files import output_file
 from manas_jax.space import Genotype
-from manas_jax.workdir.weights import Variables, save_weights
+
+if TYPE_CHECKING:
+    from manas_jax.workdir.weights import Variables
 
 SCHEME = "hf://"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -68,6 +71,8 @@ def save(
     Raises:
       UserError: a file cannot be written.
     """
+    from manas_jax.workdir.weights import save_weights  # loads JAX, which names do not need
+
     folder = pathlib.Path(folder)
     with output_file(folder / WEIGHTS) as file:
         save_weights(file, variables, genotype, provenance)
