@@ -20,6 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from manas_jax.buckets import check_local
 from manas_jax.errors import UserError, check_extra, disk_error, one_line
 from manas_jax.runtime import compilation, distributed, log, malloc, signals
 
@@ -74,6 +75,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         sys.exit(f"error: unknown config key {hint}; see manas_jax/config.py for all of them")
     if _WORKDIR.value == "":
         sys.exit("error: --workdir= is empty: name a folder")
+    try:
+        check_local(_WORKDIR.value)
+    except UserError as error:
+        sys.exit(f"error: --workdir={error}")
     return rest
 
 

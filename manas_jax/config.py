@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from manas_jax import cost
+from manas_jax import buckets, cost
 from manas_jax.data import catalog
 from manas_jax.errors import UserError, short_repr
 from manas_jax.space import SearchSpace
@@ -117,6 +117,7 @@ def _at_least(least: int) -> _Range:
 
 # Of the type of the default; files and names are checked where they are used.
 _ANY = _Range("any value", lambda _: True)
+_LOCAL = _Range("a local path", lambda value: not buckets.scheme(value))
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
 _POSITIVE = _Range("more than 0", lambda value: value > 0)
 _SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
@@ -147,7 +148,7 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "objectives.complexity_size": ((320, 480), _TWO_SIZES),  # pixels at which MACs are counted
 
     "data.source": ("folder", _one_of("folder", "photographs", "tfds", *catalog.DATASETS)),
-    "data.root": ("", _ANY),  # the folder; for tfds its data_dir
+    "data.root": ("", _LOCAL),  # the folder; for tfds its data_dir
     "data.tfds_name": ("", _ANY),
     "data.versions": (3, _at_least(1)),  # K, rainy versions of a scene in a batch
     "data.real": (1.0, _NOT_NEGATIVE),  # relative frequency of each kind of rain
@@ -160,7 +161,7 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "data.architecture_share": (0.5, _SHARE),  # of the other training scenes
     "data.split_seed": (0, _at_least(0)),
     "data.cache_gib": (1.0, _NOT_NEGATIVE),  # decoded images are cached in memory up to this size
-    "data.cache_dir": ("", _ANY),  # larger ones on disk, in this folder; "" decodes them each time
+    "data.cache_dir": ("", _LOCAL),  # larger ones on disk, in this folder; "": decoded each time
     "data.limit": (0, _at_least(0)),  # use this many training scenes; 0 = all
 
     "search.hypergradient": ("first_order", _one_of(*HYPERGRADIENTS)),
@@ -187,9 +188,9 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.checkpoint_every": (1000, _at_least(1)),  # steps; also when validation is scored
     "search.validation_crop": (128, _at_least(16)),  # pixels, centre of each validation image
 
-    "train.genotype": ("", _ANY),  # file; "" = what the search found in this workdir
+    "train.genotype": ("", _LOCAL),  # file; "" = what the search found in this workdir
     "train.inherit": (False, _ANY),  # start from the supernet's weights
-    "train.weights": ("", _ANY),  # or from those in this file, with the genotype in it
+    "train.weights": ("", _LOCAL),  # or from those in this file, with the genotype in it
     "train.steps": (100_000, _at_least(1)),
     "train.scenes": (32, _at_least(1)),
     "train.crop": (64, _at_least(8)),

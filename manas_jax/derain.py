@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from manas_jax import metrics
+from manas_jax.buckets import check_local_options
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, video
@@ -155,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    check_local_options(options)
     planned = plan(options.inputs, options.out, compare=options.compare)
     jobs = [job for job in planned.jobs if options.overwrite or not _exists(job)]
     if not jobs and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):

@@ -23,6 +23,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics
+from manas_jax.buckets import check_local_options
 from manas_jax.data import images, pairing
 from manas_jax.data.evaluation import evaluation_pairs
 from manas_jax.data.scene import Scene
@@ -227,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     log.escape_stdout()
     try:
+        check_local_options(options)
         if options.json and not os.access(os.path.dirname(options.json) or ".", os.W_OK):
             raise UserError(f"--json={options.json} cannot be written: give a file in a folder")
         scores = score_folders(options.restored, options.clean)

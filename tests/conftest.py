@@ -111,10 +111,10 @@ def make_pictures():
 def run_command():
     """Runs `python -m manas_jax.main` as a user does; gives the finished process."""
 
-    def run(*arguments, **environment):
+    def run(*arguments, module="manas_jax.main", cwd=ROOT, **environment):
         return subprocess.run(
-            [sys.executable, "-m", "manas_jax.main", *map(str, arguments)],
-            cwd=ROOT,
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=cwd,
             env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", **environment},
             capture_output=True,
             text=True,

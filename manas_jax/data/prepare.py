@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from manas_jax.buckets import check_local_options
 from manas_jax.data import catalog, duplicates, finder
 from manas_jax.data.duplicates import Fingerprint
 from manas_jax.data.scene import Scene, read
@@ -208,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     log.escape_stdout()
     try:
+        check_local_options(args)
         check_extra("train", "tensorflow", "tensorflow_datasets")
         if not args.root:
             print(describe(args.name))

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from manas_jax.buckets import check_local_options
 from manas_jax.downstream import detection, pictures, segmentation
 from manas_jax.errors import UserError, one_line
 from manas_jax.files import write_json
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.escape_stdout()
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
+        check_local_options(options)
         with signals.unwinding():
             _run(options)
     except UserError as error:

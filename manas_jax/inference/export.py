@@ -45,6 +45,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError, install
 from manas_jax.inference.derainer import Derainer, multiple
 from manas_jax.inference.fold_batch_norm import fold, folded_network
@@ -375,6 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parser.parse_args(arguments)
     try:
+        check_local_options(args)
         if args.size and not FORMATS[args.format].sized:
             raise UserError(f"--size: a {args.format} export takes any size; omit --size")
         targets = _targets(args.out, args.size or [DEFAULT_SIZE])

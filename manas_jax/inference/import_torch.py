@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from manas_jax import __version__
+from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive
@@ -584,6 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="list dropped tensors")
     args = parser.parse_args(arguments)
     try:
+        check_local_options(args)
         _check_new(args.out)
         imported = import_file(args.checkpoint, args.genotype)
         write(imported, args.out, _provenance(args.checkpoint))

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError
 from manas_jax.report import page
 
@@ -21,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="folder that a run has written to"
     )
+    options = parser.parse_args(arguments)
     try:
-        print(page.write(parser.parse_args(arguments).workdir))
+        check_local_options(options)
+        print(page.write(options.workdir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
