@@ -176,7 +176,7 @@ def unsupported(image: Image.Image) -> str | None:
         return "Lab colours; convert it to RGB"
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         return "CMYK without the marker that says whether 0 is white; convert it to RGB"
-    return _unsupported_tiff(image.tag_v2) if image.format == "TIFF" else None
+    return _unsupported_tiff(image) if image.format == "TIFF" else None
 
 
 def is_16_bit_white_is_zero(image: Image.Image) -> bool:
@@ -188,7 +188,8 @@ def is_16_bit_white_is_zero(image: Image.Image) -> bool:
     )
 
 
-def _unsupported_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str | None:
+def _unsupported_tiff(image: TiffImagePlugin.TiffImageFile) -> str | None:
+    tags = image.tag_v2
     bits, photometric = set(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC, _WHITE_IS_ZERO)
     uncompressed = tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
     plain = bits == {8} and photometric != _WHITE_IS_ZERO and tags.get(_FILL_ORDER, 1) == 1
@@ -201,6 +202,8 @@ def _unsupported_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2) -> str | None
         return "channels in separate planes; interleave them"
     if photometric == _YCBCR and uncompressed and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1):
         return "subsampled colours without compression; convert it to RGB"
+    if photometric == _YCBCR and uncompressed and image.mode != "YCbCr":  # as Pillow 12 has it
+        return "colours as YCbCr without compression; convert it to RGB"
     if photometric == _PALETTE and max(tags.get(_COLOUR_MAP, (0,))) in range(1, 256):
         return "a palette of 8 bits, where TIFF has 16; convert it to RGB"
     return None

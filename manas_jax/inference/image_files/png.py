@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from manas_jax.inference.image_files import encoders, previews
@@ -58,40 +59,64 @@ def encode(content: bytes, pages: Sequence[Page]) -> bytes:
         encoded = encoders.with_ffmpeg(
             "png", _PIXEL_FORMATS[first.mode], samples, {"pred": "mixed"}
         )
+    elif first.mode == "L" and first.storage["bits"] < 8:
+        encoded = _grey_of_few_bits(first)
     else:
-        bits = min(first.storage["bits"], 8)  # Pillow reads it for greyscale and palettes only
+        bits = min(first.storage["bits"], 8)  # Pillow reads it for palettes only
         encoded = encoders.with_pillow(encoders.pillow_image(first), "PNG", bits=bits)
-    return _with_pixels(content, encoded, encoders.thumbnail_source(first))
+    return _with_pixels(content, encoded, first)
 
 
-def _with_pixels(source: bytes, encoded: bytes, image: Image.Image) -> bytes:
+def _grey_of_few_bits(page: Page) -> bytes:
+    """Encoded as the indices of a palette: of greys Pillow takes the lowest bits, or writes 8."""
+    bits = page.storage["bits"]
+    step = 255 // (2**bits - 1)
+    samples = stored_samples(page)
+    levels = ((samples.astype(np.uint16) + step // 2) // step).astype(np.uint8)
+    if page.transparent is not None:
+        (key,) = page.transparent
+        levels[(levels == key // step) & (samples != key)] ^= 1
+    image = Image.fromarray(levels)
+    image.putpalette(bytes(3 * 2**bits))
+    indexed = encoders.with_pillow(image, "PNG", bits=bits)
+    (_, header), *rest = _chunks(indexed)
+    header = _chunk(b"IHDR", header[8:_COLOUR_TYPE] + b"\0" + header[_COLOUR_TYPE + 1 : -4])
+    return b"".join([_SIGNATURE, header, *(chunk for _, chunk in rest)])
+
+
+def _with_pixels(source: bytes, encoded: bytes, first: Page) -> bytes:
     """`source` with the pixel chunks of `encoded`; its other chunks stay where they are.
 
     Args:
       source: a file.
       encoded: a file.
-      image: what a thumbnail in EXIF is made from.
+      first: the first frame, of which the palette and a thumbnail in EXIF are made.
     """
     new = [chunk for chunk in _chunks(encoded) if chunk[0] in _PIXEL_CHUNKS]
     transparency = [chunk for kind, chunk in _chunks(encoded) if kind == b"tRNS"]
     old = list(_chunks(source))
     same_type = old[0][1][_COLOUR_TYPE] == new[0][1][_COLOUR_TYPE]
     pixels = [chunk for kind, chunk in new if kind not in (b"IHDR", b"PLTE", b"IEND")]
+    image = encoders.thumbnail_source(first)
     result = []
     for kind, chunk in old:
-        if kind in (b"IHDR", b"PLTE"):
-            result += [chunk for name, chunk in new if name == kind]
+        if kind == b"IHDR":
+            result.append(new[0][1])
+        elif kind == b"PLTE" and first.mode == "P":
+            result.append(_chunk(b"PLTE", first.palette[:, :3].tobytes()))
         elif kind == b"IDAT":
             result += ([] if same_type else transparency) + pixels
             pixels, transparency = [], []
         elif kind not in _PIXEL_CHUNKS and (same_type or kind not in _COLOUR_TYPE_CHUNKS):
-            result.append(_exif_chunk(chunk, image) if kind == b"eXIf" else chunk)
+            if kind == b"eXIf":
+                chunk = _chunk(kind, previews.in_exif(chunk[8:-4], image))
+            result.append(chunk)
     return b"".join([_SIGNATURE, *result, new[-1][1]])
 
 
-def _exif_chunk(chunk: bytes, image: Image.Image) -> bytes:
-    named = b"eXIf" + previews.in_exif(chunk[8:-4], image)
-    return struct.pack(">L", len(named) - 4) + named + struct.pack(">L", zlib.crc32(named))
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", checksum)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
