@@ -30,6 +30,10 @@ def check_local(*paths: Any) -> None:
 
 
 def check_local_options(options: argparse.Namespace) -> None:
-    """`check_local` of all options of a command, of those in lists as well."""
-    for value in vars(options).values():
-        check_local(*(value if isinstance(value, list) else [value]))
+    """`check_local` of all options of a command, of those in lists as well.
+
+    `weights` are left to `manas_jax.inference.pretrained.find`, which knows other addresses.
+    """
+    for name, value in vars(options).items():
+        if name != "weights":
+            check_local(*(value if isinstance(value, list) else [value]))

@@ -8,6 +8,7 @@ import pytest
 
 from manas_jax import buckets, config
 from manas_jax.errors import UserError
+from manas_jax.inference import pretrained
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,6 @@ def test_scheme(path, scheme):
     [
         ("manas_jax.derain", ["s3://b/rain.png", "-o", "out"]),
         ("manas_jax.derain", ["rain.png", "-o", "s3://b/out"]),
-        ("manas_jax.derain", ["rain.png", "-o", "out", "--weights", "s3://b/w.safetensors"]),
         ("manas_jax.evaluate", ["--restored", "a", "--clean", "b", "--json", "s3://b/x.json"]),
         ("manas_jax.report.__main__", ["--workdir", "s3://b/run"]),
         ("manas_jax.data.prepare", ["rain100l", "--root", "s3://b/Rain100L"]),
@@ -52,6 +52,11 @@ def test_command_refuses_a_scheme_in_one_line(tmp_path, monkeypatch, capsys, com
     assert written.err.startswith("error: s3:/") and written.err.count("\n") == 1
     assert "s3:// is not supported" in written.err and not written.out
     assert os.listdir() == []
+
+
+def test_weights_with_a_scheme_other_than_the_hubs_are_refused():
+    with pytest.raises(UserError, match="s3://b/w.safetensors: s3:// is not supported"):
+        pretrained.find("s3://b/w.safetensors")
 
 
 @pytest.mark.parametrize("module", ["manas_jax.main", "manas_jax.study"])

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 
+from manas_jax.buckets import check_local
 from manas_jax.errors import UserError
 from manas_jax.inference import hub
 
@@ -27,10 +28,11 @@ def find(name: str | os.PathLike) -> pathlib.Path:
         the Hugging Face Hub, `hf://OWNER/NAME`.
 
     Raises:
-      UserError: there is no such file, or the Hub refuses.
+      UserError: there is no such file, the path has another scheme, or the Hub refuses.
     """
     if str(name).startswith(hub.SCHEME):
         return hub.download(str(name))
+    check_local(name)
     known = list_pretrained()
     file = FOLDER / f"{name}.safetensors" if str(name) in known else pathlib.Path(name)
     if file.is_dir():
