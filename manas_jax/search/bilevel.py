@@ -9,10 +9,10 @@ v = xi (du/dg)^T grad_w' L_val(w', a), the chain rule gives the hypergradient
 
     grad_a L_val(w', a) + d/da <grad_w L_train(w, a), v>
 
-first_order:        xi = 0, the first term at w.
-finite_difference:  the second term as the central difference of grad_a L_train at w +- eps v,
-                    eps = epsilon / ||v|| (DARTS, equation 8).
-exact:              the second term as the forward derivative of grad_a L_train along v.
+- first_order: xi = 0, the first term at w.
+- finite_difference: the second term as the central difference of grad_a L_train at w +- eps v,
+  eps = epsilon / ||v|| (DARTS, equation 8).
+- exact: the second term as the forward derivative of grad_a L_train along v.
 
 The functions here are pure and know nothing of networks: a `BilevelProblem` gives them the losses'
 gradients as functions.
