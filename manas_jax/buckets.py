@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import urllib.parse
+import urllib.request
 from typing import Any
 
 from manas_jax.errors import UserError
@@ -16,6 +18,22 @@ def scheme(path: Any) -> str:
     """The scheme that a path begins with, in lower case; '' for a local path and for no path."""
     match = _SCHEME.match(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else None
     return match[1].lower() if match else ""
+
+
+def local_path(path: str | os.PathLike) -> str:
+    """The path that a `file://` URL names, or the local path that is given.
+
+    Raises:
+      UserError: it has another scheme, or names another machine.
+    """
+    path = os.fspath(path)
+    if scheme(path) != "file":
+        check_local(path)
+        return path
+    parts = urllib.parse.urlsplit(path)
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(f"{path}: a file of another machine: give a local path")
+    return urllib.request.url2pathname(parts.path)
 
 
 def check_local(*paths: Any) -> None:

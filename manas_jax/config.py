@@ -190,7 +190,7 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
 
     "train.genotype": ("", _LOCAL),  # file; "" = what the search found in this workdir
     "train.inherit": (False, _ANY),  # start from the supernet's weights
-    "train.weights": ("", _LOCAL),  # or from those in this file, with the genotype in it
+    "train.weights": ("", _LOCAL),  # or from those of this name or file, with its genotype
     "train.steps": (100_000, _at_least(1)),
     "train.scenes": (32, _at_least(1)),
     "train.crop": (64, _at_least(8)),

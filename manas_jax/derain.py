@@ -4,8 +4,9 @@ python -m manas_jax.derain INPUT... -o OUT
 
 INPUT is an image, a video, a folder with everything below it, or - for an image on standard
 input. OUT is a folder, for a single file the file to write, or - for standard output. Only pixel
-values change: images keep format, size, bit depth, transparency and metadata, videos audio and
-frame rate. Existing outputs are skipped, so the same command resumes an interrupted one.
+values change: images keep size, bit depth, transparency and metadata, and their format unless OUT
+or --format names another one; videos keep audio and frame rate. Existing outputs are skipped, so
+the same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -13,25 +14,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import itertools
 import logging
 import os
 import pathlib
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from manas_jax import metrics
+from manas_jax import files, metrics
 from manas_jax.buckets import check_local_options
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, video
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.pretrained import describe, list_pretrained
-from manas_jax.runtime import compilation, malloc, signals
+from manas_jax.runtime import compilation, devices, malloc, signals
 
 STREAM = "-"
 DEFAULT_WEIGHTS = "general"
@@ -48,11 +52,13 @@ class Job:
       source: file to read, or None for standard input.
       target: file to write, or None for standard output.
       compare: whether to write an image of before and after as well.
+      format: Pillow's name of the format to write an image in; None for that of the input.
     """
 
     source: pathlib.Path | None
     target: pathlib.Path | None
     compare: bool = False
+    format: str | None = None
 
     def __str__(self) -> str:
         return "standard input" if self.source is None else str(self.source)
@@ -61,6 +67,11 @@ class Job:
     def is_video(self) -> bool:
         """Whether the input has the suffix of a video."""
         return self.source is not None and video.is_video(self.source)
+
+    @property
+    def targets(self) -> list[pathlib.Path]:
+        """The files that are written."""
+        return [path for path in (self.target, self.comparison) if path]
 
     @property
     def comparison(self) -> pathlib.Path | None:
@@ -77,24 +88,66 @@ class Plan:
     Attributes:
       jobs: one per file, in the order of the inputs.
       problems: folders that cannot be read, one line each.
-      others: files in the folders that are neither images nor videos, or hidden: their suffixes.
+      others: files in the folders that are neither images nor videos, or hidden.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
-    others: list[str] = dataclasses.field(default_factory=list)
+    others: list[pathlib.Path] = dataclasses.field(default_factory=list)
 
 
-def plan(inputs: Sequence[str], out: str, *, compare: bool = False) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Where outputs go, and their names and formats.
+
+    Attributes:
+      out: a path or '-'.
+      suffix: what the names of files in a folder get before the last dot.
+      format: of images, by a suffix such as '.png'; None for that of OUT or of the input.
+      compare: see `Job`.
+    """
+
+    out: str
+    suffix: str = ""
+    format: str | None = None
+    compare: bool = False
+
+    def job(self, source: pathlib.Path | None, target: pathlib.Path | None) -> Job:
+        """The job that writes a file of this name, in the format that the name stands for.
+
+        Raises:
+          UserError: the name stands for another format than `format`.
+        """
+        wanted = self.format and image_files.format_of(self.format)
+        named = target and image_files.format_of(target)
+        if wanted and named not in (wanted, None):
+            raise UserError(f"{target}: its suffix is not that of --format {self.format[1:]}")
+        if source and target and source.suffix == target.suffix:  # also where that is wrong
+            named = None
+        return Job(source, target, self.compare, wanted or named)
+
+    def in_folder(self, source: pathlib.Path, place: pathlib.Path) -> Job:
+        """The job that writes a file into a folder, under a name made of its own."""
+        ending, wanted = source.suffix, self.format and image_files.format_of(self.format)
+        if wanted and not video.is_video(source) and image_files.format_of(source) != wanted:
+            ending = self.format
+        return self.job(source, place / f"{source.stem}{self.suffix}{ending}")
+
+    def is_earlier(self, file: pathlib.Path) -> bool:
+        """Whether a file has the name of an output."""
+        return bool(self.suffix) and file.stem.endswith(self.suffix)
+
+
+def plan(inputs: Sequence[str], outputs: Outputs) -> Plan:
     """Finds the files to de-rain and names their outputs; writes nothing.
 
     Files keep their path below their folder; with several inputs each folder gets one of its name
-    in OUT. Links to folders are not followed, and OUT is skipped where it is below an input.
+    in OUT. Links to folders are not followed, and OUT is skipped where it is below an input; so are
+    files in folders whose names end in `outputs.suffix`.
 
     Args:
       inputs: paths, or '-' alone.
-      out: a path or '-'.
-      compare: see `Job`.
+      outputs: where they go.
 
     Raises:
       UserError: an input is missing or of unknown kind, a folder holds nothing to de-rain, an
@@ -103,17 +156,33 @@ def plan(inputs: Sequence[str], out: str, *, compare: bool = False) -> Plan:
     planned, several = Plan(), len(inputs) > 1
     for name in inputs:
         if name == STREAM:
-            planned.jobs.append(Job(None, _stream_target(out, several), compare))
+            planned.jobs.append(outputs.job(None, _stream_target(outputs.out, several)))
         elif os.path.isdir(name):
-            _add_folder(planned, pathlib.Path(name), out, several, compare)
+            _add_folder(planned, pathlib.Path(name), outputs, several)
         else:
-            job = Job(pathlib.Path(name), _file_target(name, out, several), compare)
-            planned.jobs.append(job)
+            planned.jobs.append(_file_job(name, outputs, several))
     _check_targets(planned.jobs)
     return planned
 
 
-def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+      job: the job.
+      seconds: that it took.
+      size: width and height of its upright frames, if it was de-rained.
+      problem: why it failed, in one line.
+    """
+
+    job: Job
+    seconds: float
+    size: tuple[int, int] | None = None
+    problem: str | None = None
+
+
+def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> Iterator[Outcome]:
     """Runs jobs in turn; one that fails writes nothing and does not stop the others.
 
     Args:
@@ -121,20 +190,20 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> list
       restore: removes rain from the frames of images and batches of frames of videos.
       progress: whether to show a progress bar on a terminal.
 
-    Returns:
-      Errors, one line each.
+    Yields:
+      What became of each.
     """
-    problems = []
     with tqdm(total=len(jobs), unit="file", disable=None if progress else True) as bar:
         for job in jobs:
             bar.set_postfix_str(_printable(job.source.name if job.source else ""), refresh=True)
+            start, size, problem = time.monotonic(), None, None
             try:
-                _derain(job, restore, bar)
+                size = _derain(job, restore, bar)
             except Exception as error:  # one file may not stop the others
-                problems.append(_error_line(job, error))
-                tqdm.write(problems[-1], file=sys.stderr)
+                problem = _error_line(job, error)
+                tqdm.write(problem, file=sys.stderr)
             bar.update()
-    return problems
+            yield Outcome(job, time.monotonic() - start, size, problem)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,33 +226,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     check_local_options(options)
-    planned = plan(options.inputs, options.out, compare=options.compare)
+    outputs = Outputs(options.out, options.suffix, options.format, options.compare)
+    planned = plan(options.inputs, outputs)
     jobs = [job for job in planned.jobs if options.overwrite or not _exists(job)]
     if not jobs and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):
         raise UserError(f"{planned.jobs[0].target} exists; --overwrite replaces it")
-    obstacles = {job: _obstacle(job) for job in jobs}
-    jobs = [job for job in jobs if not obstacles[job]]
+    obstacles = {job: _obstacle(job.targets) for job in jobs}
+    if options.json:
+        _check_report(pathlib.Path(options.json), planned.jobs)
     # Files share a line where it is their folder that cannot be written.
     problems = [*planned.problems, *dict.fromkeys(filter(None, obstacles.values()))]
     problems = [_printable(line) for line in problems]
     for line in problems:
         print(line, file=sys.stderr)
-    failed = len(planned.problems) + len(obstacles) - len(jobs)
-    if jobs:
-        malloc.tune()
-        derainer = Derainer.from_pretrained(options.weights, tile=options.tile)
-        compilation.use_cache()
-
-        def restore(pixels: np.ndarray) -> np.ndarray:
-            return derainer(pixels, self_ensemble=options.self_ensemble)
-
-        failures = run(jobs, restore, progress=not options.quiet)
-        problems += failures
-        failed += len(failures)
+    outcomes = [Outcome(job, 0.0, problem=line) for job, line in obstacles.items() if line]
+    try:
+        if len(outcomes) < len(jobs):
+            restore = _network(options)
+            free = [job for job in jobs if not obstacles[job]]
+            for outcome in run(free, restore, progress=not options.quiet):
+                outcomes.append(outcome)
+                problems += filter(None, [outcome.problem])
+    finally:
+        if options.json:
+            _write_json(options, planned, outcomes)
     one_line_says_all = problems and len(planned.jobs) == 1 and not planned.problems
     if not options.quiet and not one_line_says_all:
-        print(_summary(planned, len(obstacles), failed), file=sys.stderr)
+        failed = len(planned.problems) + sum(outcome.problem is not None for outcome in outcomes)
+        print(_summary(planned, len(jobs), failed), file=sys.stderr)
     return 1 if problems else 0
+
+
+def _network(options: argparse.Namespace) -> Restore:
+    """Opens the network."""
+    found = devices.find(options.device)
+    malloc.tune()
+    derainer = Derainer.from_pretrained(
+        options.weights, tile=options.tile, devices=found, dtype=options.dtype
+    )
+    compilation.use_cache()
+    return functools.partial(derainer, self_ensemble=options.self_ensemble)
+
+
+def _write_json(options: argparse.Namespace, planned: Plan, outcomes: Sequence[Outcome]) -> None:
+    """Writes what became of each file, in the order of the inputs; files not reached are left out.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    made = {outcome.job: outcome for outcome in outcomes}
+    records = [
+        _record(job, made.get(job), options.weights)
+        for job in planned.jobs
+        if job in made or (not options.overwrite and _exists(job))
+    ]
+    for path in filter(image_files.is_other_image, planned.others):
+        records.append(
+            {"file": str(path), "output": None, "status": "skipped", "seconds": None}
+            | {"size": None, "weights": options.weights, "error": image_files.how_to_read(path)}
+        )
+    try:
+        pathlib.Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(options.json, records)
+    except OSError as error:
+        raise UserError(f"cannot write {options.json}: {error.strerror or error}") from error
+
+
+def _record(job: Job, outcome: Outcome | None, weights: str) -> dict[str, Any]:
+    status = "existing" if outcome is None else "failed" if outcome.problem else "de-rained"
+    return {
+        "file": STREAM if job.source is None else str(job.source),
+        "output": STREAM if job.target is None else str(job.target),
+        "status": status,
+        "seconds": outcome and round(outcome.seconds, 3),
+        "size": outcome and outcome.size,
+        "weights": weights,
+        "error": outcome and outcome.problem,
+    }
 
 
 def _summary(planned: Plan, tried: int, failed: int) -> str:
@@ -196,25 +315,39 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
     """
     done = tried + len(planned.problems) - failed
     existing = len(planned.jobs) - tried
-    suffixes = ", ".join(sorted({suffix or "no suffix" for suffix in planned.others}))
+    unread = list(filter(image_files.is_other_image, planned.others))
+    others = list(itertools.filterfalse(image_files.is_other_image, planned.others))
     counts = {
         f"{done} of {len(planned.jobs)} de-rained": True,
         f"{failed} failed, see above": failed,
         f"{existing} existing skipped (--overwrite replaces them)": existing,
-        f"{len(planned.others)} of other kinds ignored ({_printable(suffixes)})": planned.others,
+        f"{len(unread)} images skipped: {_kinds(unread)}": unread,
+        f"{len(others)} of other kinds ignored ({_kinds(others)})": others,
     }
     return "; ".join(text for text, applies in counts.items() if applies)
 
 
-def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
+def _kinds(paths: Sequence[pathlib.Path]) -> str:
+    """The suffixes of files, and how those can be read that need an extra."""
+    kinds = {_kind(path): image_files.how_to_read(path) for path in paths}
+    texts = (f"{kind} ({hint})" if hint else kind for kind, hint in sorted(kinds.items()))
+    return _printable(", ".join(texts))
+
+
+def _kind(path: pathlib.Path) -> str:
+    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
+
+
+def _derain(job: Job, restore: Restore, bar: tqdm) -> tuple[int, int]:
+    """Width and height of the upright frames."""
     if job.source and not job.source.is_file():  # reading from a pipe would block
         raise UserError(f"{job}: no file, or a link to none")
     if job.is_video:
-        video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
-        return
+        return video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
     with _without_library_messages():
         file = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
-    _check_suffix(job, file.format)
+    if job.format not in (file.format, None):
+        file = image_files.converted(file, job.format)
     restored = [restore(frame) for frame in file.frames]
     if job.target:
         image_files.write(file, restored, job.target, like=job.source)
@@ -226,6 +359,8 @@ def _derain(job: Job, restore: Restore, bar: tqdm) -> None:
     if file.left_out:
         line = f"{job}: warning: written without its {' and '.join(file.left_out)}"
         tqdm.write(_printable(line), file=sys.stderr)
+    height, width = file.frames[0].shape[:2]
+    return width, height
 
 
 @contextlib.contextmanager
@@ -249,15 +384,6 @@ def _write_to_standard_output(file: image_files.ImageFile, restored: Sequence[np
         raise UserError(f"cannot write to standard output ({error.strerror})") from error
 
 
-def _check_suffix(job: Job, format: str) -> None:
-    """Refuses a target with the suffix of another format, unless the input has the same suffix."""
-    if not job.target or (job.source and job.source.suffix == job.target.suffix):
-        return
-    expected = Image.registered_extensions().get(job.target.suffix.lower(), format)
-    if expected != format:
-        raise UserError(f"{job}: is {format} and stays so, but {job.target} is named as {expected}")
-
-
 def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.uint8 else metrics.to_uint8(pixels / np.float32(65535))
 
@@ -279,34 +405,37 @@ def _stream_target(out: str, several: bool) -> pathlib.Path | None:
     return pathlib.Path(out)
 
 
-def _file_target(name: str, out: str, several: bool) -> pathlib.Path | None:
-    source, place = pathlib.Path(name), pathlib.Path(out)
+def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
+    source, place = pathlib.Path(name), pathlib.Path(outputs.out)
     try:
         source.lstat()
     except FileNotFoundError:
         raise UserError(f"{name}: no such file or folder") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    if image_files.is_other_image(source):
+        hint = image_files.how_to_read(source) or "convert it first"
+        raise UserError(f"{name}: images of this kind are not read; {hint}")
     if not _is_known(source):
         raise UserError(f"{name}: has the suffix of neither an image nor a video")
-    if out == STREAM:
+    if outputs.out == STREAM:
         if several or video.is_video(source):
             raise UserError("standard output takes a single image")
-        return None
+        return outputs.job(source, None)
     if several or os.path.isdir(place) or not _is_known(place):
-        return _folder(place) / source.name
+        return outputs.in_folder(source, _folder(place))
+    if outputs.suffix:
+        raise UserError(f"{place} is the output's name: --suffix is for outputs in a folder")
     if video.is_video(source) != video.is_video(place):
-        raise UserError(f"{name} and {out}: images stay images and videos videos")
-    return place
+        raise UserError(f"{name} and {place}: images stay images and videos videos")
+    return outputs.job(source, place)
 
 
-def _add_folder(
-    planned: Plan, folder: pathlib.Path, out: str, several: bool, compare: bool
-) -> None:
-    """Adds everything below a folder except what is below `out`, sorted by name."""
-    if out == STREAM:
+def _add_folder(planned: Plan, folder: pathlib.Path, outputs: Outputs, several: bool) -> None:
+    """Adds everything below a folder except what is below OUT, sorted by name."""
+    if outputs.out == STREAM:
         raise UserError(f"{folder} is a folder: give -o a folder, not standard output")
-    base = _folder(pathlib.Path(out))
+    base = _folder(pathlib.Path(outputs.out))
     skipped = os.path.realpath(base)
     if several:
         base /= os.path.basename(os.path.realpath(folder))
@@ -315,15 +444,23 @@ def _add_folder(
         planned.problems.append(f"{error.filename}: cannot be read ({error.strerror})")
 
     before = len(planned.jobs) + len(planned.problems)
-    for path, folders, files in os.walk(folder, onerror=add_problem):
+    for path, folders, names in os.walk(folder, onerror=add_problem):
         here = pathlib.Path(path)
         folders[:] = sorted(f for f in folders if os.path.realpath(here / f) != skipped)
-        known = [here / file for file in sorted(files) if _is_known(here / file)]
-        planned.jobs += [Job(file, base / file.relative_to(folder), compare) for file in known]
-        others = (here / file for file in files if not _is_known(here / file))
-        planned.others += ["hidden" if f.name.startswith(".") else f.suffix.lower() for f in others]
+        for file in sorted(here / name for name in names):
+            if not _is_known(file):
+                planned.others.append(file)
+            elif not outputs.is_earlier(file):
+                place = base / file.parent.relative_to(folder)
+                planned.jobs.append(outputs.in_folder(file, place))
     if before == len(planned.jobs) + len(planned.problems):
-        raise UserError(f"{folder}: holds no images or videos")
+        raise UserError(f"{folder}: holds no images or videos{_unread(planned.others)}")
+
+
+def _unread(others: Sequence[pathlib.Path]) -> str:
+    """The end of a message on what a folder holds instead of known files."""
+    kinds = _kinds([path for path in others if image_files.is_other_image(path)])
+    return f" of a kind that is read; skipped: {kinds}" if kinds else ""
 
 
 def _folder(place: pathlib.Path) -> pathlib.Path:
@@ -340,9 +477,9 @@ def _exists(job: Job) -> bool:
     return job.target is not None and os.path.lexists(job.target)
 
 
-def _obstacle(job: Job) -> str | None:
+def _obstacle(targets: Sequence[pathlib.Path]) -> str | None:
     """Why an output cannot be written, if that is known beforehand."""
-    for target in filter(None, (job.target, job.comparison)):
+    for target in targets:
         folder = next(folder for folder in target.parents if os.path.lexists(folder))
         if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
             return f"cannot write to the folder {folder}"
@@ -360,13 +497,24 @@ def _check_targets(jobs: Sequence[Job]) -> None:
     sources = {os.path.realpath(job.source) for job in jobs if job.source}
     writers: dict[str, Job] = {}
     for job in jobs:
-        for target in filter(None, (job.target, job.comparison)):
+        for target in job.targets:
             path = os.path.realpath(target)
             if path in sources:
                 raise UserError(f"{target} is an input: give -o another path")
             if path in writers:
                 raise UserError(f"{writers[path]} and {job} would both be written to {target}")
             writers[path] = job
+
+
+def _check_report(file: pathlib.Path, jobs: Sequence[Job]) -> None:
+    """Refuses a report that cannot be written, or would replace an input or an output."""
+    paths = (path for job in jobs for path in (job.source, *job.targets) if path)
+    if os.path.realpath(file) in map(os.path.realpath, paths):
+        raise UserError(f"--json {file} is an input or an output: give another path")
+    if os.path.isdir(file):
+        raise UserError(f"--json {file} is a folder: give a file")
+    if obstacle := _obstacle([file]):
+        raise UserError(f"--json: {obstacle}")
 
 
 def _error_line(job: Job, error: Exception) -> str:
@@ -419,6 +567,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--compare", action="store_true", help="also write before and after side by side"
+    )
+    parser.add_argument(
+        "--format",
+        type=lambda name: f".{name.lower()}",
+        choices=sorted(image_files.SUFFIXES),
+        metavar="KIND",
+        help="write images as png, jpg, webp, tif, ... (default: as OUT is named, else as read)",
+    )
+    parser.add_argument(
+        "--suffix", default="", metavar="TEXT", help="add TEXT to the names of files in a folder"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write what became of each file, also of those that failed"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="KIND",
+        help="cpu, gpu or tpu, or one of several such as gpu:1 (default: all that JAX prefers)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the computation (default: float32); bfloat16 is faster on accelerators",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")

@@ -21,6 +21,7 @@ from manas_jax import app
 from manas_jax.config import STAGES, validate
 from manas_jax.data.splits import Splits
 from manas_jax.evaluate import evaluate
+from manas_jax.inference import pretrained
 from manas_jax.report import page as report
 from manas_jax.runtime import distributed
 from manas_jax.search.run import search
@@ -63,6 +64,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
       Stopped: a signal came; the state is saved.
     """
     validate(config)
+    if config.train.weights:
+        config = config.copy_and_resolve_references()
+        config.train.weights = str(pretrained.find(config.train.weights))
     workdir = pathlib.Path(workdir)
     with contextlib.ExitStack() as held:
         distributed.broadcast_from_primary(lambda: held.enter_context(lock.hold(workdir)))

@@ -72,3 +72,12 @@ def test_config_key_with_a_scheme_is_refused(make_config, key):
     section, name = key.split(".")
     with pytest.raises(UserError, match=rf"{key} = 's3://b/x': give a local path"):
         config.validate(make_config(**{f"{section}__{name}": "s3://b/x"}))
+
+
+def test_urls_of_local_files(tmp_path):
+    path = tmp_path / "größe 1%.png"
+    assert buckets.local_path(path.as_uri()) == buckets.local_path(path) == str(path)
+    assert buckets.local_path(f"file://localhost{tmp_path}") == str(tmp_path)
+    for wrong in ("file://elsewhere/a.png", "s3://bucket/a.png"):
+        with pytest.raises(UserError, match="give a local path"):
+            buckets.local_path(wrong)

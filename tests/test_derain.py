@@ -3,6 +3,7 @@
 import collections
 import functools
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -47,7 +48,9 @@ def network(weights):
 def compiled_once(monkeypatch):
     """Shares compiled programs between the commands in this process, not with others."""
     monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
-    monkeypatch.setattr(derain.Derainer, "from_pretrained", open_once)
+    monkeypatch.setattr(
+        derain.Derainer, "from_pretrained", lambda name, *, tile, **_: open_once(name, tile=tile)
+    )
 
 
 @pytest.fixture
@@ -519,8 +522,8 @@ def test_damaged_tiff_has_one_line(tmp_path, monkeypatch, capfd):
     content[start : start + 8] = b"\xff" * 8
     (tmp_path / "a.tif").write_bytes(content)
     job = derain.Job(tmp_path / "a.tif", tmp_path / "b.tif")
-    (line,) = derain.run([job], lambda pixels: pixels, progress=False)
-    assert capfd.readouterr().err.splitlines() == [line]
+    (outcome,) = derain.run([job], lambda pixels: pixels, progress=False)
+    assert capfd.readouterr().err.splitlines() == [outcome.problem]
 
 
 def test_private_pictures_stay_private(street, tmp_path, identity):
@@ -531,20 +534,97 @@ def test_private_pictures_stay_private(street, tmp_path, identity):
 
 
 def test_suffixes_of_ignored_files_are_named(street, tmp_path, identity):
-    for name in ("a.heic", "b.HEIC", ".DS_Store", "notes"):
+    for name in ("a.cr2", "b.CR2", "c.psd", ".DS_Store", "notes"):
         (street / name).write_bytes(b"")
     shutil.copy(street / "a.png", street / "d.jfif")
-    assert identity(street, "-o", tmp_path / "out") == (
-        0, ["4 of 4 de-rained; 4 of other kinds ignored (.heic, hidden, no suffix)"],
-    )  # fmt: skip
+    skipped = "3 images skipped: .cr2, .psd; 2 of other kinds ignored (hidden, no suffix)"
+    assert identity(street, "-o", tmp_path / "out") == (0, [f"4 of 4 de-rained; {skipped}"])
+    status, (line,) = identity(street / "a.cr2", "-o", tmp_path / "out")
+    assert status == 2
+    assert line == f"error: {street / 'a.cr2'}: images of this kind are not read; convert it first"
 
 
-def test_target_suffix_of_another_format_is_refused(street, tmp_path, command):
-    status, (line,) = command(street / "a.png", "-o", tmp_path / "x.jpg")
-    assert status == 1 and "is PNG and stays so" in line and "is named as JPEG" in line
-    assert not (tmp_path / "x.jpg").exists()
+def test_the_suffix_of_the_target_converts(street, tmp_path, identity):
+    assert identity(street / "a.png", "-o", tmp_path / "x.jpg") == (0, ["1 of 1 de-rained"])
+    assert Image.open(tmp_path / "x.jpg").format == "JPEG"
     (street / "really.jpg").write_bytes((street / "a.png").read_bytes())
-    assert command(street / "really.jpg", "-o", tmp_path / "x.png")[0] == 0
+    assert identity(street / "really.jpg", "-o", tmp_path / "x.png")[0] == 0
+    assert Image.open(tmp_path / "x.png").format == "PNG"
+    assert identity(street / "really.jpg", "-o", tmp_path / "y.jpg")[0] == 0
+    assert Image.open(tmp_path / "y.jpg").format == "PNG"  # as it came
+
+
+def test_what_another_format_cannot_hold_is_refused(tmp_path, identity):
+    noise_image("RGBA", 9, 13).save(tmp_path / "clear.png")
+    status, (line,) = identity(tmp_path / "clear.png", "-o", tmp_path / "x.jpg")
+    assert status == 1 and line == (
+        f"{tmp_path / 'clear.png'}: its transparency would be lost in JPEG; choose another format"
+    )
+    assert not (tmp_path / "x.jpg").exists()
+
+
+def test_format_and_suffix_name_the_outputs_of_a_folder(street, identity):
+    shutil.copy(street / "a.png", street / "d.jpeg")
+    options = ("--format", "JPG", "--suffix", "_dry")
+    assert identity(street, "-o", street, *options) == (0, ["4 of 4 de-rained"])
+    made = ["a_dry.jpg", "b_dry.jpg", "below/c_dry.jpg", "d_dry.jpeg"]
+    assert [name for name in names(street) if "_dry" in name] == made
+    assert {Image.open(street / name).format for name in made} == {"JPEG"}
+    status, (line,) = identity(street, "-o", street, *options)  # outputs are no inputs
+    assert status == 0 and line.startswith("0 of 4 de-rained; 4 existing")
+
+
+def test_report_in_json(street, tmp_path, identity):
+    (street / "bad.png").write_bytes(b"")
+    (street / "raw.dng").write_bytes(b"")
+    out, report = tmp_path / "out", tmp_path / "new" / "report.json"
+    (out / "below").mkdir(parents=True)
+    (out / "below" / "c.png").write_bytes(b"from before")
+    assert identity(street, "-o", out, "--json", report)[0] == 1
+    records = {record["file"]: record for record in json.loads(report.read_text())}
+    assert [record["status"] for record in records.values()] == [
+        "de-rained", "de-rained", "failed", "existing", "skipped",
+    ]  # fmt: skip
+    done = records[str(street / "a.png")]
+    width, height = Image.open(street / "a.png").size
+    assert done["seconds"] > 0 and done["size"] == [width, height]
+    assert done["output"] == str(out / "a.png") and done["weights"] == "general"
+    assert "the file is empty" in records[str(street / "bad.png")]["error"]
+    assert all(record.keys() == done.keys() for record in records.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("a.png -o x.jpg --format png", "x.jpg: its suffix is not that of --format png"),
+        ("a.png -o x.png --suffix _dry", "x.png is the output's name"),
+        ("a.png -o out --json a.png", "--json a.png is an input or an output"),
+        ("a.png -o out --json out/a.png", "--json out/a.png is an input or an output"),
+        ("a.png -o out --json below", "--json below is a folder"),
+        ("a.png -o out --device tpu:0", "--device tpu:0: this machine has none"),
+        ("a.png -o out --device cpu:9999", "--device cpu:9999: there are"),
+        ("a.png -o out --device disk", "--device disk: give cpu, gpu or tpu"),
+    ],
+)
+def test_options_that_contradict_are_refused(arguments, reason, street, identity, monkeypatch):
+    monkeypatch.chdir(street)
+    before = state(street)
+    status, lines = identity(*arguments.split())
+    assert (status, len(lines)) == (2, 1)
+    assert lines[0].startswith("error: ") and reason in lines[0]
+    assert state(street) == before
+
+
+def test_platform_that_is_absent_is_one_line(street, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "manas_jax.derain", street / "a.png", "-o", tmp_path / "x.png"],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if done.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert done.returncode == 2 and not (tmp_path / "x.png").exists()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: JAX_PLATFORMS=cuda: this machine has none that JAX can use")
 
 
 @pytest.mark.usefixtures("compiled_once")
@@ -722,10 +802,12 @@ def test_errors_of_restoring_are_reported_unchanged(kind, error, line, tmp_path,
         raise error
 
     other = derain.Job(street / "b.png", out / "b.png")
-    problems = derain.run([derain.Job(source, out / f"x.{kind}")], restore, progress=False)
+    outcomes = derain.run([derain.Job(source, out / f"x.{kind}")], restore, progress=False)
+    problems = [outcome.problem for outcome in outcomes]
     assert problems == [line.format(source)]
     assert capsys.readouterr().err.splitlines() == problems
-    assert derain.run([other], lambda pixels: pixels, progress=False) == []
+    (outcome,) = derain.run([other], lambda pixels: pixels, progress=False)
+    assert outcome.problem is None
     assert names(out) == ["b.png"]
 
 
@@ -751,7 +833,7 @@ def test_an_interrupted_video_leaves_nothing(tmp_path, number, raised):
 
     job = derain.Job(source, tmp_path / "out" / "x.mp4")
     with pytest.raises(raised) as caught, signals.unwinding():
-        derain.run([job], restore, progress=False)
+        list(derain.run([job], restore, progress=False))
     assert len(batches) == 2 and names(tmp_path / "out") == []
     assert signal.getsignal(number) == handler
     if raised is SystemExit:

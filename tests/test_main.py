@@ -230,6 +230,20 @@ def test_training_starts_from_a_weights_file(tmp_path, finished, loop_config):
     assert origin["step"] == "1"
 
 
+def test_shipped_weights_have_names(tmp_path, monkeypatch, finished, loop_config):
+    monkeypatch.setattr(main.pretrained, "FOLDER", finished)
+    seen = []
+    monkeypatch.setitem(main._RUN, "train", lambda config, *_: seen.append(config.train.weights))
+    config = loop_config(stage="train", train__inherit=False, train__weights="weights")
+    main.run(config, tmp_path)
+    assert seen == [str(finished / "weights.safetensors")]
+    assert config.train.weights == "weights"
+    config.train.weights = "no_such"
+    with pytest.raises(UserError, match="weights no_such: neither a file nor one of weights"):
+        main.run(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_lost_weights_of_a_finished_training_are_written_again(tmp_path, finished, loop_config):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "weights.safetensors").unlink()

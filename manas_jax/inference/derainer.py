@@ -1,7 +1,7 @@
 """Removing rain from pictures of any size: pretrained weights, tiles, self-ensemble.
 
 from manas_jax import Derainer
-clean = Derainer.from_pretrained("rain100l")(picture)
+clean = Derainer.from_pretrained("rain100l")("rainy.jpg")
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ import psutil
 from PIL import Image
 
 from manas_jax import ops
+from manas_jax.buckets import local_path
 from manas_jax.errors import UserError
-from manas_jax.inference import hub, pretrained
+from manas_jax.inference import hub, image_files, pretrained
 from manas_jax.inference.fold_batch_norm import fold, folded_network
 from manas_jax.inference.program_cache import ProgramCache, geometric_sides
 from manas_jax.inference.tiling import TileGrid
@@ -57,13 +58,13 @@ def multiple(network: Network) -> int:
     return math.lcm(network.space.multiple, network.pool_cell or 1)
 
 
-def fitting_tile(network: Network) -> int:
-    """The largest of `TILES` for which half of the free memory is enough, or the smallest.
+def fitting_tile(network: Network, device: jax.Device) -> int:
+    """The largest of `TILES` for which half of a device's free memory is enough, or the smallest.
 
     The stem's expanded features are the widest of all; about four such arrays live at a time.
     """
-    device = jax.local_devices()[0].memory_stats() or {}
-    free = device.get("bytes_limit") or psutil.virtual_memory().available
+    memory = device.memory_stats() or {}
+    free = memory.get("bytes_limit") or psutil.virtual_memory().available
     space = network.space
     bytes_a_pixel = 4 * 4 * STEM_EXPANSION * space.channels[0] / space.patch**2
     fitting = (tile for tile in TILES if tile**2 * bytes_a_pixel <= free / 2)
@@ -87,6 +88,7 @@ class Derainer:
         variables: Mapping[str, Any],
         provenance: Mapping[str, str] | None = None,
         tile: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         """Makes the network ready; compiles nothing yet.
 
@@ -95,19 +97,20 @@ class Derainer:
           variables: its 'params' and 'batch_stats'.
           provenance: where they come from.
           tile: side in pixels of tiles, rounded up as the network needs; None for `fitting_tile`.
+          devices: to compute on; None for all of this process.
 
         Raises:
           UserError: `tile` is too small.
         """
         self.network = network
-        devices = jax.local_devices()
+        devices = list(devices or jax.local_devices())
         self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
         self.variables = dict(variables)
         folded = fold(jax.device_get(self.variables))
         self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
         self.provenance = dict(provenance or {})
         self._cell = multiple(network)
-        tile = fitting_tile(network) if tile is None else tile
+        tile = fitting_tile(network, devices[0]) if tile is None else tile
         self._overlap = -(-_OVERLAP // self._cell) * self._cell
         if tile <= 2 * self._overlap:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
@@ -122,6 +125,8 @@ class Derainer:
         *,
         tile: int | None = None,
         pool_cell: int | None = POOL_CELL,
+        devices: Sequence[jax.Device] | None = None,
+        dtype: str | None = None,
     ) -> Derainer:
         """Opens weights that come with the package, or a weights file.
 
@@ -132,6 +137,8 @@ class Derainer:
             into memory.
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
             gates look at all of a picture or tile.
+          devices: to compute on; None for all of this process.
+          dtype: type of the computation, such as 'bfloat16'; None for float32.
 
         Raises:
           UserError: no such weights, a damaged file, or a supernet's weights.
@@ -139,8 +146,9 @@ class Derainer:
         variables, genotype, provenance = load_derived(pretrained.find(name))
         if pool_cell is not None:
             pool_cell = math.lcm(pool_cell, genotype.space.multiple)
-        network = Network(genotype.space, genotype, pool_cell=pool_cell)
-        return cls(network, variables, provenance, tile)
+        kernels = ops.default(train=False, dtype=dtype and jnp.dtype(dtype))
+        network = Network(genotype.space, genotype, pool_cell=pool_cell, ops=kernels)
+        return cls(network, variables, provenance, tile, devices)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes weights, genotype and model card into a folder, for `from_pretrained`.
@@ -166,22 +174,34 @@ class Derainer:
         genotype = self.network.genotype
         return hub.push(repository, self.variables, genotype, self.provenance, private)
 
-    def __call__(self, picture: Pixels, *, self_ensemble: bool = False) -> Pixels:
+    @overload
+    def __call__(self, picture: Pixels, *, self_ensemble: bool = False) -> Pixels: ...
+
+    @overload
+    def __call__(
+        self, picture: str | os.PathLike, *, self_ensemble: bool = False
+    ) -> Image.Image: ...
+
+    def __call__(self, picture, *, self_ensemble=False):
         """Removes rain.
 
         Args:
           picture: (H, W, 3), or several of one size (N, H, W, 3), RGB; uint8, uint16, or floats in
-            [0, 1]. Or a Pillow image, whose mode is kept (its alpha as it is).
+            [0, 1]. Or a Pillow image, whose mode is kept (its alpha as it is). Or an image file: a
+            path or a `file://` URL.
           self_ensemble: whether to average over the eight flips and turns of the picture: a little
             better, eight times slower.
 
         Returns:
-          The same kind, size and type.
+          The same kind, size and type; of a file a Pillow image, see `image_files.to_pillow`.
 
         Raises:
           ValueError: another shape or type.
-          UserError: the weights make NaN of it.
+          UserError: the weights make NaN of it, or the file cannot be read.
         """
+        if isinstance(picture, (str, os.PathLike)):
+            file = image_files.read(local_path(picture))
+            return image_files.to_pillow(file, self(file.frames[0], self_ensemble=self_ensemble))
         if isinstance(picture, Image.Image):
             return self._image(picture, self_ensemble)
         picture = np.asarray(picture)

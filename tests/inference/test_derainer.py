@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from manas_jax.errors import UserError
 from manas_jax.inference import derainer as module
@@ -130,6 +130,13 @@ def test_types_agree(derain):
     assert derain(picture(16, 16, np.float16)).dtype == np.float16
 
 
+def test_bfloat16_is_close(weights, derain):
+    rough = Derainer.from_pretrained(weights, pool_cell=CELL, dtype="bfloat16")
+    pixels = picture(16, 16)
+    difference = np.abs(rough(pixels).astype(int) - derain(pixels))
+    assert 0 < difference.max() <= 8
+
+
 def test_several_at_once_are_each_alone(derain):
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
     np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
@@ -163,6 +170,22 @@ def test_pillow_images_keep_their_mode_and_alpha(derain):
     assert (restored.mode, restored.size) == ("RGBA", (24, 16))
     np.testing.assert_array_equal(restored.getchannel("A"), image.getchannel("A"))
     assert derain(image.convert("L")).mode == "L"
+
+
+def test_files_come_back_as_upright_pillow_images(derain, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Artist] = 6, "someone"
+    pixels, path = picture(16, 24), tmp_path / "a b.png"
+    Image.fromarray(pixels).save(path, exif=exif, icc_profile=b"icc" * 50)
+    for name in (str(path), path, path.as_uri()):
+        restored = derain(name)
+        np.testing.assert_array_equal(restored, derain(np.rot90(pixels, -1)))
+    assert restored.info["icc_profile"] == b"icc" * 50
+    restored.save(tmp_path / "c.jpg", exif=restored.info["exif"])
+    kept = Image.open(tmp_path / "c.jpg").getexif()
+    assert kept[ExifTags.Base.Artist] == "someone" and ExifTags.Base.Orientation not in kept
+    with pytest.raises(UserError, match="no such image"):
+        derain(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4)), np.zeros((4, 4, 4)), np.zeros((0, 4, 3))])
@@ -222,7 +245,7 @@ def test_tiles_fit_into_memory(small, monkeypatch):
     def tile(free):
         memory = type("Memory", (), {"available": free})
         monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
-        return module.fitting_tile(network)
+        return module.fitting_tile(network, jax.local_devices()[0])
 
     assert tile(2**40) == 1024
     assert tile(100e6) == 768

@@ -1,7 +1,7 @@
-"""Image files whose pixel values change and nothing else: read, restore, write in the same format.
+"""Image files whose pixel values change and nothing else: read, restore, write.
 
 `read` gives the RGB of every frame as it is displayed. `write` puts new RGB into a file that is
-otherwise the one read:
+otherwise the one read, or what `converted` made of it:
 
 - format, mode (1-bit, greyscale, palette, CMYK, RGB) and bit depth (8 or 16) stay;
 - alpha and transparency stay bit for bit;
@@ -30,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,15 +38,36 @@ from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from manas_jax.data import images
 from manas_jax.errors import UserError, one_line
 from manas_jax.files import has_suffix, output_file
-from manas_jax.inference.image_files import bmp, decode, gif, jpeg, png, ppm, tiff, webp
+from manas_jax.inference.image_files import (
+    bmp,
+    convert,
+    decode,
+    encoders,
+    gif,
+    jpeg,
+    png,
+    ppm,
+    tiff,
+    webp,
+)
 from manas_jax.inference.image_files.pixels import Page, rgb, with_rgb
 
-SUFFIXES = images.SUFFIXES | {".apng", ".gif"}
+_SUFFIXES = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+}
+"""Pillow's name of a format -> suffixes of its files, the usual one first."""
+SUFFIXES = frozenset(itertools.chain.from_iterable(_SUFFIXES.values()))
 MAX_BYTES = 3 * 10**9
 """Files whose headers claim more bytes of RGB, in all frames together, are refused undecoded."""
 MAX_PIXELS_PER_BYTE = 8 * 1032
@@ -54,6 +76,13 @@ JPEG, GIF and lossy WebP stay below. Frames of one colour can exceed it in lossl
 TIFF, so it is applied to files beyond `TRUSTED_PIXELS` only."""
 TRUSTED_PIXELS = 40_000_000
 """Fewer pixels are decoded however short the file is: a blank A4 page in 600 dpi."""
+
+_OTHER_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".xcf"}
+    | {".svg", ".eps", ".ico", ".icns", ".tga", ".exr", ".hdr", ".pcx", ".qoi", ".dds", ".fits"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"}
+)
+"""Of images that are not read."""
 
 _FORMATS: dict[str, ModuleType] = {
     "PNG": png,
@@ -95,6 +124,16 @@ class ImageFile:
 def is_image(path: str | os.PathLike) -> bool:
     """Whether `path` has the suffix of an image file and is not hidden."""
     return has_suffix(path, SUFFIXES)
+
+
+def is_other_image(path: str | os.PathLike) -> bool:
+    """Whether `path` has the suffix of images that are not read, and is not hidden."""
+    return has_suffix(path, _OTHER_SUFFIXES)
+
+
+def how_to_read(path: str | os.PathLike) -> str | None:
+    """What makes an image readable whose kind is not read; None if nothing does."""
+    return None
 
 
 def read(source: str | os.PathLike | bytes, name: str | None = None) -> ImageFile:
@@ -142,21 +181,82 @@ def write(
     if given != expected:
         raise ValueError(f"expected frames of {expected}, got {given}")
     pages = [with_rgb(page, new) for page, new in zip(file._pages, restored, strict=True)]
-    try:
-        with _without_pillow_limit():
-            content = _FORMATS[file.format].encode(file._content, pages)
-            _check_readable(content, pages)
-    except MemoryError:
-        raise
-    except Exception as error:  # of any type, as formats and their metadata have many encoders
-        raise UserError(
-            f"{file.name}: cannot be stored as {file.format} ({one_line(error)}); convert it first"
-        ) from error
+    with _encoding(file.name, file.format), _without_pillow_limit():
+        content = _FORMATS[file.format].encode(file._content, pages)
+        _check_readable(content, pages)
     if hasattr(target, "write"):
         target.write(content)
     else:
         with output_file(target, like=like) as temporary:
             temporary.write_bytes(content)
+
+
+def converted(file: ImageFile, format: str) -> ImageFile:
+    """The same frames and metadata as a file of another format, for `write`.
+
+    Transparency of no pixel is dropped where the format has none. What it cannot hold of the
+    metadata is in `left_out`.
+
+    Args:
+      file: as `read` gave it.
+      format: Pillow's name of it.
+
+    Raises:
+      UserError: it cannot hold the bits, the transparency, the colours or the frames.
+    """
+    try:
+        pages = convert.fitting(file._pages, file.format, format)
+    except ValueError as error:
+        raise UserError(
+            f"{file.name}: {error} would be lost in {format}; choose another format"
+        ) from None
+    with _encoding(file.name, format), _without_pillow_limit():
+        with Image.open(io.BytesIO(file._content), formats=images.FORMATS) as image:
+            details = convert.metadata(image)
+        lossless = convert.KINDS[file.format].lossless
+        content = convert.empty_file(format, pages[0], details, lossless=lossless)
+        with Image.open(io.BytesIO(content), formats=images.FORMATS) as image:
+            storage, _ = _FORMATS[format].storage(image, content)
+            lost = convert.lost(details, convert.metadata(image))
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    storage |= convert.STORAGE.get(format, {})
+    storage |= {key: pages[0].storage[key] for key in ("loop",) if key in pages[0].storage}
+    pages = [dataclasses.replace(page, orientation=orientation, storage=storage) for page in pages]
+    frames = [rgb(page) for page in pages]
+    return ImageFile(file.name, format, frames, [*file.left_out, *lost], pages, content)
+
+
+def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
+    """The only frame of `file` with new RGB as an upright Pillow image in its own mode.
+
+    EXIF, XMP and ICC profile are in its `info`, under the names of Pillow's options.
+
+    Args:
+      file: as `read` gave it.
+      restored: new RGB in the shape and type of its frame.
+
+    Raises:
+      UserError: it has several frames, or colours of 16 bits, which Pillow cannot hold.
+    """
+    page = with_rgb(file._pages[0], restored)
+    problem = "colours of 16 bits" if encoders.is_16_bit_colour(page) else None
+    if len(file.frames) > 1:
+        problem = f"{len(file.frames)} frames"
+    if problem:
+        raise UserError(f"{file.name}: {problem} do not fit a Pillow image; use the command")
+    image = encoders.pillow_image(dataclasses.replace(page, orientation=1))
+    with Image.open(io.BytesIO(file._content), formats=images.FORMATS) as original:
+        image.info |= convert.metadata(original)
+    exif = image.getexif()
+    if exif.pop(ExifTags.Base.Orientation, 1) != 1:
+        image.info["exif"] = exif.tobytes()
+    return image
+
+
+def format_of(path: str | os.PathLike) -> str | None:
+    """Pillow's name of the format that a path's suffix stands for; None if it is no image's."""
+    name = os.fspath(path).lower()
+    return next((format for format, known in _SUFFIXES.items() if name.endswith(known)), None)
 
 
 def _format_and_count(image: Image.Image) -> tuple[str, int]:
@@ -192,6 +292,19 @@ def _check_readable(content: bytes, pages: Sequence[Page]) -> None:
     # Encoders of animations merge frames that are equal.
     if found[:1] != expected[:1] or (len(found) != len(expected) and image.format == "TIFF"):
         raise ValueError("it would come back as another image")
+
+
+@contextlib.contextmanager
+def _encoding(name: str, format: str) -> Iterator[None]:
+    """Makes one line of what an encoder raises within."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # of any type, as formats and their metadata have many encoders
+        raise UserError(
+            f"{name}: cannot be stored as {format} ({one_line(error)}); convert it first"
+        ) from error
 
 
 def _load(source: str | os.PathLike | bytes, name: str | None) -> tuple[bytes, str]:

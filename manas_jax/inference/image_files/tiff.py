@@ -15,12 +15,12 @@ from manas_jax.inference.image_files.pixels import Page, stored_samples
 
 Directory = TiffImagePlugin.ImageFileDirectory_v2
 
-# Tags that describe how the pixels are stored: the encoder's values replace them.
-_PIXEL_TAGS = frozenset(
+PIXEL_TAGS = frozenset(
     {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 288, 289, 292, 293, 317, 320}
     | {322, 323, 324, 325, 332, 334, 338, 339, 340, 341, 347, *range(512, 522)}
     | {529, 530, 531, 532}
 )
+"""Tags that describe how the pixels are stored: the encoder's values replace them."""
 _COMPRESSION, _OFFSETS, _SAMPLES_PER_PIXEL, _COUNTS, _PREDICTOR, _EXTRA_SAMPLES = (
     259, 273, 277, 279, 317, 338,
 )  # fmt: skip
@@ -59,7 +59,7 @@ def _metadata_tags(image: Image.Image) -> Directory:
         if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             entries = image.getexif().get_ifd(tag)
             tags[tag] = {key: entries[key] for key in entries if key != _INTEROPERABILITY}
-        elif tag not in _PIXEL_TAGS and tag not in _LEFT_OUT:
+        elif tag not in PIXEL_TAGS and tag not in _LEFT_OUT:
             tags.tagtype[tag] = image.tag_v2.tagtype[tag]
             tags[tag] = _PREVIEWS[tag](value) if tag in _PREVIEWS else value
     return tags
@@ -91,7 +91,7 @@ def _directory(page: Page, encoded: bytes) -> tuple[Directory, bytes]:
     with Image.open(io.BytesIO(encoded), formats=("TIFF",)) as image:
         for tags, all_tags in ((page.storage["tags"], True), (image.tag_v2, False)):
             for tag in tags:
-                if all_tags or tag in _PIXEL_TAGS:
+                if all_tags or tag in PIXEL_TAGS:
                     directory.tagtype[tag] = tags.tagtype[tag]
                     directory[tag] = tags[tag]
         places = list(zip(image.tag_v2[_OFFSETS], image.tag_v2[_COUNTS], strict=True))

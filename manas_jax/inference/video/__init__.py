@@ -19,7 +19,7 @@ import av
 
 from manas_jax.errors import UserError
 from manas_jax.files import has_suffix, replacing
-from manas_jax.inference.video import encoder, writer
+from manas_jax.inference.video import encoder, pixels, writer
 from manas_jax.inference.video.encoder import COLOUR_TAGS
 from manas_jax.inference.video.pixels import Restore
 from manas_jax.inference.video.reader import (
@@ -52,7 +52,7 @@ def derain(
     restore: Restore,
     progress: Progress | None = None,
     batch: int | None = None,
-) -> None:
+) -> tuple[int, int]:
     """Writes `source` with restored frames to `target`, completely or not at all.
 
     The source is read twice: what is wrong with it, and what the output cannot keep, comes out
@@ -65,6 +65,9 @@ def derain(
         where frames are interlaced. Its exceptions pass unchanged.
       progress: called after each batch.
       batch: frames per call of `restore`; None for `BATCH` or fewer.
+
+    Returns:
+      Width and height of a frame, upright.
 
     Raises:
       ValueError: `restore` returns another shape or type.
@@ -98,3 +101,5 @@ def derain(
             except av.error.FFmpegError as error:
                 raise UserError(f"cannot write {target}: {error.strerror}") from error
         writer.note_losses(reader, lost)
+        width, height = reader.first.width, reader.first.height
+        return (height, width) if pixels.orientation(reader.first).swap else (width, height)
