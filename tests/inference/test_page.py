@@ -1,0 +1,54 @@
+"""The local page, asked by Gradio's own client."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manas_jax.errors import UserError
+from manas_jax.inference import page
+
+gradio = pytest.importorskip("gradio")
+client = pytest.importorskip("gradio_client")
+
+
+def _derain_file(weights, source, target, progress):
+    """Inverts a picture, in place of a network."""
+    if weights == "rain100l":
+        raise UserError(f"{source}: truncated")
+    progress(1, 1)
+    with Image.open(source) as image:
+        Image.fromarray(255 - np.asarray(image)).save(target)
+
+
+@pytest.fixture(scope="module")
+def caller():
+    blocks = page.make_page(_derain_file, "own.safetensors")
+    address = blocks.launch(prevent_thread_lock=True, quiet=True)[1]
+    yield client.Client(address, verbose=False)
+    blocks.close()
+
+
+def test_the_result_comes_back_in_its_format(tmp_path, caller):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "rainy.png")
+    file = client.handle_file(tmp_path / "rainy.png")
+    slider, film, result = caller.predict(file, "own.safetensors", api_name="/derain")
+    assert pathlib.Path(result).name == "rainy_own.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(result)), 255 - pixels)
+    before, after = (np.asarray(Image.open(shown)) for shown in slider["value"])
+    assert before.shape == after.shape == pixels.shape
+    assert film["visible"] is False
+
+
+def test_a_file_that_is_refused_is_one_sentence(tmp_path, caller):
+    Image.new("RGB", (8, 8)).save(tmp_path / "rainy.png")
+    file = client.handle_file(tmp_path / "rainy.png")
+    with pytest.raises(client.exceptions.AppError, match=r"^rainy\.png: truncated$"):
+        caller.predict(file, "rain100l", api_name="/derain")
+
+
+def test_no_file_is_one_sentence(caller):
+    with pytest.raises(client.exceptions.AppError, match="Choose a picture or a video first"):
+        caller.predict(None, "general", api_name="/derain")
