@@ -32,7 +32,7 @@ from manas_jax import files, metrics
 from manas_jax.buckets import check_local_options
 from manas_jax.data import images
 from manas_jax.errors import UserError
-from manas_jax.inference import image_files, video
+from manas_jax.inference import image_files, page, video
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.pretrained import describe, list_pretrained
 from manas_jax.runtime import compilation, devices, malloc, signals
@@ -198,7 +198,7 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> Iter
             bar.set_postfix_str(_printable(job.source.name if job.source else ""), refresh=True)
             start, size, problem = time.monotonic(), None, None
             try:
-                size = _derain(job, restore, bar)
+                size = _derain(job, restore, _frame_progress(bar, job))
             except Exception as error:  # one file may not stop the others
                 problem = _error_line(job, error)
                 tqdm.write(problem, file=sys.stderr)
@@ -208,14 +208,17 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> Iter
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 if a file failed, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.serve is None and not (options.inputs and options.out):
+        parser.error("give INPUT and -o OUT, or --serve")
     logging.basicConfig(format="warning: %(message)s")
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # repeats what its exceptions say
     try:
         with warnings.catch_warnings(), signals.unwinding():
             warnings.filterwarnings("ignore", module="PIL")  # about files that it reads anyway
-            return _main(options)
+            return _main(options) if options.serve is None else _serve(options)
     except UserError as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         return 2
@@ -266,6 +269,30 @@ def _network(options: argparse.Namespace) -> Restore:
     )
     compilation.use_cache()
     return functools.partial(derainer, self_ensemble=options.self_ensemble)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serves the page until it is interrupted."""
+    host, _, port = options.serve.rpartition(":")
+    if options.inputs or (not port.isdecimal() and options.serve):
+        raise UserError(f"--serve {options.serve}: give [HOST:]PORT, and no INPUT")
+
+    @functools.cache
+    def network(weights: str) -> Restore:
+        return _network(argparse.Namespace(**{**vars(options), "weights": weights}))
+
+    def derain_file(
+        weights: str, source: pathlib.Path, target: pathlib.Path, progress: video.Progress
+    ) -> None:
+        job = Job(source, target)
+        try:
+            _derain(job, network(weights), progress)
+        except Exception as error:  # one file may not stop the page
+            raise UserError(_error_line(job, error)) from error
+
+    network(options.weights)  # what is wrong with them comes out now
+    page.serve(derain_file, options.weights, host or None, int(port) if port else None)
+    return 0
 
 
 def _write_json(options: argparse.Namespace, planned: Plan, outcomes: Sequence[Outcome]) -> None:
@@ -338,12 +365,12 @@ def _kind(path: pathlib.Path) -> str:
     return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
 
 
-def _derain(job: Job, restore: Restore, bar: tqdm) -> tuple[int, int]:
+def _derain(job: Job, restore: Restore, progress: video.Progress) -> tuple[int, int]:
     """Width and height of the upright frames."""
     if job.source and not job.source.is_file():  # reading from a pipe would block
         raise UserError(f"{job}: no file, or a link to none")
     if job.is_video:
-        return video.derain(job.source, job.target, restore, _frame_progress(bar, job.source.name))
+        return video.derain(job.source, job.target, restore, progress)
     with _without_library_messages():
         file = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
     if job.format not in (file.format, None):
@@ -388,9 +415,9 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.uint8 else metrics.to_uint8(pixels / np.float32(65535))
 
 
-def _frame_progress(bar: tqdm, name: str) -> video.Progress:
+def _frame_progress(bar: tqdm, job: Job) -> video.Progress:
     def show(done: int, total: int) -> None:
-        bar.set_postfix_str(f"{_printable(name)}, frame {done} of {total}")
+        bar.set_postfix_str(f"{_printable(job.source.name)}, frame {done} of {total}")
 
     return show
 
@@ -543,8 +570,15 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 2)[2],
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder or -")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT", help="file, folder or -")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image, video, folder or -")
+    parser.add_argument("-o", "--out", metavar="OUT", help="file, folder or -")
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const="",
+        metavar="[HOST:]PORT",
+        help="serve a web page that removes rain, on 127.0.0.1 unless HOST says otherwise",
+    )
     parser.add_argument(
         "--weights",
         default=DEFAULT_WEIGHTS,

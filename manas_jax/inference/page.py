@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -19,8 +18,8 @@ DerainFile = Callable[[str, pathlib.Path, pathlib.Path, video.Progress], None]
 
 _INTRODUCTION = """# Remove rain
 
-Choose a picture or a video. It is processed on the computer that runs this page, and comes back in its own format and
-size, with its metadata; the sound of a video stays."""
+Choose a picture or a video. The computer that runs this page processes it. It keeps its format,
+size and metadata, and a video its sound."""
 _HOUR = 3600
 
 

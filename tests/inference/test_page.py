@@ -1,6 +1,11 @@
 """The local page, asked by Gradio's own client."""
 
+import os
 import pathlib
+import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ from PIL import Image
 
 from manas_jax.errors import UserError
 from manas_jax.inference import page
+from manas_jax.inference.derainer import Derainer
 
 gradio = pytest.importorskip("gradio")
 client = pytest.importorskip("gradio_client")
@@ -52,3 +58,19 @@ def test_a_file_that_is_refused_is_one_sentence(tmp_path, caller):
 def test_no_file_is_one_sentence(caller):
     with pytest.raises(client.exceptions.AppError, match="Choose a picture or a video first"):
         caller.predict(None, "general", api_name="/derain")
+
+
+def test_the_command_serves_its_network(tmp_path, weights):
+    command = [sys.executable, "-m", "manas_jax.derain", "--serve", "--weights", str(weights)]
+    environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "0"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        address = next(re.search(r"http://127\.0\.0\.1:\d+", line) for line in server.stdout)[0]
+        pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "rainy.png")
+        file = client.handle_file(tmp_path / "rainy.png")
+        asked = client.Client(address, verbose=False)
+        result = asked.predict(file, str(weights), api_name="/derain")[2]
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) in (0, 130)
+    expected = Derainer.from_pretrained(weights)(pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(result)), expected)
