@@ -6,7 +6,7 @@ INPUT is an image, a video, a folder with everything below it, or - for an image
 input. OUT is a folder, for a single file the file to write, or - for standard output. Only pixel
 values change: images keep size, bit depth, transparency and metadata, and their format unless OUT
 or --format names another one; videos keep audio and frame rate. Existing outputs are skipped, so
-the same command resumes an interrupted one.
+the same command resumes an interrupted one, long videos also.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from manas_jax import files, metrics
+from manas_jax import __version__, files, metrics
 from manas_jax.buckets import check_local_options
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, page, video
 from manas_jax.inference.derainer import Derainer
-from manas_jax.inference.pretrained import describe, list_pretrained
+from manas_jax.inference.pretrained import describe, find, list_pretrained
 from manas_jax.runtime import compilation, devices, malloc, signals
 
 STREAM = "-"
@@ -182,13 +182,20 @@ class Outcome:
     problem: str | None = None
 
 
-def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> Iterator[Outcome]:
+def run(
+    jobs: Sequence[Job],
+    restore: Restore,
+    *,
+    progress: bool = True,
+    claim: Mapping[str, Any] | None = None,
+) -> Iterator[Outcome]:
     """Runs jobs in turn; one that fails writes nothing and does not stop the others.
 
     Args:
       jobs: what to do; existing targets are replaced.
       restore: removes rain from the frames of images and batches of frames of videos.
       progress: whether to show a progress bar on a terminal.
+      claim: what `restore` depends on, for videos that resume; see `video.derain`.
 
     Yields:
       What became of each.
@@ -198,7 +205,7 @@ def run(jobs: Sequence[Job], restore: Restore, *, progress: bool = True) -> Iter
             bar.set_postfix_str(_printable(job.source.name if job.source else ""), refresh=True)
             start, size, problem = time.monotonic(), None, None
             try:
-                size = _derain(job, restore, _frame_progress(bar, job))
+                size = _derain(job, restore, _frame_progress(bar, job, verbose=progress), claim)
             except Exception as error:  # one file may not stop the others
                 problem = _error_line(job, error)
                 tqdm.write(problem, file=sys.stderr)
@@ -245,9 +252,9 @@ def _main(options: argparse.Namespace) -> int:
     outcomes = [Outcome(job, 0.0, problem=line) for job, line in obstacles.items() if line]
     try:
         if len(outcomes) < len(jobs):
-            restore = _network(options)
+            restore, claim = _network(options)
             free = [job for job in jobs if not obstacles[job]]
-            for outcome in run(free, restore, progress=not options.quiet):
+            for outcome in run(free, restore, progress=not options.quiet, claim=claim):
                 outcomes.append(outcome)
                 problems += filter(None, [outcome.problem])
     finally:
@@ -260,15 +267,23 @@ def _main(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _network(options: argparse.Namespace) -> Restore:
-    """Opens the network."""
+def _network(options: argparse.Namespace) -> tuple[Restore, dict[str, Any]]:
+    """Opens the network; also gives what its outputs depend on, see `run`."""
     found = devices.find(options.device)
     malloc.tune()
     derainer = Derainer.from_pretrained(
         options.weights, tile=options.tile, devices=found, dtype=options.dtype
     )
     compilation.use_cache()
-    return functools.partial(derainer, self_ensemble=options.self_ensemble)
+    claim = {
+        "version": __version__,
+        "weights": files.sha256(find(options.weights)),
+        "platform": found[0].platform,
+        "tile": derainer.tile,
+        "dtype": options.dtype,
+        "self_ensemble": options.self_ensemble,
+    }
+    return functools.partial(derainer, self_ensemble=options.self_ensemble), claim
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -279,7 +294,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     @functools.cache
     def network(weights: str) -> Restore:
-        return _network(argparse.Namespace(**{**vars(options), "weights": weights}))
+        return _network(argparse.Namespace(**{**vars(options), "weights": weights}))[0]
 
     def derain_file(
         weights: str, source: pathlib.Path, target: pathlib.Path, progress: video.Progress
@@ -365,12 +380,14 @@ def _kind(path: pathlib.Path) -> str:
     return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
 
 
-def _derain(job: Job, restore: Restore, progress: video.Progress) -> tuple[int, int]:
-    """Width and height of the upright frames."""
+def _derain(
+    job: Job, restore: Restore, progress: video.Progress, claim: Mapping[str, Any] | None = None
+) -> tuple[int, int]:
+    """De-rains a file; returns width and height of its upright frames."""
     if job.source and not job.source.is_file():  # reading from a pipe would block
         raise UserError(f"{job}: no file, or a link to none")
     if job.is_video:
-        return video.derain(job.source, job.target, restore, progress)
+        return video.derain(job.source, job.target, restore, progress, claim=claim)
     with _without_library_messages():
         file = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
     if job.format not in (file.format, None):
@@ -415,9 +432,16 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.dtype == np.uint8 else metrics.to_uint8(pixels / np.float32(65535))
 
 
-def _frame_progress(bar: tqdm, job: Job) -> video.Progress:
-    def show(done: int, total: int) -> None:
+def _frame_progress(bar: tqdm, job: Job, verbose: bool) -> video.Progress:
+    is_told = not verbose
+
+    def show(done: int, total: int, resumed: int) -> None:
+        nonlocal is_told
         bar.set_postfix_str(f"{_printable(job.source.name)}, frame {done} of {total}")
+        if done > resumed > 0 and not is_told:
+            is_told = True
+            line = f"{job}: goes on after frame {resumed} of {total}"
+            tqdm.write(_printable(line), file=sys.stderr)
 
     return show
 

@@ -18,7 +18,9 @@ from manas_jax.errors import UserError
 
 @contextlib.contextmanager
 def replacing(
-    path: str | os.PathLike, like: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    like: str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; the file written there replaces `path` on exit.
 
@@ -30,13 +32,14 @@ def replacing(
       path: the file.
       like: a file whose permissions it gets, as far as the umask allows; by default `path` keeps
         those that it has.
+      folder: where the temporary is, if not beside `path`; in the same file system.
 
     Raises:
       OSError: the file cannot be renamed.
     """
     path = pathlib.Path(path)
     # Random and short, as the name of the file itself may have the maximal length.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp{path.suffix}")
+    temporary = pathlib.Path(folder or path.parent) / f".{secrets.token_hex(8)}.tmp{path.suffix}"
     try:
         if like is not None:  # before there is anything to read
             temporary.touch(os.stat(like).st_mode & 0o666 | 0o600)

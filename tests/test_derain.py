@@ -64,13 +64,20 @@ def command(weights, capsys, compiled_once):
     return run
 
 
+class Identity:
+    """In place of a derainer."""
+
+    tile = 512
+
+    def __call__(self, pixels, **_):
+        return pixels
+
+
 @pytest.fixture
 def identity(capsys, monkeypatch):
     """Runs the command in this process without a network; returns its status and lines."""
     monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
-    monkeypatch.setattr(
-        derain.Derainer, "from_pretrained", lambda *_, **__: lambda pixels, **_: pixels
-    )
+    monkeypatch.setattr(derain.Derainer, "from_pretrained", lambda *_, **__: Identity())
 
     def run(*arguments):
         status = derain.main([*map(str, arguments)])
@@ -745,6 +752,56 @@ def test_ten_seconds_of_video(tmp_path, command, network, monkeypatch):
         likeness.append(np.corrcoef(change.ravel(), expected_change.ravel())[0, 1])
     assert np.mean(likeness) > 0.8  # the quality of single frames varies
     assert names(tmp_path) == ["12:30.mp4", "out.mp4"]
+
+
+RESUMABLE = """
+import os, signal, sys
+from manas_jax import derain
+from manas_jax.inference import video
+video.SEGMENT = video._SHORTEST = 8
+restored = []
+class Negative:
+    tile = 512
+    def __call__(self, pixels, **_):
+        restored.append(len(pixels))
+        if sum(restored) > int(os.environ["KILLED_AFTER"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 65535 - pixels
+derain.Derainer.from_pretrained = lambda *_, **__: Negative()
+status = derain.main()
+print(sum(restored))
+sys.exit(status)
+"""
+
+
+def test_a_killed_video_goes_on_where_it_was(tmp_path):
+    source, out = record(tmp_path / "in.mp4", 2), tmp_path / "out"
+
+    def run(target, killed_after=999, *options):
+        return subprocess.run(
+            [sys.executable, "-c", RESUMABLE, source, "-o", out / target, *options],
+            env={**os.environ, "KILLED_AFTER": str(killed_after)},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    whole = run("whole.mp4")
+    assert (whole.stdout, whole.stderr) == ("50\n", "1 of 1 de-rained\n")
+    killed = run("x.mp4", 20)
+    assert killed.returncode == -signal.SIGKILL
+    (folder,) = (path for path in out.iterdir() if path.name.endswith(".segments"))
+    assert sorted(folder.glob("0*.msgpack")) == [folder / f"00000{i}.msgpack" for i in (0, 1)]
+    assert not (out / "x.mp4").exists()
+    resumed = run("x.mp4")
+    assert resumed.stdout == f"{50 - 16}\n"
+    assert resumed.stderr.splitlines() == [
+        f"{source}: goes on after frame 16 of 50", "1 of 1 de-rained",
+    ]  # fmt: skip
+    assert names(out) == ["whole.mp4", "x.mp4"]
+    assert (out / "x.mp4").read_bytes() == (out / "whole.mp4").read_bytes()
+    run("y.mp4", 20)
+    other = run("y.mp4", 999, "--self-ensemble")  # not the options of what is there
+    assert other.stdout == "50\n" and "goes on" not in other.stderr
+    assert names(out) == ["whole.mp4", "x.mp4", "y.mp4"]
 
 
 def test_titles_in_old_encodings_are_copied(tmp_path, command):

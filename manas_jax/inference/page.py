@@ -74,7 +74,7 @@ def make_page(derain_file: DerainFile, weights: str) -> Any:
             target = source.with_name(f"{source.stem}_{pathlib.Path(weights).stem}{source.suffix}")
             progress(0)
             try:
-                derain_file(weights, source, target, lambda done, total: progress((done, total)))
+                derain_file(weights, source, target, lambda done, total, _: progress((done, total)))
             except UserError as error:
                 raise gradio.Error(str(error).replace(str(source), source.name)) from None
             is_video = video.is_video(source)

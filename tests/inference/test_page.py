@@ -23,7 +23,7 @@ def _derain_file(weights, source, target, progress):
     """Inverts a picture, in place of a network."""
     if weights == "rain100l":
         raise UserError(f"{source}: truncated")
-    progress(1, 1)
+    progress(1, 1, 0)
     with Image.open(source) as image:
         Image.fromarray(255 - np.asarray(image)).save(target)
 

@@ -1,5 +1,6 @@
 """Videos keep everything but pixels: timestamps, size, audio, rotation and tags."""
 
+import contextlib
 from fractions import Fraction
 
 import av
@@ -76,7 +77,7 @@ def test_everything_but_pixels_is_kept(tmp_path):
     assert after.pop("duration") == pytest.approx(before.pop("duration"), abs=1000)
     assert after == before
     assert shapes == [(n, HEIGHT, WIDTH, 3) for n in (10, 10, 5)]
-    assert calls == [(10, COUNT), (20, COUNT), (25, COUNT)]
+    assert calls == [(10, COUNT, 0), (20, COUNT, 0), (25, COUNT, 0)]
     assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
 
 
@@ -93,6 +94,84 @@ def test_variable_frame_rate_is_kept(tmp_path):
     video.derain(source, tmp_path / "out.mkv", lambda frames: frames, batch=4)
     assert look(tmp_path / "out.mkv")["times"] == look(source)["times"]
     assert look(source)["times"] == pytest.approx([t / RATE for t in times], abs=1e-3)
+
+
+IRREGULAR = [0, 1, 2, 7, 8, 20, 21, 22, 40, 41, 42, 90, 91, 92, 93, 94, 95, 130, 131, 133]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "times"),
+    [
+        (".mp4", "libx264", IRREGULAR),
+        (".mkv", "libx265", IRREGULAR),
+        (".webm", "libvpx-vp9", IRREGULAR),
+        (".ts", "libx264", TIMES),
+        (".mpg", "mpeg2video", TIMES),
+        (".avi", "mpeg4", TIMES),
+        (".mov", "prores_ks", TIMES),
+    ],
+)
+def test_segments_of_an_earlier_call_are_used(tmp_path, monkeypatch, suffix, codec, times):
+    monkeypatch.setattr(video, "SEGMENT", 6)
+    monkeypatch.setattr(video, "_SHORTEST", 6)
+    pixel_format = "yuv422p10le" if suffix == ".mov" else "yuv420p"
+    size, source = (64, 64), tmp_path / f"in{suffix}"
+    record(source, codec, pixel_format, size, times, sound=suffix == ".mp4")
+    seen, out = [], tmp_path / "out"
+
+    def negative(frames):
+        seen.append(len(frames))
+        return 65535 - frames
+
+    def until(number, frames):
+        if sum(seen) >= number:
+            raise KeyboardInterrupt
+        return negative(frames)
+
+    def derain(name, restore, claim):
+        seen.clear()
+        video.derain(source, out / f"{name}{suffix}", restore, claim=claim)
+
+    derain("whole", negative, None)
+    for number in (0, 12):  # in the first segment and in the third
+        with pytest.raises(KeyboardInterrupt):
+            derain("x", lambda frames, number=number: until(number, frames), {"weights": 1})
+        assert len(list(out.iterdir())) == (2 if number else 1)
+    derain("x", negative, {"weights": 1})
+    assert sum(seen) == len(times) - 12
+    assert [path.name for path in sorted(out.iterdir())] == [f"whole{suffix}", f"x{suffix}"]
+    before, whole, resumed = (look(path) for path in (source, *sorted(out.iterdir())))
+    np.testing.assert_array_equal(whole.pop("frames"), resumed.pop("frames"))
+    assert whole == resumed
+    start = whole["times"][0] - before["times"][0]  # set by the muxer
+    assert whole["times"] == pytest.approx([time + start for time in before["times"]], abs=1e-3)
+    assert whole["sound"] == before["sound"]
+    assert times is IRREGULAR or whole["rate"] == before["rate"]
+
+
+def test_segments_of_another_claim_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "SEGMENT", 6)
+    monkeypatch.setattr(video, "_SHORTEST", 6)
+    source, target = record(tmp_path / "in.mp4", sound=False), tmp_path / "out" / "x.mp4"
+
+    def derain(claim, limit):
+        seen = []
+
+        def restore(frames):
+            if sum(seen) >= limit:
+                raise KeyboardInterrupt
+            seen.append(len(frames))
+            return frames
+
+        with contextlib.suppress(KeyboardInterrupt):
+            video.derain(source, target, restore, claim=claim)
+        return sum(seen)
+
+    assert derain({"weights": 1}, 12) == 12
+    assert derain({"weights": 2}, 6) == 6  # restored the first segment anew
+    record(source, sound=False, size=(32, 32))
+    assert derain({"weights": 2}, 99) == COUNT
+    assert [path.name for path in target.parent.iterdir()] == ["x.mp4"]
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])

@@ -12,14 +12,17 @@ can decode is restored.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import av
 
 from manas_jax.errors import UserError
-from manas_jax.files import has_suffix, replacing
-from manas_jax.inference.video import encoder, pixels, writer
+from manas_jax.files import has_suffix, replacing, sha256
+from manas_jax.inference.video import encoder, pixels, segments, writer
 from manas_jax.inference.video.encoder import COLOUR_TAGS
 from manas_jax.inference.video.pixels import Restore
 from manas_jax.inference.video.reader import (
@@ -39,6 +42,10 @@ SUFFIXES = frozenset(
 )
 BATCH = 8
 """Frames of 1920x1080 that are restored at a time; fewer larger ones, to bound memory."""
+SEGMENT = 240
+"""Frames of 1920x1080 of a segment, or of smaller ones, after which a killed run can go on."""
+_SHORTEST = 48
+"""Frames of a segment of any size, as each one starts with a key frame."""
 
 
 def is_video(path: str | os.PathLike) -> bool:
@@ -52,11 +59,13 @@ def derain(
     restore: Restore,
     progress: Progress | None = None,
     batch: int | None = None,
+    claim: Mapping[str, Any] | None = None,
 ) -> tuple[int, int]:
     """Writes `source` with restored frames to `target`, completely or not at all.
 
     The source is read twice: what is wrong with it, and what the output cannot keep, comes out
-    before any frame is restored.
+    before any frame is restored. With a claim, a call that ended before its time is resumed by the
+    next one: segments that it finished are in a hidden folder beside the target.
 
     Args:
       source: a video file, of which the first video stream is restored.
@@ -65,6 +74,8 @@ def derain(
         where frames are interlaced. Its exceptions pass unchanged.
       progress: called after each batch.
       batch: frames per call of `restore`; None for `BATCH` or fewer.
+      claim: what the restored frames depend on besides the source, for JSON; None to keep no
+        segments. They are never kept of VP8 and VP9 with transparency.
 
     Returns:
       Width and height of a frame, upright.
@@ -85,21 +96,44 @@ def derain(
             pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-        with replacing(target, like=source) as temporary:
-            try:
-                with av.open(
-                    no_protocol(temporary),
-                    "w",
-                    format=encoding.container,
-                    options=writer.container_options(reader, encoding),
-                    metadata_errors=METADATA_ERRORS,
-                ) as output:
-                    writer.transcode(
-                        reader, count, encoding, output, target, restore, progress, batch
-                    )
-                lost = writer.lost_metadata(reader, no_protocol(temporary))
-            except av.error.FFmpegError as error:
-                raise UserError(f"cannot write {target}: {error.strerror}") from error
+        length = max(_SHORTEST, min(SEGMENT, SEGMENT * 1920 * 1080 // size))
+        with contextlib.ExitStack() as kept:
+            store = None
+            several = writer.segment_count(count, length) > 1
+            if claim is not None and several and encoding.keeps_packets():
+                own = _own_claim(source, encoding, batch, length)
+                store = kept.enter_context(segments.beside(target, {**claim, **own}))
+            folder = store and store.folder
+            with replacing(target, like=source, folder=folder) as temporary:
+                try:
+                    with av.open(
+                        no_protocol(temporary),
+                        "w",
+                        format=encoding.container,
+                        options=writer.container_options(reader, encoding),
+                        metadata_errors=METADATA_ERRORS,
+                    ) as output:
+                        writer.transcode(
+                            reader, count, encoding, output, target, restore, progress, batch,
+                            length, store,
+                        )  # fmt: skip
+                    lost = writer.lost_metadata(reader, no_protocol(temporary))
+                except av.error.FFmpegError as error:
+                    raise UserError(f"cannot write {target}: {error.strerror}") from error
         writer.note_losses(reader, lost)
         width, height = reader.first.width, reader.first.height
         return (height, width) if pixels.orientation(reader.first).swap else (width, height)
+
+
+def _own_claim(
+    source: str | os.PathLike, encoding: encoder.Encoding, batch: int, length: int
+) -> dict[str, Any]:
+    """What the packets of segments depend on besides the restored frames."""
+    return {
+        "source": sha256(source),
+        "encoder": [encoding.encoder, encoding.pixel_format, encoding.container],
+        "tick": str(encoding.tick),
+        "batch": batch,
+        "length": length,
+        "libraries": [*map(list, av.library_versions.values())],
+    }

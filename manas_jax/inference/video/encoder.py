@@ -123,6 +123,17 @@ class Encoding:
         stream.set_display_matrix(pixels.display_matrix(first))
         return stream
 
+    @contextlib.contextmanager
+    def context(self, reader: Reader) -> Iterator[av.VideoCodecContext]:
+        """An encoder like that of `add_stream`, for a segment."""
+        with av.open(io.BytesIO(), "w", format=self.container) as unwritten:
+            yield self.add_stream(unwritten, reader).codec_context
+
+    def keeps_packets(self) -> bool:
+        """Whether the bytes of a packet are all of it, other than in WebM with transparency."""
+        has_alpha = Samples.of(av.VideoFormat(self.pixel_format)).alpha
+        return not (has_alpha and self.encoder.startswith("libvpx"))
+
     def frame(self, planar: av.VideoFrame, time: int, duration: int) -> av.VideoFrame:
         """A restored frame as the encoder takes it; `time` and `duration` are in ticks."""
         tags = self._tags(planar)

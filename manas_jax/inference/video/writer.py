@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import itertools
 import logging
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import av
@@ -16,9 +18,10 @@ from manas_jax.errors import UserError
 from manas_jax.inference.video import pixels
 from manas_jax.inference.video.encoder import Encoding
 from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, is_cover, open_video
+from manas_jax.inference.video.segments import Segments
 
-Progress = Callable[[int, int], None]
-"""Called with the number of frames done, and of all."""
+Progress = Callable[[int, int, int], None]
+"""Called with the number of frames done, of all, and of those that an earlier start has done."""
 
 _log = logging.getLogger(__name__)
 # Of the file rather than of what it shows: the muxer writes its own.
@@ -53,6 +56,11 @@ def lost_metadata(reader: Reader, output: str | os.PathLike) -> list[str]:
     return [f"metadata {key}" for key in reader.container.metadata if key.lower() not in kept]
 
 
+def segment_count(frames: int, length: int) -> int:
+    """The number of segments; the last one is not shorter, as encoders need several frames."""
+    return max(1, frames // length)
+
+
 def transcode(
     reader: Reader,
     count: int,
@@ -62,8 +70,13 @@ def transcode(
     restore: pixels.Restore,
     progress: Progress | None,
     batch: int,
+    length: int,
+    segments: Segments | None,
 ) -> None:
     """Writes restored frames and copies of the other streams, metadata and chapters.
+
+    Frames are encoded in segments of `length`, each with an encoder of its own, so that an output
+    does not depend on where a start went on.
 
     Args:
       reader: the source.
@@ -71,9 +84,11 @@ def transcode(
       encoding: of the frames.
       writer: the output.
       target: its name, for messages.
-      restore: called with `batch` frames at a time, fewer at the end.
+      restore: called with `batch` frames at a time, fewer at the end of a segment.
       progress: called after each batch.
       batch: frames.
+      length: frames of a segment; the last one has the rest as well.
+      segments: where finished ones are, and are written to; None to keep none.
 
     Raises:
       ValueError: `restore` returns another shape or type.
@@ -86,31 +101,104 @@ def transcode(
     writer.set_chapters(reader.container.chapters())
     note_losses(reader, [*encoding.losses, *dropped])
 
-    video, done = reader.video, 0
-    time_of = _Clock(encoding.tick, 1 / reader.rate)
-    waiting: list[av.VideoFrame] = []
+    source, time_of = _Source(reader, copies), _Clock(encoding.tick, 1 / reader.rate)
+    output = _Output(writer, stream, copies, source.others)
+    done = resumed = 0
 
-    def write_waiting() -> None:
+    def time(frame: av.VideoFrame) -> int:
+        return time_of(None if frame.pts is None else frame.pts * reader.video.time_base)
+
+    def advance(frames: int) -> None:
         nonlocal done
-        for frame in pixels.restored(waiting, restore):
-            seconds = None if frame.pts is None else frame.pts * video.time_base
-            duration = round(frame.duration * video.time_base / encoding.tick)
-            writer.mux(stream.encode(encoding.frame(frame, time_of(seconds), duration)))
-        done += len(waiting)
-        waiting.clear()
+        done += frames
         if progress:
-            progress(done, count)
+            progress(done, count, resumed)
 
-    for item in reader:
-        if isinstance(item, av.VideoFrame):
-            waiting.append(item)
-            if len(waiting) == batch:
-                write_waiting()
-        elif item.stream_index in copies:
-            copies[item.stream_index].mux(item, writer)
-    if waiting:
-        write_waiting()
-    writer.mux(stream.encode(None))
+    def encoded(frames: Iterator[av.VideoFrame]) -> Iterator[av.Packet]:
+        with encoding.context(reader) as encoder:
+            while group := list(itertools.islice(frames, batch)):
+                for frame in pixels.restored(group, restore):
+                    duration = round(frame.duration * reader.video.time_base / encoding.tick)
+                    yield from encoder.encode(encoding.frame(frame, time(frame), duration))
+                advance(len(group))
+            yield from encoder.encode(None)
+
+    number = segment_count(count, length)
+    for index in range(number):
+        frames = source.frames(length if index + 1 < number else None)
+        if segments is None:
+            output.write(encoded(frames))
+            continue
+        if index in segments:
+            skipped = sum(time(frame) is not None for frame in frames)
+            resumed += skipped
+            advance(skipped)
+        else:
+            segments.write(index, encoded(frames))
+        output.write(segments.read(index))
+    output.finish()
+
+
+class _Source:
+    """Frames of a reader, and the packets of other streams that were read on the way.
+
+    Attributes:
+      others: packets that are copied and not written yet.
+    """
+
+    def __init__(self, reader: Reader, copied: Container[int]):
+        self._items, self._copied = iter(reader), copied
+        self.others: collections.deque[av.Packet] = collections.deque()
+
+    def frames(self, number: int | None) -> Iterator[av.VideoFrame]:
+        """The next frames; None for all that are left."""
+        found = 0
+        while found != number and (item := next(self._items, None)) is not None:
+            if isinstance(item, av.VideoFrame):
+                found += 1
+                yield item
+            elif item.stream_index in self._copied:
+                self.others.append(item)
+
+
+class _Output:
+    """An output that gets packets of the restored stream and of copies in the order of times."""
+
+    def __init__(
+        self,
+        writer: av.container.OutputContainer,
+        stream: av.video.stream.VideoStream,
+        copies: Mapping[int, _Copy],
+        others: collections.deque[av.Packet],
+    ):
+        self._writer, self._stream, self._copies, self._others = writer, stream, copies, others
+        self._earliest: int | None = None
+
+    def write(self, packets: Iterable[av.Packet]) -> None:
+        """Writes packets of an encoder, and the others that are no later."""
+        for packet in packets:
+            # Decoding of a segment may have to start before the end of the last one.
+            if packet.dts is not None and self._earliest is not None:
+                packet.dts = max(packet.dts, self._earliest)
+            self._earliest = None if packet.dts is None else packet.dts + 1
+            self._write_others(_time(packet))
+            packet.stream = self._stream
+            self._writer.mux(packet)
+
+    def finish(self) -> None:
+        """Writes the others that are left."""
+        self._write_others(math.inf)
+
+    def _write_others(self, latest: Fraction | float) -> None:
+        while self._others and _time(self._others[0]) <= latest:
+            packet = self._others.popleft()
+            self._copies[packet.stream_index].mux(packet, self._writer)
+
+
+def _time(packet: av.Packet) -> Fraction | float:
+    """Seconds at which a packet is decoded; those without a time come first."""
+    given = packet.pts if packet.dts is None else packet.dts
+    return -math.inf if given is None else given * packet.time_base
 
 
 class _Clock:
