@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from manas_jax import cost
-from manas_jax.space import COLUMNS, Genotype, SearchSpace
+from manas_jax.space import SearchSpace, alternating_genotype
 
 WEIGHTS, PICTURES, LARGE = "weights.safetensors", "pictures", "large.png"  # prepared files
 BATCHES = 250  # of the input pipeline per run
@@ -64,17 +64,6 @@ class Case:
     one_core: bool = False
 
 
-def alternating(space: SearchSpace) -> Genotype:
-    """Alternating parallel and fusion columns, and all attention candidates but `none` in turn."""
-    columns = itertools.cycle(COLUMNS)
-    names = itertools.cycle([name for name in space.candidates if name != "none"])
-    return Genotype(
-        space,
-        [[next(columns) for _ in range(n)] for n in space.columns],
-        [[[next(names) for _ in range(space.edges)] for _ in range(n)] for n in space.branches],
-    )
-
-
 def configure(space: Mapping[str, Any]):
     """The paper's configuration on another search space."""
     from manas_jax.config import default
@@ -111,7 +100,7 @@ def make_train_step(config, ops=None):
     from manas_jax.training import build
     from manas_jax.training.step import TrainStep
 
-    network = build.network(config, alternating(SearchSpace(**config.space)))
+    network = build.network(config, alternating_genotype(SearchSpace(**config.space)))
     network = network.clone(ops=ops or network.ops)
     optimizer = build.train_optimizer(config.train)
     step = TrainStep(
@@ -218,7 +207,7 @@ def prepare_weights(folder: pathlib.Path, space: Mapping[str, Any] = SMALL) -> N
     from manas_jax.models.variables import init_variables
     from manas_jax.workdir.weights import save_weights
 
-    genotype = alternating(SearchSpace(**space))
+    genotype = alternating_genotype(SearchSpace(**space))
     variables = init_variables(Network(genotype.space, genotype), seed=0)
     save_weights(folder / WEIGHTS, variables, genotype, {})
 
@@ -333,7 +322,7 @@ def evaluation(
     from manas_jax.models.network import Network
     from manas_jax.models.variables import init_variables
 
-    genotype = alternating(SearchSpace(**space))
+    genotype = alternating_genotype(SearchSpace(**space))
     network = Network(genotype.space, genotype)
     variables = init_variables(network, seed=0)
     restore = evaluate.restorer(network)

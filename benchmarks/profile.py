@@ -28,12 +28,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import THIS_MACHINE
-from benchmarks.cases import PAPER, SMALL, alternating, configure, noise_batch
+from benchmarks.cases import PAPER, SMALL, configure, noise_batch
 from benchmarks.speed import aligned, product_gflops, ranged, spread
 from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
-from manas_jax.space import SearchSpace
+from manas_jax.space import SearchSpace, alternating_genotype
 
 HEIGHT, WIDTH = 320, 480
 WHOLE = "the whole"
@@ -158,7 +158,7 @@ def profile_image(runs: int, space: Mapping[str, Any]) -> dict[str, Any]:
     from manas_jax.models.network import Network
     from manas_jax.models.variables import init_variables
 
-    genotype = alternating(SearchSpace(**space))
+    genotype = alternating_genotype(SearchSpace(**space))
     network = Network(genotype.space, genotype, pool_cell=POOL_CELL)
     variables = jax.device_put(fold(init_variables(network, seed=0)))
     network = folded_network(network)

@@ -26,10 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import THIS_MACHINE, speed
-from benchmarks.cases import PAPER, SMALL, alternating
+from benchmarks.cases import PAPER, SMALL
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
-from manas_jax.space import SearchSpace
+from manas_jax.space import SearchSpace, alternating_genotype
 
 # PyTorch is imported inside functions: the project does not require it.
 
@@ -52,12 +52,12 @@ def build(modules: Any, space: SearchSpace, derived: bool):
     Args:
       modules: the released `Networks`.
       space: channels and numbers of columns.
-      derived: build the network of `benchmarks.cases.alternating`, not the supernet.
+      derived: build the network of `manas_jax.space.alternating_genotype`, not the supernet.
     """
     import torch
     from torch import nn
 
-    genotype = alternating(space)
+    genotype = alternating_genotype(space)
     channels, names = list(space.channels), list(space.candidates)
 
     def shortcut(inputs, outputs):

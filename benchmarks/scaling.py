@@ -19,7 +19,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -98,33 +97,6 @@ SYSTEMS = {
 
 # Assumed, not measured: shares of the peaks that small convolutions reach.
 SHARES = {"flops": 0.3, "memory_bandwidth": 0.7}
-
-_COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_OPERATION = re.compile(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+)\[([\d,]*)\]")
-
-
-def collectives(program: str) -> dict[str, dict[str, int]]:
-    """Counts the collectives in the text of a compiled program.
-
-    XLA merges all-reduces where it can; one of several arrays counts once. One inside a loop
-    counts once, however often the loop runs; the steps measured here have none.
-
-    Returns:
-      Kind -> 'count' and 'bytes' of the results on one device.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for line in program.splitlines():
-        if match := _OPERATION.search(line):
-            kind = found.setdefault(match[2], {"count": 0, "bytes": 0})
-            kind["count"] += 1
-            kind["bytes"] += sum(_bytes(*array) for array in _ARRAY.findall(match[1]))
-    return found
-
-
-def _bytes(kind: str, shape: str) -> int:
-    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
-    return bits // 8 * math.prod(int(n) for n in shape.split(",") if n)
 
 
 def reduced_bytes(params: Mapping, batch_stats: Mapping) -> dict[str, int]:
@@ -238,7 +210,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
     """
     import jax
 
-    from manas_jax.runtime import sharding
+    from manas_jax.runtime import ahead, sharding
     from manas_jax.training import build
 
     start = time.monotonic()
@@ -260,7 +232,7 @@ def measure(config: Any, name: str, program: Program, devices: int) -> dict[str,
         "device_bytes_accessed": costs["bytes accessed"],
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "collectives": collectives(compiled.as_text()),
+        "collectives": ahead.entry_costs(compiled.as_text()).collectives,
         "seconds": time.monotonic() - start,
     }
 

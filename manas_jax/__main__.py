@@ -7,6 +7,7 @@ from manas_jax import __version__
 COMMANDS = {
     "derain": "remove the rain from pictures and videos (also `manas-derain`)",
     "main": "search, train, evaluate and report",
+    "preflight": "compile a run's steps for a slice of TPUs, on any machine",
     "evaluate": "score restored pictures of any method",
     "report": "write the report of a run again",
     "study": "compare searches with random networks",

@@ -35,13 +35,21 @@ CONFIG_FOLDERS = (
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
 
 
-def start(command: Callable[[ConfigDict, str], None]) -> None:
-    """Parses the flags, calls `command(config, workdir)`, and exits with its status."""
+def start(
+    command: Callable[[ConfigDict, str], None],
+    required: Sequence[str] = ("config", "workdir"),
+) -> None:
+    """Parses the flags, calls `command(config, workdir)`, and exits with its status.
+
+    Args:
+      command: is given None for a workdir that is neither required nor named.
+      required: flags that have to be given.
+    """
     try:
         check_extra("train", "clu", "tensorflow", "tensorflow_datasets")
     except UserError as error:
         sys.exit(f"error: training {error}")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(required)
     log.setup_logging()
     compilation.use_cache()
     malloc.tune()

@@ -34,7 +34,7 @@ from manas_jax.files import list_folder, write_json
 from manas_jax.metrics import Scores
 from manas_jax.models.network import Network
 from manas_jax.runtime import distributed, log, signals
-from manas_jax.training import preflight
+from manas_jax.training import checks
 from manas_jax.training.restore import load_trained
 from manas_jax.workdir import provenance
 
@@ -48,14 +48,22 @@ def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
     It is compiled once per image size.
     """
 
-    @jax.jit
-    def apply(variables, image):
-        return network.apply(variables, image[None].astype(jnp.float32) / 255)[0]
+    apply = restoring_program(network)
 
     def restore(variables: PyTree, image: np.ndarray) -> np.ndarray:
         return metrics.to_uint8(np.asarray(apply(variables, image)))
 
     return restore
+
+
+def restoring_program(network: Network) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """The jitted function of `restorer`: (variables, uint8 (H, W, 3)) -> float32 (H, W, 3)."""
+
+    @jax.jit
+    def apply(variables, image):
+        return network.apply(variables, image[None].astype(jnp.float32) / 255)[0]
+
+    return apply
 
 
 def evaluate(
@@ -81,7 +89,7 @@ def evaluate(
     folder = pathlib.Path(workdir) / "evaluate"
     network, variables, step = load_trained(config, workdir)
     splits = splits or load_splits(config.data, config.train.crop)
-    chosen = preflight.evaluated_scenes(config, splits)
+    chosen = checks.evaluated_scenes(config, splits)
     distributed.broadcast_from_primary(lambda: _clear(folder / "pictures"))
     rows = distributed.gather(_score(config, network, variables, chosen, folder / "pictures"))
     mean = {

@@ -25,7 +25,7 @@ from manas_jax.inference import pretrained
 from manas_jax.report import page as report
 from manas_jax.runtime import distributed
 from manas_jax.search.run import search
-from manas_jax.training import preflight
+from manas_jax.training import checks
 from manas_jax.training.run import train
 from manas_jax.workdir import lock, provenance
 from manas_jax.workdir.claim import check_config, claim_inputs, claim_workdir
@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     with contextlib.ExitStack() as held:
         distributed.broadcast_from_primary(lambda: held.enter_context(lock.hold(workdir)))
         stages = distributed.broadcast_from_primary(lambda: _unfinished(config, workdir))
-        splits = preflight.check_stages(config, workdir, stages)
+        splits = checks.check_stages(config, workdir, stages)
         distributed.broadcast_from_primary(lambda: _claim(config, workdir, splits))
         with app.run_context(config, workdir):
             for stage in stages:

@@ -8,6 +8,7 @@ Search", IEEE TCSVT 33(2), 2023 (arXiv 2207.00728).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -295,6 +296,20 @@ def random_genotype(space: SearchSpace, seed: int) -> Genotype:
         tuple(tuple(draw.choice(COLUMNS) for _ in range(n)) for n in space.columns),
         tuple(
             tuple(tuple(draw.choice(allowed) for _ in range(space.edges)) for _ in range(n))
+            for n in space.branches
+        ),
+    )
+
+
+def alternating_genotype(space: SearchSpace) -> Genotype:
+    """Alternating parallel and fusion columns, and all attention candidates but `none` in turn."""
+    columns = itertools.cycle(COLUMNS)
+    names = itertools.cycle([name for name in space.candidates if name != "none"])
+    return Genotype(
+        space,
+        tuple(tuple(next(columns) for _ in range(n)) for n in space.columns),
+        tuple(
+            tuple(tuple(next(names) for _ in range(space.edges)) for _ in range(n))
             for n in space.branches
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import gc
@@ -13,13 +14,16 @@ import stat
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 
 from manas_jax.runtime import malloc
+
+Compiler = Callable[..., Any]
+"""(program, *arguments, calls=1) -> shapes of the program's outputs, such as `ParallelCompiler`."""
 
 
 def use_cache() -> None:
@@ -113,8 +117,7 @@ class CompileStats:
 
     Attributes:
       seconds: wall time of tracing, lowering and compiling.
-      flops: floating-point operations of all programs, called once each, as XLA counts them before
-        it optimises.
+      flops: floating-point operations of all calls, as XLA counts them before it optimises.
       temporary_bytes: memory that a call needs besides arguments and results, of the largest.
     """
 
@@ -146,6 +149,7 @@ class ParallelCompiler:
         self._sharding = sharding
         self._pool = ThreadPoolExecutor(os.cpu_count())
         self._compiled: dict[Any, tuple[Future, Any]] = {}
+        self._calls: collections.Counter = collections.Counter()
         self.stats: CompileStats | None = None
 
     def __enter__(self) -> ParallelCompiler:
@@ -154,22 +158,20 @@ class ParallelCompiler:
         self._paused.enter_context(_collection_paused())
         return self
 
-    def __call__(self, function: Any, *args: Any) -> Any:
+    def __call__(self, function: Any, *args: Any, calls: int = 1) -> Any:
         """Starts to compile for arguments like these; returns the shapes of the outputs.
 
         Args:
           function: made by `jax.jit`.
           *args: arrays, `jax.ShapeDtypeStruct`s with shardings, or static arguments.
+          calls: how often it will be called with these arguments.
         """
-        leaves, structure = jax.tree.flatten(args)
-        key = function, structure, tuple(map(_abstract, leaves))
+        key = call_key(function, args)
         if key not in self._compiled:
             lowered = function.lower(*args)
-            shapes = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding),
-                lowered.out_info,
-            )
+            shapes = output_shapes(lowered, self._sharding)
             self._compiled[key] = self._pool.submit(_compile, lowered), shapes
+        self._calls[key] += calls
         return self._compiled[key][1]
 
     def __len__(self) -> int:
@@ -179,11 +181,11 @@ class ParallelCompiler:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         try:
             if kind is None:
-                costs = [future.result() for future, _ in self._compiled.values()]
+                costs = {key: future.result() for key, (future, _) in self._compiled.items()}
                 self.stats = CompileStats(
                     time.monotonic() - self._start,
-                    sum(flops for flops, _ in costs),
-                    max((size for _, size in costs), default=0),
+                    sum(self._calls[key] * flops for key, (flops, _) in costs.items()),
+                    max((size for _, size in costs.values()), default=0),
                 )
         finally:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
@@ -191,6 +193,19 @@ class ParallelCompiler:
             self._paused.close()
             _freeze_objects()
             malloc.trim()
+
+
+def call_key(function: Any, args: Any) -> Any:
+    """A hashable value that is the same for calls that share a compiled program."""
+    leaves, structure = jax.tree.flatten(args)
+    return function, structure, tuple(map(_abstract, leaves))
+
+
+def output_shapes(lowered: jax.stages.Lowered, sharding: jax.sharding.Sharding | None) -> Any:
+    """Shapes and types of a program's outputs, with a sharding."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), lowered.out_info
+    )
 
 
 def _abstract(x: Any) -> Any:

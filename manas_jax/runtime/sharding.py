@@ -22,18 +22,22 @@ from manas_jax.errors import UserError
 DATA, HEIGHT = "data", "height"
 
 
-def make_mesh(devices: int = 0, height_shards: int = 1) -> Mesh:
+def make_mesh(
+    devices: int = 0, height_shards: int = 1, among: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over `devices` devices, all of them by default, the same number in every process.
 
     Args:
       devices: number of devices, in all processes together; 0 for all.
       height_shards: number of devices that the height of an image is sharded over.
+      among: the devices there are; None for those that JAX finds.
 
     Raises:
       UserError: there are fewer devices, or the numbers do not divide each other.
     """
-    processes = jax.process_count()
-    available = len(jax.devices())
+    found = jax.devices() if among is None else among
+    processes = jax.process_count() if among is None else len({d.process_index for d in among})
+    available = len(found)
     devices = devices or available
     if devices > available:
         machines = "this machine has" if processes == 1 else f"these {processes} processes have"
@@ -53,7 +57,7 @@ def make_mesh(devices: int = 0, height_shards: int = 1) -> Mesh:
     chosen = [
         device
         for process in range(processes)
-        for device in [d for d in jax.devices() if d.process_index == process][:local_devices]
+        for device in [d for d in found if d.process_index == process][:local_devices]
     ]
     return mesh_of(chosen, height_shards)
 
@@ -96,6 +100,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), tree
     )
+
+
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types of a pytree that every device holds whole."""
+    where = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
 def to_local_mesh(tree: Any, mesh: Mesh) -> Any:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from manas_jax import cost
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
-from manas_jax.models.network import genotype_logits
+from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding
 from manas_jax.search import collapse, selection
 from manas_jax.search.selection import SupernetEvaluator, softmax
@@ -74,20 +74,7 @@ def search(
 
     sources(0)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
-    step = SearchStep(
-        network,
-        build.search_weight_optimizer(options),
-        build.architecture_optimizer(options),
-        hypergradient=options.hypergradient,
-        loss_weights=build.loss_weights(config),
-        complexity_model=losses.ComplexityModel(space, *config.objectives.complexity_size),
-        internal_from=round(options.internal_warmup * options.steps),
-        xi=options.xi,
-        epsilon=options.epsilon,
-        microbatches=options.accumulate,
-        fuse=options.fuse,
-        devices=mesh.devices.size,
-    )
+    step = make_step(config, network, mesh.devices.size)
 
     def restore_or_init(checkpoints):
         fresh = sharding.replicate(fresh_search_state(config, network), mesh)
@@ -137,6 +124,25 @@ def search(
         ),
     )
     return load_genotype(workdir)
+
+
+def make_step(config: ConfigDict, network: Network, devices: int) -> SearchStep:
+    """The step of a configuration's search over this number of devices."""
+    options = config.search
+    return SearchStep(
+        network,
+        build.search_weight_optimizer(options),
+        build.architecture_optimizer(options),
+        hypergradient=options.hypergradient,
+        loss_weights=build.loss_weights(config),
+        complexity_model=losses.ComplexityModel(network.space, *config.objectives.complexity_size),
+        internal_from=round(options.internal_warmup * options.steps),
+        xi=options.xi,
+        epsilon=options.epsilon,
+        microbatches=options.accumulate,
+        fuse=options.fuse,
+        devices=devices,
+    )
 
 
 def supernet_evaluator(

@@ -15,7 +15,7 @@ from manas_jax import cost
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
-from manas_jax.runtime.compilation import CompileStats, ParallelCompiler
+from manas_jax.runtime.compilation import Compiler, CompileStats, ParallelCompiler
 from manas_jax.search import bilevel
 from manas_jax.search.modular_grad import scene_grad
 from manas_jax.training import losses
@@ -210,7 +210,10 @@ class SearchStep:
           batch: arrays, or shapes with shardings.
         """
         with ParallelCompiler(state.step.sharding) as compiler:
-            self._compile_parts(compiler, state, batch)
+            self.compile_programs(compiler, state, batch)
+            if self.compiles_while_running:
+                args = state.batch_stats, state.step, sharding.zeros(batch), state.params
+                jax.block_until_ready(self._mixed_hvp(*args, state.architecture, state.params))
         if self._fuse:
             return compiler.stats
         # Two operations per multiplication; a gradient takes three times its function.
@@ -219,7 +222,21 @@ class SearchStep:
         flops = 6.0 * macs * self._hypergradient.gradient_evals
         return dataclasses.replace(compiler.stats, flops=flops)
 
-    def _compile_parts(self, compiler, state, batch):
+    @property
+    def compiles_while_running(self) -> bool:
+        """Whether only a run compiles some programs: those of an unfused mixed product."""
+        return self._hypergradient.needs_mixed_hvp and not self._fuse
+
+    def compile_programs(
+        self, compiler: Compiler, state: SearchState, batch: Mapping[str, Any]
+    ) -> None:
+        """Calls `compiler` with each program of the step, but for `compiles_while_running`.
+
+        Args:
+          compiler: called as (program, *arguments, calls=per step).
+          state: see `compile`.
+          batch: see `compile`.
+        """
         if self._fuse:
             compiler(self.weight_step, state, batch)
             compiler(self.architecture_step, state, batch, batch)
@@ -233,12 +250,8 @@ class SearchStep:
             compiler(self._unrolled_step_vjp, opt_state, params, params, params)
         batch = microbatch_shapes(batch, self._microbatches)
         args = params, architecture, state.batch_stats, state.step, batch
+        grad = partial(compiler, calls=self._hypergradient.gradient_evals * self._microbatches)
         if self._modular:
-            self._scene_grad(*args, run=compiler)
+            self._scene_grad(*args, run=grad)
         else:
-            compiler(self._scene_grad, *args)
-        if self._hypergradient.needs_mixed_hvp:
-            zeros = sharding.zeros(batch)
-            jax.block_until_ready(
-                self._mixed_hvp(state.batch_stats, state.step, zeros, params, architecture, params)
-            )
+            grad(self._scene_grad, *args)

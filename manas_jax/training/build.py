@@ -26,14 +26,21 @@ PyTree = Any
 MUON_RATE = 5.0  # times Adam's: its updates have singular values of about 1
 
 
-def network(config: ConfigDict, genotype: Genotype | None = None) -> Network:
-    """The supernet of the configured space, or the derived network of a genotype."""
+def network(
+    config: ConfigDict, genotype: Genotype | None = None, platform: str | None = None
+) -> Network:
+    """The supernet of the configured space, or the derived network of a genotype.
+
+    Args:
+      config: of the run.
+      genotype: None for the supernet.
+      platform: that it is to run on, see `ops.default`.
+    """
     dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
     space = genotype.space if genotype else SearchSpace(**config.space)
     options = config.network
-    return Network(
-        space, genotype, ops.default(train=True, dtype=dtype), options.remat, options.scan
-    )
+    kernels = ops.default(train=True, dtype=dtype, platform=platform)
+    return Network(space, genotype, kernels, options.remat, options.scan)
 
 
 def weight_schedule(options: ConfigDict) -> optax.Schedule:
@@ -108,7 +115,7 @@ def batches(
     Each role has its own seed, and another one after each rollback.
     """
     options = config[stage]
-    _check_sharding(options, stage, mesh)
+    check_sharding(config, stage, mesh)
     entropy = [config.seed, role, *([rollbacks] if rollbacks else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
     return Batches(
@@ -129,7 +136,7 @@ def check_batches(config: ConfigDict, scenes: Sequence[Scene], stage: str, mesh:
       UserError: they cannot; see `Batches`, or the devices cannot share them.
     """
     options = config[stage]
-    _check_sharding(options, stage, mesh)
+    check_sharding(config, stage, mesh)
     pipeline.check(
         scenes,
         config.data,
@@ -139,7 +146,13 @@ def check_batches(config: ConfigDict, scenes: Sequence[Scene], stage: str, mesh:
     )
 
 
-def _check_sharding(options: ConfigDict, stage: str, mesh: Mesh) -> None:
+def check_sharding(config: ConfigDict, stage: str, mesh: Mesh) -> None:
+    """Checks that the devices can share a batch of a stage ('search' or 'train').
+
+    Raises:
+      UserError: they cannot; names numbers of scenes that they can.
+    """
+    options = config[stage]
     sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
     sharding.check_height(f"{stage}.crop", options.crop, mesh)
 

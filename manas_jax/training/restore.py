@@ -79,10 +79,13 @@ def train_template(config: ConfigDict, network: Network, mesh: Mesh) -> TrainSta
         lambda variables: init_train(variables, optimizer, ema=bool(config.train.ema)),
         variable_shapes(network),
     )
-    replicated = sharding.replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
-    )
+    return sharding.replicated_shapes(shapes, mesh)
+
+
+def search_template(config: ConfigDict, network: Network, mesh: Mesh) -> SearchState:
+    """Shapes of a search state, replicated over a mesh."""
+    shapes = jax.eval_shape(lambda: fresh_search_state(config, network))
+    return sharding.replicated_shapes(shapes, mesh)
 
 
 def find_genotype(config: ConfigDict, workdir: str | os.PathLike) -> Genotype:

@@ -53,7 +53,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     genotype = find_genotype(config, workdir)
     network = build.network(config, genotype)
-    optimizer = build.train_optimizer(options)
 
     splits = splits or load_splits(config.data, options.crop)
     training_scenes = splits.weights + splits.architecture
@@ -64,14 +63,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
 
     source(0)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
-    train_step = TrainStep(
-        network,
-        optimizer,
-        loss_weights=build.loss_weights(config),
-        internal_from=round(options.internal_warmup * options.steps),
-        ema=options.ema,
-        microbatches=options.accumulate,
-    )
+    train_step = make_step(config, network)
 
     def frozen_stats(step):
         return step >= round(options.batch_norm * options.steps)
@@ -89,6 +81,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
         if state is not None:
             return state
         variables = _initial_variables(config, workdir, network)
+        optimizer = build.train_optimizer(options)
         return sharding.replicate(init_train(variables, optimizer, ema=bool(options.ema)), mesh)
 
     def finish(state, scores, checkpoints):
@@ -113,6 +106,19 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     )
     if trained or not (pathlib.Path(workdir) / WEIGHTS).exists():
         write_best_weights(config, workdir)
+
+
+def make_step(config: ConfigDict, network: Network) -> TrainStep:
+    """The step of a configuration's training."""
+    options = config.train
+    return TrainStep(
+        network,
+        build.train_optimizer(options),
+        loss_weights=build.loss_weights(config),
+        internal_from=round(options.internal_warmup * options.steps),
+        ema=options.ema,
+        microbatches=options.accumulate,
+    )
 
 
 def write_best_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:

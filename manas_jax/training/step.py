@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import optax
 
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network
-from manas_jax.runtime.compilation import CompileStats, ParallelCompiler
+from manas_jax.runtime.compilation import Compiler, CompileStats, ParallelCompiler
 from manas_jax.training import losses
 from manas_jax.training.accumulation import accumulate, microbatch_shapes
 from manas_jax.training.state import TrainState
@@ -106,11 +105,21 @@ class TrainStep:
           frozen_stats: as it will be called.
         """
         with ParallelCompiler(state.step.sharding) as compiler:
-            if self._microbatches == 1:
-                compiler(self.weight_step, state, batch, frozen_stats)
-            else:
-                microbatch = microbatch_shapes(batch, self._microbatches)
-                args = state.params, state.batch_stats, state.step, microbatch
-                compiler(self._update, state, state.params, state.batch_stats)
-                compiler(self._grad, *args, frozen_stats)
-        return dataclasses.replace(compiler.stats, flops=compiler.stats.flops * self._microbatches)
+            self.compile_programs(compiler, state, batch, frozen_stats)
+        return compiler.stats
+
+    def compile_programs(
+        self,
+        compiler: Compiler,
+        state: TrainState,
+        batch: Mapping[str, Any],
+        frozen_stats: bool = False,
+    ) -> None:
+        """Calls `compiler` with each program of the step; see `compile` for the other arguments."""
+        if self._microbatches == 1:
+            compiler(self.weight_step, state, batch, frozen_stats)
+        else:
+            microbatch = microbatch_shapes(batch, self._microbatches)
+            args = state.params, state.batch_stats, state.step, microbatch
+            compiler(self._update, state, state.params, state.batch_stats)
+            compiler(self._grad, *args, frozen_stats, calls=self._microbatches)

@@ -19,7 +19,10 @@ from manas_jax.space import SearchSpace
     ids=["small", "paper"],
 )
 def test_alternating_networks_are_those_in_the_readme(space, parameters):
-    assert cost.derived(cases.alternating(SearchSpace(**space)), 1, 1).parameters == parameters
+    assert (
+        cost.derived(cases.alternating_genotype(SearchSpace(**space)), 1, 1).parameters
+        == parameters
+    )
 
 
 def test_every_case_takes_a_folder(tmp_path):
@@ -58,7 +61,7 @@ def test_losses_and_evaluation_run(tmp_path):
     work = cases.evaluation(tmp_path, space=cases.NARROW, height=16, width=24)
     before, after = work.run()
     assert before != after
-    macs = cost.derived(cases.alternating(SearchSpace(**cases.NARROW)), 16, 24).macs
+    macs = cost.derived(cases.alternating_genotype(SearchSpace(**cases.NARROW)), 16, 24).macs
     assert work.flops() == 2 * macs
 
 

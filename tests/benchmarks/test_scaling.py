@@ -49,20 +49,6 @@ def test_measured_programs(compiled):
     assert "scenes = 16 cannot be split over 3 devices: give 15 or 18" in compiled["uneven"]
 
 
-def test_collectives_are_counted_in_text():
-    program = """
-  %a = (f32[16]{0}, f32[4,2]{1,0}, /*index=5*/f32[]) all-reduce(%x, %y, %z), to_apply=%add
-  %b = f32[16]{0} get-tuple-element(%a), index=0, metadata={op_name="all-reduce(no)"}
-  %s = bf16[3]{0} all-reduce-start(%b), channel_id=1
-  %d = bf16[3]{0} all-reduce-done(%s)
-  ROOT %g = (pred[5]{0}, f64[2]{0}) all-gather(%p, %q), dimensions={0}
-"""
-    assert scaling.collectives(program) == {
-        "all-reduce": {"count": 2, "bytes": 4 * (16 + 8 + 1) + 2 * 3},
-        "all-gather": {"count": 1, "bytes": 5 + 8 * 2},
-    }
-
-
 SYSTEM = scaling.System(
     devices=4, hosts=2, vcpus=8, flops=10.0, memory=1e9, memory_bandwidth=5.0,
     link_bandwidth=3.0, latency=0.25, sources=(),

@@ -1,4 +1,4 @@
-"""What can be known before the first step: mistakes of later stages come out before the first."""
+"""Checks before the first step: mistakes of later stages come out before the first."""
 
 from __future__ import annotations
 

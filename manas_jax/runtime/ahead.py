@@ -1,0 +1,242 @@
+"""Programs compiled for other devices than those of this machine, and what they tell."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from manas_jax.errors import UserError, one_line
+from manas_jax.runtime.compilation import call_key, output_shapes
+
+Collectives = dict[str, dict[str, int]]
+"""Kind, such as 'all-reduce' -> 'count' and 'bytes' of the results on one device."""
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled program; all figures are of one device.
+
+    Attributes:
+      name: of the function.
+      calls: per step.
+      seconds: wall time of tracing, lowering and compiling.
+      cpu_seconds: processor time of the same.
+      argument_bytes: memory of the arguments.
+      output_bytes: memory of the results that does not reuse that of arguments.
+      temporary_bytes: memory needed besides arguments and results.
+      code_bytes: memory of the program itself.
+      flops: operations of a call as the compiler counts them; of its optimised form.
+      cycles: estimated by the compiler for the operations of a call, one after the other, without
+        collectives; 0 where it estimates none.
+      optimal_seconds: the compiler's lower bound from peak and memory bandwidth; 0 where it has
+        none.
+      instructions: of the optimised program, without those inside of fusions.
+      collectives: of a call.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+    cpu_seconds: float
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    code_bytes: int
+    flops: float
+    cycles: int
+    optimal_seconds: float
+    instructions: int
+    collectives: Collectives
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory in use while it runs."""
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes + self.code_bytes
+
+
+class OutOfMemory(UserError):
+    """A program that does not fit into the memory of a device.
+
+    Attributes:
+      program: its name.
+      needed: bytes.
+      available: bytes.
+    """
+
+    def __init__(self, program: str, needed: int, available: int):
+        self.program, self.needed, self.available = program, needed, available
+        super().__init__(
+            f"{program} needs {gib(needed)} of a chip that has {gib(available)}: "
+            f"{gib(needed - available)} too much"
+        )
+
+
+class AheadCompiler:
+    """Compiles the programs of a step, one after the other; called as `ParallelCompiler` is."""
+
+    def __init__(self, sharding: jax.sharding.Sharding | None = None):
+        """Args:
+        sharding: of the shapes that `__call__` returns; None for unspecified."""
+        self._sharding = sharding
+        self._compiled: dict[Any, tuple[Program, Any]] = {}
+
+    @property
+    def programs(self) -> list[Program]:
+        """Those compiled so far."""
+        return [program for program, _ in self._compiled.values()]
+
+    def __call__(self, function: Any, *args: Any, calls: int = 1) -> Any:
+        """Compiles for arguments like these; returns the shapes of the outputs.
+
+        Args:
+          function: made by `jax.jit`.
+          *args: `jax.ShapeDtypeStruct`s with shardings, or static arguments.
+          calls: how often a step calls it with such arguments.
+
+        Raises:
+          OutOfMemory: it does not fit into the memory of a device.
+          UserError: the compiler refuses it.
+        """
+        key = call_key(function, args)
+        if key in self._compiled:
+            self._compiled[key][0].calls += calls
+        else:
+            start = time.monotonic(), time.process_time()
+            lowered = function.lower(*args)
+            name = getattr(function, "__name__", "program").strip("_")
+            compiled = _compile(lowered, name)
+            seconds = time.monotonic() - start[0], time.process_time() - start[1]
+            self._compiled[key] = (
+                _describe(compiled, name, calls, *seconds),
+                output_shapes(lowered, self._sharding),
+            )
+        return self._compiled[key][1]
+
+
+def _compile(lowered: jax.stages.Lowered, name: str) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            sizes = re.findall(r"([\d.]+)([KMGT])\b", str(error))
+            if len(sizes) >= 2:
+                raise OutOfMemory(name, *(_size(*size) for size in sizes[:2])) from None
+        raise UserError(f"{name}: the compiler refuses it ({one_line(error)})") from None
+
+
+def _size(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** (1 + "KMGT".index(unit)))
+
+
+def _describe(
+    compiled: jax.stages.Compiled, name: str, calls: int, seconds: float, cpu_seconds: float
+) -> Program:
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    found = entry_costs(compiled.as_text())
+    return Program(
+        name,
+        calls,
+        seconds,
+        cpu_seconds,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        flops=cost.get("flops", 0.0),
+        cycles=found.cycles,
+        optimal_seconds=cost.get("optimal_seconds", 0.0),
+        instructions=found.instructions,
+        collectives=found.collectives,
+    )
+
+
+@dataclasses.dataclass
+class Costs:
+    """What a computation does when it runs once.
+
+    Attributes:
+      cycles: estimated.
+      instructions: their number.
+      collectives: by kind.
+    """
+
+    cycles: int = 0
+    instructions: int = 0
+    collectives: Collectives = dataclasses.field(default_factory=dict)
+
+    def add(self, other: Costs, times: int = 1) -> None:
+        """Adds another computation that runs `times` times within this one."""
+        self.cycles += times * other.cycles
+        self.instructions += times * other.instructions
+        for kind, found in other.collectives.items():
+            own = self.collectives.setdefault(kind, {"count": 0, "bytes": 0})
+            for key, value in found.items():
+                own[key] += times * value
+
+
+_COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_KIND = re.compile(rf"({_COLLECTIVES})(-start)?$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CALLED = re.compile(r"\b(?:body|calls|to_apply|branch_computations)=\{?([^}\s]*)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+)\[([\d,]*)\]")
+_RUNS_OTHERS = ("while", "call", "conditional", "async-start")
+
+
+def entry_costs(text: str) -> Costs:
+    """Costs of the optimised program with this text (HLO).
+
+    Loops count as often as the compiler knows that they run, or once. An all-reduce of several
+    arrays, as which the compiler merges several of one, counts once.
+    """
+    computations: dict[str, list[str]] = collections.defaultdict(list)
+    entry = name = ""
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            name = found[2]
+            entry = name if found[1] else entry
+        elif name:
+            computations[name].append(line)
+    return _costs(computations, entry)
+
+
+def _costs(computations: Mapping[str, list[str]], name: str) -> Costs:
+    total = Costs()
+    for line in computations[name]:
+        if not (found := _INSTRUCTION.match(line)):
+            continue
+        result, operation = found.groups()
+        own = Costs(sum(map(int, _CYCLES.findall(line))), 1)
+        if kind := _KIND.fullmatch(operation):
+            arrays = _ARRAY.findall(result)
+            if kind[2] and kind[1] != "all-reduce":  # also the operands, and perhaps contexts
+                arrays = [array for array in arrays if array != ("u32", "")]
+                arrays = arrays[len(arrays) // 2 :]
+            own.collectives[kind[1]] = {"count": 1, "bytes": sum(_bytes(*a) for a in arrays)}
+        total.add(own)
+        if operation in _RUNS_OTHERS:
+            trips = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                for other in called.split(","):
+                    times = int(trips[1]) if trips else 1
+                    total.add(_costs(computations, other.strip("%")), times)
+    return total
+
+
+def _bytes(kind: str, shape: str) -> int:
+    bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+    return bits // 8 * math.prod(int(n) for n in shape.split(",") if n)
+
+
+def gib(size: float) -> str:
+    """Bytes as text."""
+    return f"{size / 2**30:.2f} GiB"
