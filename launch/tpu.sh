@@ -8,16 +8,17 @@ usage() {
   cat <<'END'
 usage: launch/tpu.sh COMMAND --name=NAME --project=PROJECT --zone=ZONE [OPTIONS] [-- FLAGS]
 
-  create   request the TPU and wait until it is ready; from then on it is billed
-  push     copy the last commit to all workers
-  install  install its requirements on all workers
-  run      run `python -m manas_jax.main --distributed FLAGS` on all workers
-  resume   run, and restart after interruptions; create the TPU again after a preemption
-  stop     tell all workers to save and exit
-  status   the state of the TPU and its workers
-  delete   delete the TPU and its disks; ends the billing
+  preflight  compile the run for TYPE on this machine, to see whether it fits; creates nothing
+  create     request the TPU and wait until it is ready; from then on it is billed
+  push       copy the last commit to all workers
+  install    install its requirements on all workers
+  run        run `python -m manas_jax.main --distributed FLAGS` on all workers
+  resume     run, and restart after interruptions; create the TPU again after a preemption
+  stop       tell all workers to save and exit
+  status     the state of the TPU and its workers
+  delete     delete the TPU and its disks; ends the billing
 
-  --accelerator=TYPE   such as v5litepod-8, v5p-128, v6e-16 (create, resume)
+  --accelerator=TYPE   such as v5litepod-8, v5p-128, v6e-16 (preflight, create, resume)
   --runtime=VERSION    of the TPU software; default: the one for TYPE (create, resume)
   --spot               cheaper, may be preempted at any time (create, resume)
   --nfs=HOST:/SHARE    a file share to mount as /mnt/runs on all workers (install, resume)
@@ -57,6 +58,11 @@ parse() {
 
 # Finds all mistakes on the command line before anything is created.
 check() {
+  if [[ $command == preflight ]]; then
+    check_accelerator
+    check_run_flags "${flags[@]}"
+    return
+  fi
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     die "--name=$name: give small letters, digits and dashes, a letter first"
   [[ $project ]] || die "--project=... is missing"
@@ -66,8 +72,7 @@ check() {
     die "--nfs=$nfs: give HOST:/SHARE"
   case $command in
     create | resume)
-      [[ $accelerator =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] ||
-        die "--accelerator=$accelerator: give a type, such as v5litepod-8"
+      check_accelerator
       [[ $runtime ]] || runtime=$(runtime_of "$accelerator")
       ;;
   esac
@@ -83,6 +88,11 @@ check() {
       ;;
   esac
   need gcloud
+}
+
+check_accelerator() {
+  [[ $accelerator =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] ||
+    die "--accelerator=$accelerator: give a type, such as v5litepod-8"
 }
 
 # https://cloud.google.com/tpu/docs/runtimes
@@ -113,11 +123,16 @@ state() {
   queue describe --format="value(state.state)" 2>/dev/null || true
 }
 
+preflight() {
+  run "${PYTHON:-python}" -m manas_jax.preflight --topology="$accelerator" "${flags[@]}"
+}
+
 create() {
   local before
   if ! $dry_run; then
     before=$(state)
     [[ ! $before ]] || die "$name exists already ($before): resume, or delete it"
+    say "\`launch/tpu.sh preflight\` compiles a run for $accelerator here, before anything is billed"
   fi
   queue create --node-id="$name" --accelerator-type="$accelerator" \
     --runtime-version="$runtime" "${spot[@]}" ||
@@ -237,7 +252,7 @@ resume() {
 
 command=${1:-help}
 case $command in
-  create | push | install | stop | status | delete | resume) action=$command ;;
+  preflight | create | push | install | stop | status | delete | resume) action=$command ;;
   run) action=work ;;
   help | --help | -h)
     usage

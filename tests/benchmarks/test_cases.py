@@ -19,10 +19,8 @@ from manas_jax.space import SearchSpace
     ids=["small", "paper"],
 )
 def test_alternating_networks_are_those_in_the_readme(space, parameters):
-    assert (
-        cost.derived(cases.alternating_genotype(SearchSpace(**space)), 1, 1).parameters
-        == parameters
-    )
+    genotype = cases.alternating_genotype(SearchSpace(**space))
+    assert cost.derived(genotype, 1, 1).parameters == parameters
 
 
 def test_every_case_takes_a_folder(tmp_path):

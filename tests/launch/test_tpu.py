@@ -58,6 +58,13 @@ NONE = r"'\''[.]venv/bin/python -m manas_jax'\'' || echo nothing runs here"
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (
+            ["preflight", "--accelerator=v5litepod-16", *SECRET_FLAGS],
+            [
+                "python -m manas_jax.preflight --topology=v5litepod-16 --config=configs/tiny.py"
+                " --workdir=runs/x '--config.name=a b' '--config.api_key=***' --token '***'"
+            ],
+        ),
         (["create", "--spot", *TPU], CREATE),
         (["push", *PLACE], PUSH),
         (["install", "--nfs=10.0.0.2:/a", *PLACE], INSTALL),
@@ -75,7 +82,7 @@ NONE = r"'\''[.]venv/bin/python -m manas_jax'\'' || echo nothing runs here"
         (["status", *PLACE], [STATE, SSH.format("pgrep -af " + NONE)]),
         (["delete", *PLACE], [DELETE]),
     ],
-    ids=["create", "push", "install", "run", "resume", "stop", "status", "delete"],
+    ids=["preflight", "create", "push", "install", "run", "resume", "stop", "status", "delete"],
 )
 def test_dry_run(tools, arguments, expected):
     finished = tools.launch("tpu.sh", arguments[0], "--dry-run", *arguments[1:])
@@ -106,6 +113,8 @@ def test_runtime_version(accelerator, runtime):
     [
         (["make", *PLACE], "make: unknown"),
         (["create", *TPU, "--fast"], "--fast: unknown"),
+        (["preflight", *RUN], "--accelerator=: give a type"),
+        (["preflight", *TPU], "--config=... is missing"),
         (["create", "--project=p", "--zone=us-west4-a"], "--name="),
         (["create", *TPU, "--name=X_1"], "--name=X_1: give small letters"),
         (["create", "--name=x", "--zone=us-west4-a"], "--project=... is missing"),
@@ -143,9 +152,17 @@ def test_create_refuses_an_existing_tpu(tools):
     assert tools.verbs() == ["describe"]
 
 
+def test_create_offers_the_preflight(tools):
+    tools.plan(describe=["", "ACTIVE"], create=[0])
+    offer, *_ = tools.launch("tpu.sh", "create", *TPU).stderr.splitlines()
+    assert "launch/tpu.sh preflight` compiles a run for v5litepod-16" in offer
+
+
 def test_failed_create_says_what_may_be_left(tools):
     tools.plan(describe=[""], create=[1], delete=[0])
-    assert_refused(tools.launch("tpu.sh", "create", *TPU), "x was not created; if")
+    finished = tools.launch("tpu.sh", "create", *TPU)
+    assert finished.returncode == 2
+    assert "error: x was not created; if" in finished.stderr.splitlines()[-1]
     assert tools.verbs() == ["describe", "create"]
 
 
