@@ -90,6 +90,7 @@ def run(
         "chips": len(where.devices),
         "hosts": where.hosts,
         "chip": dataclasses.asdict(where.chip),
+        "space": config.space.to_dict(),
         "stages": found,
     }
 
@@ -183,9 +184,9 @@ def _figures(
     """What a stage's programs tell.
 
     Returns:
-      'programs', each as `Program`; 'described' and, of a step, 'images' (rainy patches of all
-      chips) and their 'bytes' with the clean ones; 'compile_seconds' and 'compile_cpu_seconds'; of
-      a chip 'memory_bytes' of its largest program, and of a step 'flops', 'collectives',
+      'programs', each as `Program`; what is in `described`; of a step the 'images', rainy patches
+      or pictures, of all chips, their 'pixels' and their 'bytes' with the clean ones;
+      'compile_seconds' and 'compile_cpu_seconds'; of a chip 'memory_bytes' of its largest program, and of a step 'flops', 'collectives',
       'optimal_seconds' and 'estimate_seconds', the compiler's lower bound and its estimate without
       collectives; from the latter 'share_of_peak', 'images_per_second' of the slice and
       'host_bytes_per_second' of the input pipeline. What the compiler does not estimate is None.
@@ -195,13 +196,14 @@ def _figures(
         total.add(Costs(program.cycles, 0, program.collectives), program.calls)
         flops += program.calls * program.flops
         optimal += program.calls * program.optimal_seconds
-    images, size = _input(config, stage, where)
+    images, pixels, size = _input(config, stage, where)
     estimate = total.cycles / where.chip.clock
     rate = 1 / estimate if estimate else None
     return {
         **described,
         "programs": [dataclasses.asdict(program) for program in programs],
         "images": images,
+        "pixels": pixels,
         "bytes": size,
         "compile_seconds": sum(program.seconds for program in programs),
         "compile_cpu_seconds": sum(program.cpu_seconds for program in programs),
@@ -216,14 +218,17 @@ def _figures(
     }
 
 
-def _input(config: ConfigDict, stage: str, where: tpu_slice.Slice) -> tuple[int, int]:
-    """Images of a step in all processes, and bytes that the hosts read for them."""
+def _input(
+    config: ConfigDict, stage: str, where: tpu_slice.Slice
+) -> tuple[int, tuple[int, int], int]:
+    """Images of a step in all processes, their height and width, and bytes that hosts read."""
     if stage == "evaluate":
         height, width = config.objectives.complexity_size
-        return where.hosts, where.hosts * height * width * 3
+        return where.hosts, (height, width), where.hosts * height * width * 3
     options, versions = config[stage], config.data.versions
     scenes = options.scenes * (2 if stage == "search" else 1)  # weights and architecture
-    return scenes * versions, scenes * (versions + 1) * options.crop**2 * 3 * FLOAT
+    size = scenes * (versions + 1) * options.crop**2 * 3 * FLOAT
+    return scenes * versions, (options.crop, options.crop), size
 
 
 def text(figures: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import re
 import sys
 
 from benchmarks import ROOT
-from benchmarks.tables import downstream, runs, scaling, speed, study
+from benchmarks.tables import downstream, pod, runs, scaling, speed, study
 
 DOCUMENTS = (
     ROOT / "README.md",
@@ -22,6 +22,7 @@ DOCUMENTS = (
 )
 TABLES = {
     **downstream.TABLES,
+    **pod.TABLES,
     **runs.TABLES,
     **scaling.TABLES,
     **speed.TABLES,

@@ -1,0 +1,71 @@
+"""Table of the steps compiled for TPUs, made of results/pod/*.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks import RESULTS
+from benchmarks.tables import table
+
+SIZES = ("tiny", "small", "paper")
+STAGES = ("search", "train", "evaluate")
+
+
+def pod() -> str:
+    """What the compiler tells of each step, by size, stage and slice."""
+    head = [
+        "size", "stage", "slice", "images a step", "compile min, wall (processors)",
+        "arguments, temporaries, code MiB/chip", "of MiB", "all-reduces", "MB",
+        "GFLOP/chip", "estimate ms", "share of peak", "images/s", "MB/s per host"
+    ]  # fmt: skip
+    rows = []
+    for size, stage, record, found in sorted(_results(), key=_order):
+        reduces = found["collectives"].get("all-reduce", {"count": 0, "bytes": 0})
+        wall, busy = found["compile_seconds"] / 60, found["compile_cpu_seconds"] / 60
+        parts = (
+            max(program[f"{part}_bytes"] for program in found["programs"]) / 2**20
+            for part in ("argument", "temporary", "code")
+        )
+        rows.append(
+            [
+                size,
+                _name(stage, found),
+                record["topology"],
+                f"{found['images']} of {'x'.join(map(str, found['pixels']))}",
+                f"{wall:.1f} ({busy:.1f})",
+                ", ".join(f"{part:,.0f}" for part in parts),
+                f"{record['chip']['memory'] / 2**20:,.0f}",
+                str(reduces["count"]),
+                f"{reduces['bytes'] / 1e6:.3f}",
+                f"{found['flops'] / 1e9:,.2f}",
+                f"{found['estimate_seconds'] * 1e3:.2f}",
+                f"{found['share_of_peak']:.2%}",
+                f"{found['images_per_second']:,.0f}",
+                f"{found['host_bytes_per_second'] / 1e6:,.0f}",
+            ]
+        )
+    return table(head, rows)
+
+
+def _results() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Size, which the name of the file begins with, stage, the file, and the stage in it."""
+    for file in (RESULTS / "pod").glob("*.json"):
+        record = json.loads(file.read_text())
+        for stage, found in record["stages"].items():
+            yield file.stem.partition("_")[0], stage, record, found
+
+
+def _order(result: tuple[str, str, dict[str, Any], dict[str, Any]]) -> tuple:
+    size, stage, record, found = result
+    where = record["topology"].partition(":")[0], record["chips"]
+    return SIZES.index(size), STAGES.index(stage), _name(stage, found), where
+
+
+def _name(stage: str, found: dict[str, Any]) -> str:
+    kind = found.get("hypergradient", "").replace("_", " ")
+    return ", ".join(filter(None, [stage, kind]))
+
+
+TABLES = {"pod": pod}
