@@ -82,9 +82,9 @@ def run(
             compiler = AheadCompiler(sharding.replicated(mesh))
             try:
                 described = _COMPILE[stage](config, workdir, mesh, compiler)
+                found[stage] = _figures(config, stage, where, described, compiler.programs)
             except OutOfMemory as error:
                 raise UserError(f"{stage}: {error}; {_remedies(config, stage)}") from None
-            found[stage] = _figures(config, stage, where, described, compiler.programs)
     return {
         "topology": where.topology,
         "chips": len(where.devices),
@@ -186,16 +186,24 @@ def _figures(
     Returns:
       'programs', each as `Program`; what is in `described`; of a step the 'images', rainy patches
       or pictures, of all chips, their 'pixels' and their 'bytes' with the clean ones;
-      'compile_seconds' and 'compile_cpu_seconds'; of a chip 'memory_bytes' of its largest program, and of a step 'flops', 'collectives',
-      'optimal_seconds' and 'estimate_seconds', the compiler's lower bound and its estimate without
-      collectives; from the latter 'share_of_peak', 'images_per_second' of the slice and
-      'host_bytes_per_second' of the input pipeline. What the compiler does not estimate is None.
+      'compile_seconds' and 'compile_cpu_seconds'; of a chip 'memory_bytes', those of the largest
+      program and the code of all; of a step 'flops', 'collectives', 'optimal_seconds' and
+      'estimate_seconds', the compiler's lower bound and its estimate without collectives; from the
+      latter 'share_of_peak', 'images_per_second' of the slice and 'host_bytes_per_second' of the
+      input pipeline. What the compiler does not estimate is None.
+
+    Raises:
+      OutOfMemory: the programs do not fit together.
     """
     total, flops, optimal = Costs(), 0.0, 0.0
     for program in programs:
         total.add(Costs(program.cycles, 0, program.collectives), program.calls)
         flops += program.calls * program.flops
         optimal += program.calls * program.optimal_seconds
+    memory = max(program.data_bytes for program in programs)
+    memory += sum(program.code_bytes for program in programs)
+    if memory > where.chip.memory:
+        raise OutOfMemory("a step", memory, where.chip.memory)
     images, pixels, size = _input(config, stage, where)
     estimate = total.cycles / where.chip.clock
     rate = 1 / estimate if estimate else None
@@ -207,7 +215,7 @@ def _figures(
         "bytes": size,
         "compile_seconds": sum(program.seconds for program in programs),
         "compile_cpu_seconds": sum(program.cpu_seconds for program in programs),
-        "memory_bytes": max(program.memory_bytes for program in programs),
+        "memory_bytes": memory,
         "flops": flops,
         "collectives": total.collectives,
         "optimal_seconds": optimal if optimal > 0 else None,

@@ -12,6 +12,7 @@ import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from manas_jax import preflight
@@ -65,15 +66,18 @@ def test_figures_of_a_step(make_config):
     assert found["images_per_second"] == pytest.approx(24 / step)
     assert found["host_bytes_per_second"] == pytest.approx(8 * 4 * 32 * 32 * 3 * 4 / step / 2)
     assert found["collectives"] == {"all-reduce": {"count": 9, "bytes": 6_000_000}}
-    assert found["memory_bytes"] == 15 * 2**20
+    assert found["memory_bytes"] == (1 + 2 + 4 + 8 + 8) * 2**20
     chip = {"memory": V5E.memory, "peak_flops": V5E.peak_flops}
     shown = preflight.text(
         {"topology": "v5e:2x4", "chips": 8, "hosts": 2, "chip": chip, "stages": {"train": found}}
     )
-    assert "memory: 15 of 16,128 MiB a chip: it fits" in shown
+    assert "memory: 23 of 16,128 MiB a chip: it fits" in shown
     assert "9 all-reduce of 6.000 MB" in shown
     negative = [_program(optimal_seconds=-1.0)]
     assert preflight._figures(config, "train", where, {}, negative)["optimal_seconds"] is None
+    large = [_program(temporary_bytes=V5E.memory - 2**24), _program()]
+    with pytest.raises(ahead.OutOfMemory, match="a step needs 15"):
+        preflight._figures(config, "train", where, {}, large)
 
 
 def test_program_that_does_not_fit(stand_in, make_config, monkeypatch):
@@ -100,11 +104,11 @@ def test_keys_that_save_memory(make_config):
     )
 
 
-def test_batch_that_does_not_divide(make_config):
-    fakes = [types.SimpleNamespace(process_index=i // 4) for i in range(16)]
-    where = tpu_slice.Slice("v5e:4x4", V5E, fakes)
+def test_batch_that_does_not_divide(stand_in, make_config, monkeypatch):
+    mesh = types.SimpleNamespace(shape={"data": 16, "height": 1}, devices=np.zeros((16, 1)))
+    monkeypatch.setattr(preflight.sharding, "make_mesh", lambda *_: mesh)
     with pytest.raises(UserError, match=r"train\.scenes = 12 cannot be split over 16 devices"):
-        preflight.run(make_config(stage="train", devices=0, train__scenes=12), where)
+        preflight.run(make_config(stage="train", train__scenes=12), stand_in)
 
 
 def test_mixed_product_that_only_a_run_compiles(stand_in, make_config):

@@ -33,7 +33,7 @@ def pod() -> str:
                 size,
                 _name(stage, found),
                 record["topology"],
-                f"{found['images']} of {'x'.join(map(str, found['pixels']))}",
+                str(found["images"]),
                 f"{wall:.1f} ({busy:.1f})",
                 ", ".join(f"{part:,.0f}" for part in parts),
                 f"{record['chip']['memory'] / 2**20:,.0f}",

@@ -56,22 +56,21 @@ class Program:
     collectives: Collectives
 
     @property
-    def memory_bytes(self) -> int:
-        """Memory in use while it runs."""
-        return self.argument_bytes + self.output_bytes + self.temporary_bytes + self.code_bytes
+    def data_bytes(self) -> int:
+        """Memory in use while it runs, besides its code."""
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
 class OutOfMemory(UserError):
     """A program that does not fit into the memory of a device.
 
-    Attributes:
+    Args:
       program: its name.
       needed: bytes.
       available: bytes.
     """
 
     def __init__(self, program: str, needed: int, available: int):
-        self.program, self.needed, self.available = program, needed, available
         super().__init__(
             f"{program} needs {gib(needed)} of a chip that has {gib(available)}: "
             f"{gib(needed - available)} too much"
