@@ -46,7 +46,7 @@ def start(
       required: flags that have to be given.
     """
     try:
-        check_extra("train", "clu", "tensorflow", "tensorflow_datasets")
+        check_extra("train", "clu", "jinja2", "tensorflow", "tensorflow_datasets")
     except UserError as error:
         sys.exit(f"error: training {error}")
     flags.mark_flags_as_required(required)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from manas_jax.buckets import check_local_options
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, check_extra
 from manas_jax.report import page
 
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        check_extra("train", "jinja2", "matplotlib", "tensorboard")
         check_local_options(options)
         print(page.write(options.workdir))
     except UserError as error:

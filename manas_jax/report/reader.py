@@ -13,7 +13,6 @@ import numpy as np
 from etils import epy
 
 from manas_jax.errors import UserError
-from manas_jax.report.svg import Curve
 from manas_jax.space import Genotype
 
 with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
@@ -22,6 +21,9 @@ with epy.lazy_imports():  # of the extra `train`, whose absence a command report
 
 STAGES = ("search", "train")
 PICTURE_KINDS = ("rainy", "restored", "clean")
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps (n,), ascending, and values (n, ...)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,6 @@
-"""Curves, probabilities and genotypes as SVG.
+"""The drawing of a genotype as SVG, and the colours of its choices."""
 
-Pure functions from plain data to an ``<svg>`` element as a string. Charts take their colours from
-the page's CSS variables (``--ink``, ``--muted``, ``--grid``, ``--series-1`` ...) and so follow its
-light or dark scheme; `draw_genotype` has a style of its own and stands alone.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
 from html import escape
-
-import numpy as np
 
 from manas_jax.space import Genotype
 
@@ -37,9 +28,6 @@ _SHORT = {
     "dil_conv_3x3_spatial": "dil 3×3 spatial",
 }
 
-Curve = tuple[np.ndarray, np.ndarray]
-"""Steps (n,), ascending, and values (n,)."""
-
 
 def colour(name: str) -> str:
     """The colour of a candidate or a column's choice; grey for other names."""
@@ -54,151 +42,6 @@ def edge_names(groups: int) -> list[str]:
         for source in (f"F{group}", *(f"U{before}" for before in range(group)))
     ]
 
-
-def number(value: float) -> str:
-    """Four significant digits; from 10,000 on with a prefix: 12.3 k, 4.5 M, 6.78 G, 9 T."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.4g} {unit}"
-    return f"{value:.4g}"
-
-
-# Charts
-
-
-def line_chart(
-    curves: Mapping[str, Curve], title: str, logarithmic: bool = False, points: int = 200
-) -> str:
-    """Draws curves over training steps.
-
-    A curve of more than `points` values becomes the means of equal intervals of steps, in a band
-    from the lowest to the highest value of each interval.
-
-    Args:
-      curves: name -> steps and values; at least one curve, each of at least one finite point.
-      title: start of the text alternative.
-      logarithmic: use a logarithmic axis where values are positive and span two powers of ten.
-      points: maximum number of points per curve.
-    """
-    width, height, left, right, top, bottom = 360, 190, 52, 18, 8, 24
-    all_steps = np.concatenate([steps for steps, _ in curves.values()])
-    all_values = np.concatenate([values for _, values in curves.values()])
-    logarithmic &= all_values.min() > 0 and all_values.max() >= 100 * all_values.min()
-    transform = np.log10 if logarithmic else np.asarray
-
-    low, high = (float(v) for v in (transform(all_values.min()), transform(all_values.max())))
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    low, high = low - margin, high + margin
-    first, last = float(all_steps.min()), float(all_steps.max())
-
-    def x(step):
-        return left + (step - first) / ((last - first) or 1) * (width - left - right)
-
-    def y(value):
-        return height - bottom - (transform(value) - low) / (high - low) * (height - top - bottom)
-
-    parts = []
-    for tick in _log_ticks(low, high) if logarithmic else _ticks(low, high, 4):
-        parts.append(_line(left, y(tick), width - right, y(tick), "grid"))
-        parts.append(_text(left - 6, y(tick) + 3.5, number(tick), "tick", "end"))
-    for tick in _ticks(first, last, 4) if last > first else [first]:
-        parts.append(_text(x(tick), height - 6, number(tick), "tick", "middle"))
-    for index, (name, (steps, values)) in enumerate(curves.items(), start=1):
-        steps, means, lows, highs = _bins(steps, values, points)
-        style = f"stroke:var(--series-{index});fill:var(--series-{index})"
-        if len(values) > points:
-            band = _points(x(steps), y(highs)) + " " + _points(x(steps[::-1]), y(lows[::-1]))
-            parts.append(f'<polygon class="band" style="{style}" points="{band}"/>')
-        shape = f'<polyline class="curve" style="{style}" points="{_points(x(steps), y(means))}">'
-        parts.append(f"{shape}<title>{escape(name)}</title></polyline>")
-        end = f'cx="{x(steps[-1]):.1f}" cy="{y(means[-1]):.1f}"'
-        parts.append(f'<circle {end} r="2.6" style="{style}"/>')
-    summary = "; ".join(
-        f"{name} from {number(values[0])} to {number(values[-1])}"
-        for name, (_, values) in curves.items()
-    )
-    label = f"{title}, steps {number(first)} to {number(last)}: {summary}"
-    return _svg("chart", width, height, label, parts)
-
-
-def stacked_areas(shares: np.ndarray, names: Sequence[str], title: str) -> str:
-    """Draws shares of a whole over time as stacked areas, the first at the bottom.
-
-    Args:
-      shares: (times, len(names)), non-negative; each row sums to 1.
-      names: of the shares; `colour` gives their colours.
-      title: start of the text alternative.
-    """
-    width, height = 240, 48
-    shares = np.asarray(shares, np.float64)
-    if len(shares) == 1:
-        shares = np.repeat(shares, 2, axis=0)
-    x = np.linspace(0, width, len(shares))
-    tops = height * (1 - np.cumsum(shares, axis=1))
-    bottoms = np.concatenate([np.full((len(shares), 1), float(height)), tops[:, :-1]], axis=1)
-    parts = [
-        f'<polygon fill="{colour(name)}" points="'
-        f'{_points(x, tops[:, i])} {_points(x[::-1], bottoms[::-1, i])}">'
-        f"<title>{escape(name)}: {shares[0, i]:.2f} → {shares[-1, i]:.2f}</title></polygon>"
-        for i, name in enumerate(names)
-    ]
-    final = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares[-1], strict=True))
-    return _svg("areas", width, height, f"{title}, at the end: {final}", parts, stretch=True)
-
-
-def _svg(kind, width, height, label, parts, stretch=False) -> str:
-    ratio = ' preserveAspectRatio="none"' if stretch else ""
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {width} {height}"{ratio} role="img" '
-        f'aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
-
-
-def _bins(steps, values, points):
-    """Mean step, mean, lowest and highest value of at most `points` intervals."""
-    intervals = np.array_split(np.arange(len(steps)), min(points, len(steps)))
-
-    def reduce(function, array):
-        return np.array([function(array[interval]) for interval in intervals])
-
-    return (
-        reduce(np.mean, steps),
-        reduce(np.mean, values),
-        reduce(np.min, values),
-        reduce(np.max, values),
-    )
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """At most `count` + 1 round numbers (1, 2 or 5 times a power of ten) between low and high."""
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between 10**low and 10**high, thinned to at most five."""
-    powers = range(math.ceil(low), math.floor(high) + 1)
-    return [10.0**p for p in powers[:: math.ceil(len(powers) / 5) or 1]]
-
-
-def _points(xs, ys) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-
-
-def _line(x1, y1, x2, y2, kind) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line class="{kind}" {ends}/>'
-
-
-def _text(x, y, text, kind, anchor="start") -> str:
-    return (
-        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
-
-
-# Genotypes
 
 _STYLE = """
 .genotype{font-family:system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
@@ -370,3 +213,14 @@ def _legend(y, groups) -> list[str]:
         _text(22, y + 25, module, "soft"),
         _text(22, y + 43, f"{sums}; all U are concatenated", "soft"),
     ]
+
+
+def _line(x1, y1, x2, y2, kind) -> str:
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line class="{kind}" {ends}/>'
+
+
+def _text(x, y, text, kind, anchor="start") -> str:
+    return (
+        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    )

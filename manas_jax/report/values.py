@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+SCORED = {"rainy": "input", "restored": "output"}
+"""Kind of a picture -> its key in scores.json."""
 
 
 def get(mapping: Any, *keys: str) -> Any:
@@ -14,27 +16,9 @@ def get(mapping: Any, *keys: str) -> Any:
     return mapping
 
 
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested to flat, keys joined by '.'."""
-    flat = {}
-    for key, value in mapping.items():
-        nested = isinstance(value, Mapping)
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
 def is_number(value: Any) -> bool:
     """Whether it is an int or a float."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def plain(value: Any) -> str:
-    """Any JSON value, numbers short."""
-    if is_number(value):
-        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(map(plain, value))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def score(measure: str, value: float) -> str:
@@ -56,6 +40,14 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def number(value: float) -> str:
+    """Four significant digits; from 10,000 on with a prefix: 12.3 k, 4.5 M, 6.78 G, 9 T."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
+        if abs(value) >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.4g} {unit}"
+    return f"{value:.4g}"
 
 
 def title(tag: str) -> str:

@@ -11,8 +11,8 @@ from test_reader import write_events
 
 from manas_jax import cost
 from manas_jax.errors import UserError
-from manas_jax.report import html as blocks
 from manas_jax.report import page as report
+from manas_jax.report import pictures
 from manas_jax.report.__main__ import main
 from manas_jax.space import Genotype, SearchSpace, random_genotype
 
@@ -31,8 +31,9 @@ def _search_points():
         yield (
             step,
             {
-                "loss/total": 2.0 / (step + 1),
-                "loss/external": float("nan") if step == 4 else 1.0,
+                "loss/restoration": 2.0 / (step + 1),
+                "loss/mse": float("nan") if step == 4 else 1.0,
+                "loss/psnr": 20 + step / 100,
                 "learning_rate": 1e-3,
                 "architecture/entropy_columns": 0.3,
                 "architecture/entropy_attention": 0.2,
@@ -59,21 +60,23 @@ def workdir(tmp_path_factory):
     folder.mkdir()
     config = {
         "stage": "all",
-        "note": "</pre><script>",
+        "note": "</pre><script>alert(1)</script> & {{ 7 * 7 }}",
         "data": {"source": "folder", "root": "x/rain", "versions": 3},
     }
     (folder / "config.json").write_text(json.dumps(config))
     random_genotype(SPACE, 1).save(folder / "genotype.json")
     write_events(folder / "search", _search_points())
-    write_events(folder / "train", [(s, {"loss/total": 1.0 - s / 100}) for s in range(10)])
+    write_events(folder / "train", [(s, {"loss/restoration": 1.0 - s / 100}) for s in range(10)])
     summary = {
         "steps": 1234,
         "seconds": 3700.0,
         "flops_per_step": 2.5e12,
         "validation": {"psnr": 30},
+        "derived": {"psnr": 12.5, "ssim": 0.25},
+        "warnings": ["gap: a sentence that would make a table wide"],
     }
     (folder / "search/summary.json").write_text(json.dumps(summary))
-    summary = {"steps": 99, "seconds": 61.0, "devices": ["cpu"], "validation": {"psnr": 31.5}}
+    summary = {"steps": 99, "seconds": 61.0, "devices": 2, "validation": {"psnr": 31.5}}
     (folder / "train/summary.json").write_text(json.dumps(summary))
     images = [
         {"name": "a.png", "input": _scores(20.0), "output": _scores(30.0), "seconds": 0.5},
@@ -94,7 +97,7 @@ class _Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.open, self.text = [], [], []
+        self.elements, self.open, self.text, self.scripts = [], [], [], []
         self.feed(html)
         assert self.open == []
 
@@ -110,11 +113,24 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
             self.text.append(data)
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+    def plain(self):
+        """The text with single spaces."""
+        return " ".join(" ".join(self.text).split())
+
+
+def _cells(html, caption):
+    """Rows of text of the table with a caption."""
+    table = html[html.index(f"<caption>{caption}") :].split("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +147,10 @@ def page(html):
 
 
 def test_page_stands_alone(html, page):
-    assert not page.all("script") and not page.all("link")
+    assert not page.all("link") and page.all("script") == [{}]
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html)
-    assert all(i["src"].startswith("data:image/png;base64,") for i in page.all("img"))
+    kinds = {image["src"].split(",")[0] for image in page.all("img")}
+    assert kinds == {"data:image/png;base64", "data:image/svg+xml;base64"}
     assert "url(" not in html and "@import" not in html
 
 
@@ -148,45 +165,89 @@ def test_page_is_accessible(page):
 
 
 def test_page_escapes_what_it_quotes(html, page):
-    assert "<script" not in html
-    assert "run <1> & more" in "".join(page.text)
-    assert '"note": "</pre><script>"' in "".join(page.text)
+    (script,) = page.scripts  # the page's own
+    assert "alert" not in script and html.count("<script") == 1
+    assert "run <1> & more" in page.plain()
+    # In the remark and in the configuration.
+    assert page.plain().count("</pre><script>alert(1)</script> & {{ 7 * 7 }}") == 2
+
+
+def test_names_inject_nothing(tmp_path):
+    name = '" onerror="alert(1)'
+    images = [{"name": f"{name}.png", "input": _scores(20.0), "output": _scores(30.0)}]
+    _save_picture(tmp_path / f"evaluate/pictures/{name}_rainy.png")
+    _save_picture(tmp_path / f"evaluate/pictures/{name}_clean.png")
+    (tmp_path / "evaluate/scores.json").write_text(json.dumps({"images": images}))
+    write_events(tmp_path / "train", [(1, {"<script>/$x$ {{ 7 * 7 }}": 1.0})])
+    page = _Page(report.write(tmp_path).read_text())
+    assert not any("onerror" in attributes for _, attributes in page.elements)
+    assert len(page.all("script")) == 1
+    assert "<script>: $x$ {{ 7 * 7 }}" in page.plain()
+    assert page.all("img")[0]["alt"] == f"Rainy picture {name}, 20.00 dB · 0.4000"
 
 
 def test_page_states_results(page, workdir):
-    text = re.sub(r"\s+", " ", " ".join(page.text))
+    text = page.plain()
     assert "search (1,234 steps), training (99 steps), evaluation (2 pictures)" in text
     assert "Data: folder “rain”, 3 rainy versions of each scene." in text
     assert "raises the PSNR on luma from 22.00 dB for the rainy pictures to 26.50 dB" in text
     assert "+4.50 dB), mean over 2 pictures; 1 of them improved" in text
     assert "supernet reached 30.00 dB and the derived network, trained on its own, 31.50 dB" in text
-    assert "1 h 02 min" in text and "1 min 01 s" in text and "2.5 T" in text
-    assert "1 value not finite" in text  # the NaN of loss/external
+    assert "not finite: 1" in text  # the NaN of loss/mse
     parameters = cost.derived(Genotype.load(workdir / "genotype.json"), 256, 256).parameters
     assert f"{parameters:,}" in text
 
 
-def test_page_shows_pictures_with_their_scores(page):
-    alts = [image["alt"] for image in page.all("img")]
-    assert alts == [
-        "Rainy picture a, 20.00 dB, 0.4000",
-        "Restored picture a, 30.00 dB, 0.6000",
+def test_tables(html):
+    assert _cells(html, "Time and size of the stages") == [
+        ["", "Search", "Training"],
+        ["Steps", "1,234", "99"],
+        ["Wall time", "1 h 02 min", "1 min 01 s"],
+        ["FLOP per step", "2.5 T", "–"],
+        ["Devices", "–", "2"],
+    ]
+    assert _cells(html, "Validation scenes") == [
+        ["", "PSNR", "SSIM"],
+        ["Relaxed supernet", "30.00", "–"],
+        ["Derived network with the supernet’s weights", "12.50", "0.2500"],
+        ["Derived network, trained on its own", "31.50", "–"],
+    ]
+    assert _cells(html, "Mean of the test pictures (2)")[1:] == [
+        ["Rainy", "22.00", "0.4400", "21.00", "0.5000"],
+        ["Restored", "26.50", "0.5300", "25.50", "0.5000"],
+    ]
+    first = ["a.png", "20.00", "30.00", "0.4000", "0.6000", "19.00", "29.00", "0.5000", "0.5000"]
+    assert _cells(html, "Scores of each picture")[1] == first
+
+
+def test_pictures_are_compared_with_their_scores(page):
+    shown = [i for i in page.all("img") if i["src"].startswith("data:image/png")]
+    assert [image["alt"] for image in shown] == [
+        "Rainy picture a, 20.00 dB · 0.4000",
+        "Restored picture a, 30.00 dB · 0.6000",
         "Clean picture a",
-        "Rainy picture b_1, 24.00 dB, 0.4800",
-        "Restored picture b_1, 23.00 dB, 0.4600",
+        "Rainy picture b_1, 24.00 dB · 0.4800",
+        "Restored picture b_1, 23.00 dB · 0.4600",
         "Clean picture b_1",
     ]
-    assert len({image["src"] for image in page.all("img")}) == 3  # a and b_1 share their pixels
+    assert len({image["src"] for image in shown}) == 3  # a and b_1 share their pixels
+    sliders = [i for i in page.all("input") if i["type"] == "range"]
+    assert len(sliders) == 2 and all("hidden" in s for s in sliders)  # shown by the script
+    pairs = [i["value"] for i in page.all("input") if i.get("name") == "pair-1"]
+    assert pairs == ["rainy restored", "rainy clean", "restored clean"]
 
 
 def test_page_draws_all_choices_and_curves(page):
-    labels = [svg["aria-label"] for svg in page.all("svg")]
-    areas = [label for label in labels if ", at the end: " in label]
-    assert len(areas) == 3 + 3 * 3
-    assert areas[0].startswith("Cell 1 column 1, at the end: parallel 0.")
+    texts = [i["alt"] for i in page.all("img") if i["src"].startswith("data:image/svg")]
+    areas = [text for text in texts if ", at the end: " in text]
+    assert len(areas) == 1 + 3 + 1 + 3 * 3
+    assert areas[0].startswith("Mean of all columns, at the end: parallel 0.")
+    assert areas[1].startswith("Cell 1 column 1, at the end: parallel 0.")
     assert areas[-1].startswith("Cell 2, branch 2 op(U0), at the end: none 0.")
-    assert "Loss: total, steps 0 to 498: Loss: total from 2 to 0.004008" in labels
-    assert any(label.startswith("Entropy of the architecture") for label in labels)
+    losses = "Losses, steps 0 to 498: restoration: the weighted sum from 2 to 0.004008; MSE from"
+    assert any(text.startswith(losses) for text in texts)
+    assert "PSNR, dB, steps 0 to 498: training batches from 20 to 24.98" in texts
+    assert any(text.startswith("Entropy of the architecture") for text in texts)
 
 
 def test_unfinished_run_states_what_is_missing(tmp_path):
@@ -194,12 +255,12 @@ def test_unfinished_run_states_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="nothing to report"):
         report.write(tmp_path)
     (tmp_path / "config.json").write_text('{"stage": "search"}')
-    text = " ".join(_Page(report.write(tmp_path).read_text()).text)
+    text = _Page(report.write(tmp_path).read_text()).plain()
     assert "No stage has begun" in text and "No scores" in text and "no genotype.json" in text
     write_events(tmp_path / "search", list(_search_points())[:1])
     page = _Page(report.write(tmp_path).read_text())
-    assert "The most probable choices of the 9 attention edges hold 11%" in " ".join(page.text)
-    assert "No network yet" in " ".join(page.text)
+    assert "The most probable choices of the 9 attention edges hold 11%" in page.plain()
+    assert "No network yet" in page.plain()
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -221,8 +282,8 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_large_pictures_are_reduced(tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "all"}')
-    _save_picture(tmp_path / "evaluate/pictures/a_rainy.png", size=(blocks.LONGEST_SIDE + 1, 8))
-    assert "shown reduced" in " ".join(_Page(report.write(tmp_path).read_text()).text)
+    _save_picture(tmp_path / "evaluate/pictures/a_rainy.png", size=(pictures.LONGEST_SIDE + 1, 8))
+    assert "shown reduced" in _Page(report.write(tmp_path).read_text()).plain()
 
 
 def test_command(workdir, tmp_path, capsys):

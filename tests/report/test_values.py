@@ -17,3 +17,17 @@ from manas_jax.report import values
 )
 def test_duration(seconds, text):
     assert values.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0040081, "0.004008"),
+        (9999, "9999"),
+        (12345, "12.35 k"),
+        (2.5e12, "2.5 T"),
+        (-3e6, "-3 M"),
+    ],
+)
+def test_number(value, text):
+    assert values.number(value) == text
