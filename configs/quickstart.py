@@ -5,6 +5,9 @@ python -m manas_jax.main --config=configs/quickstart.py --workdir=runs/quickstar
 Clean photographs from scikit-image and matplotlib get synthetic rain, three versions per scene.
 Three photographs are held out for evaluation. The network is like the paper's, but smaller, works
 at half resolution and predicts the difference to its input.
+
+This is a demonstration: the search is far too short to decide between the candidates, so the
+derived network may be no better than a random one.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +18,11 @@ from manas_jax.config import default
 def get_config() -> ConfigDict:
     """A small supernet on embedded data."""
     config = default()
+    config.note = (
+        "A demonstration of all stages. With the settings of the quickstart the search is far too "
+        "short to decide between the candidates, so the derived network may be no better than a "
+        "random one."
+    )
     config.log_every = 25
     config.space.update(
         channels=(16, 32, 48),

@@ -130,6 +130,7 @@ _TWO_SIZES = _Range("two sizes", lambda value: min(value) > 0)
 # fields of `SearchSpace`, which checks them.
 _KEYS: dict[str, tuple[Any, _Range]] = {
     "stage": ("all", _one_of(*STAGES, "all")),
+    "note": ("", _ANY),  # on the run, for the top of its report
     "seed": (0, _at_least(0)),
     "log_every": (50, _at_least(1)),  # steps
     "devices": (0, _at_least(0)),  # how many to use, in all processes together; 0 = all

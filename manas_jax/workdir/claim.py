@@ -27,7 +27,7 @@ FILE_KEYS = ("train.genotype", "train.weights")
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except
 # for the rounding that comes with another number of devices, or are identified by `inputs.json`.
 FREE_KEYS = (
-    "stage", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
+    "stage", "note", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
     "data.cache_gib", "data.cache_dir", "search.fuse", "data.root", *FILE_KEYS,
 )  # fmt: skip
 

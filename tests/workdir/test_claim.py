@@ -48,6 +48,7 @@ def test_free_keys_may_differ(tmp_path, make_config):
     claim_workdir(make_config(), tmp_path)
     other = make_config(
         stage="train",
+        note="another",
         log_every=1,
         evaluate__pictures=1,
         data__cache_gib=0.5,
@@ -59,7 +60,7 @@ def test_free_keys_may_differ(tmp_path, make_config):
         max_rollbacks=3,
     )
     claim_workdir(other, tmp_path)
-    free = {"stage", "log_every", "evaluate.pictures", "search.fuse"}
+    free = {"stage", "note", "log_every", "evaluate.pictures", "search.fuse"}
     free |= {"data.cache_gib", "data.cache_dir", "data.root", *FILE_KEYS}
     assert free | {"devices", "height_shards", "max_rollbacks"} == set(FREE_KEYS)
 
