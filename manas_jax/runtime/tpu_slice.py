@@ -91,6 +91,8 @@ def find(name: str) -> Slice:
         check_extra("tpu", "libtpu")
     except UserError as error:
         raise UserError(f"compiling for a TPU {error}") from None
+    # No TPU is used, so another process may use libtpu as well.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # Without these libtpu asks the metadata server of a TPU VM for minutes.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator_type(topology))
@@ -101,7 +103,9 @@ def find(name: str) -> Slice:
     try:
         described = topologies.get_topology_desc(topology, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise _unknown(f"{name} ({one_line(error)})") from None
+        if "INVALID_ARGUMENT" in str(error):
+            raise _unknown(name) from None
+        raise UserError(f"--topology={name}: libtpu fails ({one_line(error)})") from None
     return Slice(topology, CHIPS[generation], described.devices)
 
 

@@ -1,6 +1,10 @@
 """Names of slices, and what is missing to compile for them."""
 
+import importlib.util
+
+import jax
 import pytest
+from jax.experimental import topologies
 
 from manas_jax import errors
 from manas_jax.errors import UserError
@@ -45,3 +49,30 @@ def test_libtpu_is_missing(monkeypatch):
     monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs libtpu; pip install 'manas_jax\[tpu\]'"):
         tpu_slice.find("v5e:4x4")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("INVALID_ARGUMENT: not divisible", "^--topology=v5e:3x5: unknown; give one of "),
+        ("ABORTED: a\nlock", r"^--topology=v5e:3x5: libtpu fails \(ABORTED: a lock\)$"),
+    ],
+)
+def test_slices_that_libtpu_refuses(monkeypatch, error, message):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError(error)
+
+    monkeypatch.setattr(tpu_slice, "check_extra", lambda *_: None)
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(UserError, match=message):
+        tpu_slice.find("v5e:3x5")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize(
+    ("name", "chips", "hosts"),
+    [("v5e:1x1", 1, 1), ("v5e:2x4", 8, 1), ("v5litepod-16", 16, 4), ("v4-16", 8, 2)],
+)
+def test_chips_and_hosts(name, chips, hosts):
+    found = tpu_slice.find(name)
+    assert (len(found.devices), found.hosts) == (chips, hosts)
