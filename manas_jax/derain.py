@@ -124,6 +124,8 @@ class Outputs:
             raise UserError(f"{target}: its suffix is not that of --format {self.format[1:]}")
         if source and target and source.suffix == target.suffix:  # also where that is wrong
             named = None
+        if wanted or named:
+            image_files.check_available(wanted or named)
         return Job(source, target, self.compare, wanted or named)
 
     def in_folder(self, source: pathlib.Path, place: pathlib.Path) -> Job:

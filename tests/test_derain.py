@@ -540,11 +540,13 @@ def test_private_pictures_stay_private(street, tmp_path, identity):
     assert len(written) == 2 and all(path.stat().st_mode & 0o777 == 0o600 for path in written)
 
 
-def test_suffixes_of_ignored_files_are_named(street, tmp_path, identity):
-    for name in ("a.cr2", "b.CR2", "c.psd", ".DS_Store", "notes"):
+def test_suffixes_of_ignored_files_are_named(street, tmp_path, identity, monkeypatch):
+    monkeypatch.setattr(image_files.heif, "PACKAGE", "no_such_package")
+    for name in ("a.cr2", "b.CR2", "c.psd", "d.heic", ".DS_Store", "notes"):
         (street / name).write_bytes(b"")
     shutil.copy(street / "a.png", street / "d.jfif")
-    skipped = "3 images skipped: .cr2, .psd; 2 of other kinds ignored (hidden, no suffix)"
+    heic = ".heic (pip install 'manas_jax[heic]', or -r requirements-heic.txt in a checkout)"
+    skipped = f"4 images skipped: .cr2, {heic}, .psd; 2 of other kinds ignored (hidden, no suffix)"
     assert identity(street, "-o", tmp_path / "out") == (0, [f"4 of 4 de-rained; {skipped}"])
     status, (line,) = identity(street / "a.cr2", "-o", tmp_path / "out")
     assert status == 2

@@ -18,7 +18,7 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -102,12 +102,15 @@ def write_png(path, pixels: np.ndarray, like=None) -> None:
 
 
 @contextlib.contextmanager
-def opened(source: str | os.PathLike | io.BytesIO, name: object) -> Iterator[Image.Image]:
+def opened(
+    source: str | os.PathLike | io.BytesIO, name: object, formats: Sequence[str] = FORMATS
+) -> Iterator[Image.Image]:
     """Opens an image with Pillow; whatever Pillow raises within becomes a UserError.
 
     Args:
       source: its path, or its content.
       name: what messages call it.
+      formats: Pillow's names of those that it may have.
 
     Raises:
       UserError: the file is missing, unreadable or no image, or Pillow cannot decode it.
@@ -117,13 +120,13 @@ def opened(source: str | os.PathLike | io.BytesIO, name: object) -> Iterator[Ima
         if content is None:
             content = stack.enter_context(_open_file(source))
         try:
-            with Image.open(content, formats=FORMATS) as image:
+            with Image.open(content, formats=formats) as image:
                 yield image
         except UserError:
             raise
         except UnidentifiedImageError:
             raise UserError(
-                f"{name}: no image of a known format ({', '.join(FORMATS)}), a damaged one, or one "
+                f"{name}: no image of a known format ({', '.join(formats)}), a damaged one, or one "
                 "with an unusual kind of samples; convert it to PNG with 8 or 16 bits"
             ) from None
         except Exception as error:  # of any type, as formats and their metadata have many parsers

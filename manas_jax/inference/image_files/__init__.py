@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import os
@@ -41,14 +42,16 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from manas_jax.data import images
-from manas_jax.errors import UserError, one_line
+from manas_jax.errors import UserError, check_extra, install, one_line
 from manas_jax.files import has_suffix, output_file
 from manas_jax.inference.image_files import (
+    avif,
     bmp,
     convert,
     decode,
     encoders,
     gif,
+    heif,
     jpeg,
     png,
     ppm,
@@ -65,6 +68,8 @@ _SUFFIXES = {
     "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
 }
 """Pillow's name of a format -> suffixes of its files, the usual one first."""
 SUFFIXES = frozenset(itertools.chain.from_iterable(_SUFFIXES.values()))
@@ -78,7 +83,7 @@ TRUSTED_PIXELS = 40_000_000
 """Fewer pixels are decoded however short the file is: a blank A4 page in 600 dpi."""
 
 _OTHER_SUFFIXES = frozenset(
-    {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".xcf"}
+    {".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".xcf"}
     | {".svg", ".eps", ".ico", ".icns", ".tga", ".exr", ".hdr", ".pcx", ".qoi", ".dds", ".fits"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"}
 )
@@ -92,11 +97,15 @@ _FORMATS: dict[str, ModuleType] = {
     "BMP": bmp,
     "GIF": gif,
     "PPM": ppm,
+    "AVIF": avif,
+    "HEIF": heif,
 }
 """Pillow's name of a format -> the module with its `storage` and `encode`.
 
 `storage(image, content)` returns how the current frame is stored, as `encode` needs it, and what
 `encode` leaves out of the file, in words."""
+_EXTRAS = {"HEIF": "heic"}
+"""Formats that need a package -> the extra that brings it; their modules name the package."""
 _pillow_limit = threading.RLock()
 
 
@@ -122,18 +131,49 @@ class ImageFile:
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether `path` has the suffix of an image file and is not hidden."""
-    return has_suffix(path, SUFFIXES)
+    """Whether `path` has the suffix of an image file that can be read, and is not hidden."""
+    return has_suffix(path, SUFFIXES) and not _is_missing(format_of(path))
 
 
 def is_other_image(path: str | os.PathLike) -> bool:
-    """Whether `path` has the suffix of images that are not read, and is not hidden."""
-    return has_suffix(path, _OTHER_SUFFIXES)
+    """Whether `path` has the suffix of images that cannot be read, and is not hidden."""
+    return has_suffix(path, SUFFIXES | _OTHER_SUFFIXES) and not is_image(path)
 
 
 def how_to_read(path: str | os.PathLike) -> str | None:
-    """What makes an image readable whose kind is not read; None if nothing does."""
-    return None
+    """What to install for images like this one; None where that would not help."""
+    format = format_of(path)
+    return install(_EXTRAS[format]) if _is_missing(format) else None
+
+
+def check_available(format: str) -> None:
+    """Checks that files of a format can be read and written.
+
+    Raises:
+      UserError: it needs an extra that is not installed; names it.
+    """
+    if format in _EXTRAS:
+        try:
+            check_extra(_EXTRAS[format], _FORMATS[format].PACKAGE)
+        except UserError as error:
+            raise UserError(f"{format} {error}") from None
+        _FORMATS[format].register()
+
+
+def _is_missing(format: str | None) -> bool:
+    return format in _EXTRAS and importlib.util.find_spec(_FORMATS[format].PACKAGE) is None
+
+
+def _readable(content: bytes) -> list[str]:
+    """Pillow's names of the formats that a file may have.
+
+    Raises:
+      UserError: it has one that needs an extra that is not installed; names it.
+    """
+    own = [format for format in _EXTRAS if _FORMATS[format].recognises(content)]
+    for format in own:
+        check_available(format)
+    return own or [format for format in _FORMATS if format not in _EXTRAS]
 
 
 def read(source: str | os.PathLike | bytes, name: str | None = None) -> ImageFile:
@@ -149,7 +189,8 @@ def read(source: str | os.PathLike | bytes, name: str | None = None) -> ImageFil
         be written back (floating point, signed, 12 bits, 16-bit CMYK or PPM, Lab, and others).
     """
     content, name = _load(source, name)
-    with _without_pillow_limit(), images.opened(io.BytesIO(content), name) as image:
+    formats = _readable(content)
+    with _without_pillow_limit(), images.opened(io.BytesIO(content), name, formats) as image:
         format, count = _format_and_count(image)
         _check_size(image, count, len(content), name)
         pages = _read_pages(image, content, name)
@@ -204,6 +245,7 @@ def converted(file: ImageFile, format: str) -> ImageFile:
     Raises:
       UserError: it cannot hold the bits, the transparency, the colours or the frames.
     """
+    check_available(format)
     try:
         pages = convert.fitting(file._pages, file.format, format)
     except ValueError as error:
@@ -211,11 +253,11 @@ def converted(file: ImageFile, format: str) -> ImageFile:
             f"{file.name}: {error} would be lost in {format}; choose another format"
         ) from None
     with _encoding(file.name, format), _without_pillow_limit():
-        with Image.open(io.BytesIO(file._content), formats=images.FORMATS) as image:
+        with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as image:
             details = convert.metadata(image)
         lossless = convert.KINDS[file.format].lossless
         content = convert.empty_file(format, pages[0], details, lossless=lossless)
-        with Image.open(io.BytesIO(content), formats=images.FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=_readable(content)) as image:
             storage, _ = _FORMATS[format].storage(image, content)
             lost = convert.lost(details, convert.metadata(image))
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -245,7 +287,7 @@ def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
     if problem:
         raise UserError(f"{file.name}: {problem} do not fit a Pillow image; use the command")
     image = encoders.pillow_image(dataclasses.replace(page, orientation=1))
-    with Image.open(io.BytesIO(file._content), formats=images.FORMATS) as original:
+    with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as original:
         image.info |= convert.metadata(original)
     exif = image.getexif()
     if exif.pop(ExifTags.Base.Orientation, 1) != 1:
@@ -261,8 +303,8 @@ def format_of(path: str | os.PathLike) -> str | None:
 
 def _format_and_count(image: Image.Image) -> tuple[str, int]:
     """Pillow's name of the format, and the number of frames that are restored."""
-    if image.format in ("JPEG", "MPO"):
-        return "JPEG", 1
+    if image.format in ("JPEG", "MPO", "HEIF"):
+        return image.format.replace("MPO", "JPEG"), 1
     return image.format, getattr(image, "n_frames", 1)
 
 
@@ -270,7 +312,8 @@ def _read_pages(image: Image.Image, content: bytes, name: str) -> list[Page]:
     format, count = _format_and_count(image)
     pages, canvas = [], image.size
     for index in range(count):
-        image.seek(index)
+        if count > 1:  # else it is there, in HEIC not at 0
+            image.seek(index)
         if image.size != canvas and format != "TIFF":  # Pillow extends a GIF as far as its frames
             raise UserError(
                 f"{name}: frame {index + 1} is larger than the canvas; convert it first"
@@ -283,7 +326,8 @@ def _read_pages(image: Image.Image, content: bytes, name: str) -> list[Page]:
 
 def _check_readable(content: bytes, pages: Sequence[Page]) -> None:
     """Raises an error unless `content` is an image file of such pages."""
-    with images.opened(io.BytesIO(content), "the encoded image") as image:
+    formats = _readable(content)
+    with images.opened(io.BytesIO(content), "the encoded image", formats) as image:
         again = _read_pages(image, content, "the encoded image")
     expected, found = (
         [(page.orientation, page.samples.shape[:2], page.samples.dtype) for page in pages]
@@ -347,7 +391,8 @@ def _check_size(image: Image.Image, count: int, file_size: int, name: str) -> No
         area = image.width * image.height * (1 if image.format == "TIFF" else count)
         pixels += area
         size += area * decode.bytes_per_pixel(image)
-    image.seek(0)
+    if count > 1:
+        image.seek(0)
     frames = f" in {count} frames" if count > 1 else f", {image.width}x{image.height}"
     claim = f"{name}: claims {pixels:,} pixels{frames}"
     if size > MAX_BYTES:

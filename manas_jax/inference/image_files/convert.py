@@ -44,12 +44,16 @@ KINDS = {
     "BMP": Kind(("1", "L", "P", "RGB")),
     "GIF": Kind(("RGB", "RGBA"), animated=True, partial_alpha=False),
     "PPM": Kind(("1", "L", "RGB"), ("L",)),
+    "AVIF": Kind(("L", "RGB", "RGBA"), animated=True, lossless=False),
+    "HEIF": Kind(("L", "RGB", "RGBA"), lossless=False),
 }
 """Pillow's name of a format -> what files of it can hold that are written from another format."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"bits": 8},
     "JPEG": {"quality": 95, "subsampling": 0},
+    "AVIF": {"subsampling": "4:4:4"},
+    "HEIF": {"chroma": 444},
 }
 STORAGE = {"TIFF": {"compression": "tiff_adobe_deflate"}}
 """How pixels are stored in place of what is so in `empty_file`."""
@@ -86,7 +90,7 @@ def metadata(image: Image.Image) -> dict[str, Any]:
 
 def empty_file(format: str, page: Page, details: dict[str, Any], *, lossless: bool) -> bytes:
     """A file of one pixel with metadata, and with how pixels like those of a page are stored."""
-    options = dict(_OPTIONS.get(format, {}))
+    options = dict(_OPTIONS.get(format, {})) if page.mode != "L" else {}
     options |= {
         key: details[key] for key in ("exif", "icc_profile", "xmp", "dpi") if key in details
     }

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from manas_jax.data import images
 from manas_jax.errors import UserError
-from manas_jax.inference.image_files import encoders, png, tiff
+from manas_jax.inference.image_files import encoders, heif, png, tiff
 from manas_jax.inference.image_files.pixels import Page, upright
 
 _COLOUR_OF_16_BITS = ("RGB;16", "RGBA;16", "LA;16")
@@ -44,7 +44,9 @@ def read_page(
         rawmode = rawmode.replace("a", "A")
         _set_rawmode(image, rawmode)
     palette = None
-    if rawmode.startswith(_COLOUR_OF_16_BITS):
+    if image.format == "HEIF" and storage["bits"] > 8:
+        mode, samples = heif.deep_samples(content, storage["bits"])
+    elif rawmode.startswith(_COLOUR_OF_16_BITS):
         mode, samples = _colour_of_16_bits(image, index, rawmode, content)
     else:
         white_is_zero = images.is_16_bit_white_is_zero(image)
@@ -83,7 +85,8 @@ def _set_rawmode(image: Image.Image, rawmode: str) -> None:
 
 def bytes_per_pixel(image: Image.Image) -> int:
     """Bytes of a pixel of the current frame as RGB of its bit depth."""
-    return 6 if image.mode.startswith("I") or ";16" in _rawmode(image) else 3
+    is_deep = image.mode.startswith("I") or ";16" in _rawmode(image)
+    return 6 if is_deep or image.info.get("bit_depth", 8) > 8 else 3  # the latter of HEIC
 
 
 def _unsupported(image: Image.Image, rawmode: str, is_animation: bool) -> str | None:
