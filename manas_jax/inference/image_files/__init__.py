@@ -53,6 +53,7 @@ from manas_jax.inference.image_files import (
     gif,
     heif,
     jpeg,
+    jxl,
     png,
     ppm,
     tiff,
@@ -70,6 +71,7 @@ _SUFFIXES = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
 }
 """Pillow's name of a format -> suffixes of its files, the usual one first."""
 SUFFIXES = frozenset(itertools.chain.from_iterable(_SUFFIXES.values()))
@@ -83,7 +85,7 @@ TRUSTED_PIXELS = 40_000_000
 """Fewer pixels are decoded however short the file is: a blank A4 page in 600 dpi."""
 
 _OTHER_SUFFIXES = frozenset(
-    {".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".xcf"}
+    {".jp2", ".j2k", ".jpf", ".jpx", ".psd", ".xcf"}
     | {".svg", ".eps", ".ico", ".icns", ".tga", ".exr", ".hdr", ".pcx", ".qoi", ".dds", ".fits"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"}
 )
@@ -99,12 +101,13 @@ _FORMATS: dict[str, ModuleType] = {
     "PPM": ppm,
     "AVIF": avif,
     "HEIF": heif,
+    "JXL": jxl,
 }
 """Pillow's name of a format -> the module with its `storage` and `encode`.
 
 `storage(image, content)` returns how the current frame is stored, as `encode` needs it, and what
 `encode` leaves out of the file, in words."""
-_EXTRAS = {"HEIF": "heic"}
+_EXTRAS = {"HEIF": "heic", "JXL": "jxl"}
 """Formats that need a package -> the extra that brings it; their modules name the package."""
 _pillow_limit = threading.RLock()
 
@@ -318,8 +321,13 @@ def _read_pages(image: Image.Image, content: bytes, name: str) -> list[Page]:
             raise UserError(
                 f"{name}: frame {index + 1} is larger than the canvas; convert it first"
             )
-        storage, left_out = _FORMATS[format].storage(image, content)
+        try:
+            storage, left_out = _FORMATS[format].storage(image, content)
+        except UserError as error:  # of a kind that would be lost
+            raise UserError(f"{name}: {error}") from None
         page = decode.read_page(image, index, count, content, name, storage)
+        if format == "JXL":  # it is written upright, as its readers ignore what EXIF says
+            page = dataclasses.replace(page, orientation=1)
         pages.append(dataclasses.replace(page, left_out=left_out))
     return pages
 

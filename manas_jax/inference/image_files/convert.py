@@ -46,6 +46,7 @@ KINDS = {
     "PPM": Kind(("1", "L", "RGB"), ("L",)),
     "AVIF": Kind(("L", "RGB", "RGBA"), animated=True, lossless=False),
     "HEIF": Kind(("L", "RGB", "RGBA"), lossless=False),
+    "JXL": Kind(("L", "LA", "RGB", "RGBA"), ("L",), lossless=False),
 }
 """Pillow's name of a format -> what files of it can hold that are written from another format."""
 
@@ -105,9 +106,10 @@ def empty_file(format: str, page: Page, details: dict[str, Any], *, lossless: bo
         if "xmp" in options:
             exif[_XMP_TAG] = options["xmp"]
         options["exif"] = exif
-    if format == "WEBP":
+    if format in ("WEBP", "JXL"):
         options["lossless"] = lossless
-    image = Image.new(page.mode, (1, 1))
+    is_deep_grey = page.mode == "L" and page.samples.dtype == np.uint16
+    image = Image.new("I;16" if is_deep_grey else page.mode, (1, 1))
     if page.mode == "P":
         image.putpalette(page.palette[:, :3].tobytes())
     return encoders.with_pillow(image, format, **options)
