@@ -41,12 +41,8 @@ def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[st
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     """A new file of the pages."""
-    options = {**pages[0].storage["options"], "quality": QUALITY}
-    if "exif" in options:
-        source = encoders.thumbnail_source(pages[0])
-        options["exif"] = previews.in_exif(options["exif"], source)
-    if "xmp" in options:
-        options["xmp"] = previews.in_xmp(options["xmp"])
+    options = previews.in_options(pages[0].storage["options"], pages[0])
+    options["quality"] = QUALITY
     if any(page.mode == "RGBA" for page in pages):
         options |= _EXACT_ALPHA
     first, *rest = map(encoders.pillow_image, pages)

@@ -67,12 +67,8 @@ def deep_samples(content: bytes, bits: int) -> tuple[str, np.ndarray]:
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     """A new file of the only page."""
     (page,) = pages
-    options = {"quality": QUALITY, **page.storage["options"]}
-    if "exif" in options:
-        source = encoders.thumbnail_source(page)
-        options["exif"] = previews.in_exif(options["exif"], source)
-    if "xmp" in options:
-        options["xmp"] = previews.in_xmp(options["xmp"])
+    options = previews.in_options(page.storage["options"], page)
+    options["quality"] = QUALITY
     if page.mode in ("LA", "RGBA"):
         options |= _LOSSLESS
     if page.samples.dtype == np.uint8:

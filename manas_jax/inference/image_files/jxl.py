@@ -123,12 +123,8 @@ def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[st
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     """A new file of the only page."""
     (page,) = pages
-    options = {**page.storage["options"], "lossless": page.storage["lossless"], "quality": QUALITY}
-    if "exif" in options:
-        source = encoders.thumbnail_source(page)
-        options["exif"] = previews.in_exif(options["exif"].removeprefix(b"Exif\0\0"), source)
-    if "xmp" in options:
-        options["xmp"] = previews.in_xmp(options["xmp"])
+    options = previews.in_options(page.storage["options"], page)
+    options |= {"lossless": page.storage["lossless"], "quality": QUALITY}
     return encoders.with_pillow(encoders.pillow_image(page), "JXL", **options)
 
 

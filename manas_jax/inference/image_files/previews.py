@@ -5,14 +5,32 @@ from __future__ import annotations
 import io
 import re
 import struct
+from typing import Any
 
 from PIL import Image
 
 from manas_jax.inference.image_files import encoders
+from manas_jax.inference.image_files.pixels import Page
 
 _QUALITIES = (90, 75, 50, 25)
 _JPEG_OFFSET, _JPEG_LENGTH = 513, 514  # EXIF tags
 _PHOTOSHOP_THUMBNAILS = (1033, 1036)  # Adobe Photoshop File Formats Specification
+
+
+def in_options(options: dict[str, Any], page: Page) -> dict[str, Any]:
+    """Pillow's options for metadata, with those made from or without the old pixels.
+
+    Args:
+      options: with 'exif' and 'xmp' or without.
+      page: the new pixels.
+    """
+    changed = dict(options)
+    if "exif" in options:
+        exif = options["exif"].removeprefix(b"Exif\0\0")
+        changed["exif"] = in_exif(exif, encoders.thumbnail_source(page))
+    if "xmp" in options:
+        changed["xmp"] = in_xmp(options["xmp"])
+    return changed
 
 
 def in_exif(exif: bytes, image: Image.Image) -> bytes:

@@ -24,16 +24,12 @@ def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[st
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     """A new file of the pages."""
-    options = {**pages[0].storage, "exact": True, "quality": _QUALITY}
+    options = previews.in_options(pages[0].storage, pages[0])
+    options |= {"exact": True, "quality": _QUALITY}
     if options["lossless"]:
         options["quality"] = _LOSSLESS_EFFORT
     else:
         options["alpha_quality"] = 100
-    if "exif" in options:
-        image = encoders.thumbnail_source(pages[0])
-        options["exif"] = previews.in_exif(options["exif"], image)
-    if "xmp" in options:
-        options["xmp"] = previews.in_xmp(options["xmp"])
     first, *rest = (encoders.pillow_image(page) for page in pages)
     if rest:
         options |= encoders.animation_options(pages) | {"append_images": rest}
