@@ -52,7 +52,7 @@ def start(
     flags.mark_flags_as_required(required)
     log.setup_logging()
     compilation.use_cache()
-    malloc.tune()
+    malloc.tune_jax()
     jax.config.config_with_absl()
     signals.listen()
     app.run(functools.partial(_run, command), flags_parser=parse_flags)

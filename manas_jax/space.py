@@ -38,6 +38,7 @@ CANDIDATES = (
 STEM_EXPANSION = 4  # output channels of a bottleneck per inner channel
 GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # of the fixed gates of an attention module
 CANDIDATE_REDUCTION = 4  # of SE, SE_A_M and CBAM
+BATCH_NORM_EPSILON = 1e-5  # added to variances
 
 # Far beyond what can be trained, but no more than can be described in seconds.
 _MOST = {

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from manas_jax.ops.region import Region
+from manas_jax.space import BATCH_NORM_EPSILON
 
 # PyTorch's momentum 0.1 is 0.9 in Flax's terms. Flax keeps the biased variance in the running
 # statistics where PyTorch keeps the unbiased one: they differ by 1 / (pixels - 1).
-BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.9, 1e-5
+BATCH_NORM_MOMENTUM = 0.9
 
 
 @jax.custom_vjp

@@ -6,29 +6,35 @@ import ctypes
 import os
 import platform
 
-import jax
-
 # M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX of malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def tune() -> None:
-    """Tunes malloc for large buffers of recurring sizes; call it before the first use of JAX.
+    """Tunes malloc for large buffers of recurring sizes.
 
     - No mmap per large buffer and no trimming: otherwise the system zeroes the pages of every large
       array again in every step.
     - Few arenas: otherwise each compiler thread has its own, which keeps the memory it once used.
-    - Synchronous dispatch on CPU: otherwise JAX allocates the buffers of programs that wait for
-      their turn, so two evaluations of a supernet's gradient hold twice the memory, and are no
-      faster.
 
     See mallopt(3).
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if library := _library():
         library.mallopt(_MMAP_MAX, 0)
         library.mallopt(_TRIM_THRESHOLD, -1)
         library.mallopt(_ARENA_MAX, 2 * (os.cpu_count() or 1))
+
+
+def tune_jax() -> None:
+    """`tune`, and dispatches programs on the CPU one by one; call it before the first use of JAX.
+
+    Otherwise JAX allocates the buffers of programs that wait for their turn, so two evaluations of
+    a supernet's gradient hold twice the memory, and are no faster.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    tune()
 
 
 def trim() -> None:

@@ -11,9 +11,6 @@ import itertools
 import signal
 from collections.abc import Iterator
 
-import jax
-from jax.experimental import multihost_utils
-
 PREEMPTED = 75
 """Exit status after SIGTERM: the same command resumes the run (EX_TEMPFAIL of BSD's sysexits)."""
 
@@ -114,6 +111,10 @@ def requested() -> int | None:
 
     All processes get the same answer after the same step, whichever of them received the signal.
     """
+    # Loaded by who runs steps; commands without them need not wait for it.
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() == 1:
         return _signals.status
     due = multihost_utils.reached_preemption_sync_point(next(_signals.steps))

@@ -13,10 +13,8 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.traverse_util
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -24,9 +22,10 @@ import safetensors.numpy
 from manas_jax import cost
 from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few, replacing
-from manas_jax.models.network import Network, init_architecture
-from manas_jax.models.variables import variable_shapes
 from manas_jax.space import Genotype, SearchSpace
+
+if TYPE_CHECKING:
+    import jax
 
 WEIGHTS_FORMAT, WEIGHTS_VERSION = "manas_jax.weights", "1"
 
@@ -53,7 +52,7 @@ def save_weights(
       ValueError: the variables are not those of this network.
     """
     tensors = {name: np.array(x, np.float32, order="C") for name, x in flatten(variables).items()}
-    if problem := _mismatch(tensors, network):
+    if problem := mismatch(tensors, network):
         raise ValueError(problem)
     metadata = {
         "format": WEIGHTS_FORMAT,
@@ -69,9 +68,14 @@ def save_weights(
 
 
 def load_weights(
-    path: str | os.PathLike,
+    path: str | os.PathLike, *, compare: bool = True
 ) -> tuple[dict[str, Any], Genotype | SearchSpace, dict[str, str]]:
     """Reads what `save_weights` wrote.
+
+    Args:
+      path: the file.
+      compare: whether to compare the tensors with the network, which loads JAX; else only their
+        number is.
 
     Returns:
       The variables as NumPy arrays, the genotype or the supernet's space, the provenance.
@@ -97,20 +101,20 @@ def load_weights(
         else:
             network = SearchSpace.from_dict(json.loads(metadata["space"]))
         provenance = dict(json.loads(metadata["provenance"]))
-    if problem := _mismatch(tensors, network):
+    if problem := (mismatch if compare else _too_few)(tensors, network):
         raise UserError(f"{path}: {problem}")
     return unflatten(tensors), network, provenance
 
 
 def load_derived(
-    path: str | os.PathLike,
+    path: str | os.PathLike, *, compare: bool = True
 ) -> tuple[dict[str, Any], Genotype, dict[str, str]]:
     """Like `load_weights`, but accepts derived networks only.
 
     Raises:
       UserError: as `load_weights`, or the file holds a supernet.
     """
-    variables, network, provenance = load_weights(path)
+    variables, network, provenance = load_weights(path, compare=compare)
     if not isinstance(network, Genotype):
         raise UserError(f"{path}: weights of a supernet; derive and train a network first")
     return variables, network, provenance
@@ -130,6 +134,9 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 @functools.cache  # tracing a network takes a second, and both ends of an import ask
 def network_shapes(network: Genotype | SearchSpace) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Flat names and shapes of 'params' and 'batch_stats' of a derived network or a supernet."""
+    from manas_jax.models.network import Network
+    from manas_jax.models.variables import variable_shapes
+
     if isinstance(network, Genotype):
         return flatten(variable_shapes(Network(network.space, network)))
     return flatten(variable_shapes(Network(network)))
@@ -137,20 +144,34 @@ def network_shapes(network: Genotype | SearchSpace) -> Mapping[str, jax.ShapeDty
 
 def flatten(variables: Variables) -> dict[str, Any]:
     """Nested to flat, keys joined by '/'."""
-    return flax.traverse_util.flatten_dict(variables, sep="/")
+    # Not flax.traverse_util, for which a short command would wait a second.
+    flat = {}
+    for name, value in variables.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{below}": leaf for below, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
-    return flax.traverse_util.unflatten_dict(dict(tensors), sep="/")
+    nested: dict[str, Any] = {}
+    for path, leaf in tensors.items():
+        *parents, name = path.split("/")
+        below = nested
+        for parent in parents:
+            below = below.setdefault(parent, {})
+        below[name] = leaf
+    return nested
 
 
-def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace) -> str | None:
-    """What is wrong with the tensors of this network, if anything."""
-    whole = cost.derived if isinstance(network, Genotype) else cost.supernet
-    described, held = whole(network, 1, 1).parameters, sum(x.size for x in tensors.values())
-    if described > 2 * held:  # too many even to list them
-        return f"describes a network of {described:,} parameters, but holds {held:,} numbers"
+def mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace) -> str | None:
+    """What is wrong with the flat tensors of this network, if anything."""
+    from manas_jax.models.network import init_architecture
+
+    if problem := _too_few(tensors, network):
+        return problem
     wanted = {name: leaf.shape for name, leaf in network_shapes(network).items()}
     given = {name: x.shape for name, x in tensors.items()}
     if isinstance(network, SearchSpace) and any(n.startswith("architecture/") for n in given):
@@ -163,4 +184,13 @@ def _mismatch(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace
     for name, shape in wanted.items():
         if given[name] != shape:
             return f"{name}: shape {given[name]}, but the network has {shape}"
+    return None
+
+
+def _too_few(tensors: Mapping[str, np.ndarray], network: Genotype | SearchSpace) -> str | None:
+    """What is wrong if the network is too large even to list its tensors."""
+    whole = cost.derived if isinstance(network, Genotype) else cost.supernet
+    described, held = whole(network, 1, 1).parameters, sum(x.size for x in tensors.values())
+    if described > 2 * held:
+        return f"describes a network of {described:,} parameters, but holds {held:,} numbers"
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial import KDTree
 
 _ITERATIONS = 4
 _CHUNK = 2**20  # pixels at a time, as each takes tens of bytes
@@ -96,6 +95,8 @@ def move_to_means(
 
 def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """For each of `colours` (N, 4) the nearest palette entry of the same alpha."""
+    from scipy.spatial import KDTree  # few pictures need it, and it takes long to load
+
     nearest = np.zeros(len(colours), np.intp)
     for alpha in np.unique(colours[:, 3]):
         entries, chosen = np.flatnonzero(palette[:, 3] == alpha), colours[:, 3] == alpha
