@@ -11,14 +11,17 @@ import functools
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from manas_jax import cost
-from manas_jax.space import SearchSpace, alternating_genotype
+from manas_jax.space import Genotype, SearchSpace, alternating_genotype
 
 WEIGHTS, PICTURES, LARGE = "weights.safetensors", "pictures", "large.png"  # prepared files
+PICTURE = "picture.png"
 BATCHES = 250  # of the input pipeline per run
 LARGE_SIZE = 4000, 6000  # pixels
 FILES = 1000, 10_000  # of data sets: memory must not grow with their number
@@ -116,7 +119,7 @@ def _start() -> None:
     """Process settings of the commands; the compilation cache only if the environment names one."""
     from manas_jax.runtime import compilation, malloc
 
-    malloc.tune()
+    malloc.tune_jax()
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         compilation.use_cache()
 
@@ -186,7 +189,7 @@ def train_step(
         return state, terms
 
     def flops():  # the gradient is twice the work of the function
-        return 3 * scenes * versions * _network_flops(network, height, width)
+        return 3 * scenes * versions * _network_flops(network.genotype, height, width)
 
     return Work(run, scenes * versions, compilation.seconds, flops)
 
@@ -223,12 +226,80 @@ def inference(
     _start()
     derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
     pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
-    network = derainer.network.clone(pool_cell=None)  # operations without padding
     return Work(
         lambda: derainer(pictures),
         frames,
-        flops=lambda: frames * _network_flops(network, height, width),
+        flops=lambda: frames * _network_flops(derainer.genotype, height, width),
     )
+
+
+def shipped(folder: pathlib.Path, engine: str, sizes: Sequence[tuple[int, int]]) -> Work:
+    """8-bit images through `Derainer` with the shipped weights."""
+    from manas_jax.derain import DEFAULT_WEIGHTS
+    from manas_jax.inference.derainer import Derainer
+
+    _start()
+    derainer = Derainer.from_pretrained(DEFAULT_WEIGHTS, engine=engine)
+    pictures = [_picture(*size) for size in sizes]
+
+    def run():
+        for picture in pictures:
+            derainer(picture)
+
+    return Work(
+        run,
+        len(pictures),
+        flops=lambda: sum(_network_flops(derainer.genotype, *size) for size in sizes),
+    )
+
+
+def runtime_alone(folder: pathlib.Path, sizes: Sequence[tuple[int, int]]) -> Work:
+    """Float images through ONNX Runtime with its own settings: the export of `shipped`."""
+    import numpy as np
+    import onnxruntime
+
+    from manas_jax.derain import DEFAULT_WEIGHTS
+    from manas_jax.inference import onnx_graph
+    from manas_jax.inference.derainer import Derainer
+
+    derainer = Derainer.from_pretrained(DEFAULT_WEIGHTS, engine="onnx")
+    model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_cell)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    batches = [_picture(*size)[None].astype(np.float32) / 255 for size in sizes]
+
+    def run():
+        for images in batches:
+            session.run(None, {"images": images})
+
+    return Work(run, len(batches))
+
+
+def random_sizes(count: int, largest: int = 640) -> list[tuple[int, int]]:
+    """Heights and widths of pictures, from 64 pixels on, always the same."""
+    import numpy as np
+
+    drawn = np.random.default_rng(0).integers(64, largest, (count, 2), endpoint=True)
+    return [(int(height), int(width)) for height, width in drawn]
+
+
+def prepare_picture(folder: pathlib.Path) -> None:
+    """Writes a picture as a PNG file."""
+    from manas_jax.data import images
+
+    images.write_png(folder / PICTURE, _picture(320, 480))
+
+
+def command(folder: pathlib.Path, engine: str) -> Work:
+    """The command in a process of its own, from start to end, on one picture."""
+    arguments = [str(folder / PICTURE), "-o", str(folder / "restored.png"), "--overwrite"]
+
+    def run():
+        program = [sys.executable, "-m", "manas_jax.derain", *arguments, "--engine", engine]
+        subprocess.run(program, check=True, capture_output=True)
+
+    return Work(run, 1)
 
 
 def video_frames(folder: pathlib.Path, height: int, width: int) -> Work:
@@ -325,14 +396,14 @@ def evaluation(
     genotype = alternating_genotype(SearchSpace(**space))
     network = Network(genotype.space, genotype)
     variables = init_variables(network, seed=0)
-    restore = evaluate.restorer(network)
+    restore = evaluate.restorer(network, variables)
     rainy, clean = _picture(height, width), _picture(height, width, seed=1)
 
     def run():
-        restored = restore(variables, rainy)
+        restored = restore(rainy)
         return metrics.score(rainy, clean), metrics.score(restored, clean)
 
-    flops = functools.partial(_network_flops, network, height, width)
+    flops = functools.partial(_network_flops, genotype, height, width)
     return Work(run, 1, flops=flops)
 
 
@@ -364,7 +435,7 @@ def derain_large(folder: pathlib.Path) -> Work:
     return Work(
         run,
         1,
-        flops=lambda: _network_flops(Derainer.from_pretrained(weights).network, *LARGE_SIZE),
+        flops=lambda: _network_flops(Derainer.from_pretrained(weights).genotype, *LARGE_SIZE),
         details=functools.partial(tile_differences, source, weights),
     )
 
@@ -460,6 +531,23 @@ CASES = {
     "train_paper": Case(functools.partial(train_step, space=PAPER)),
     "inference_320x480_small": _inference(SMALL, 320, 480),
     "inference_320x480_paper": _inference(PAPER, 320, 480),
+    **{
+        f"shipped_320x480_{engine}": Case(
+            functools.partial(shipped, engine=engine, sizes=[(320, 480)])
+        )
+        for engine in ("onnx", "jax")
+    },
+    "shipped_320x480_runtime_alone": Case(functools.partial(runtime_alone, sizes=[(320, 480)])),
+    "shipped_200_sizes_onnx": Case(
+        lambda folder: shipped(folder, engine="onnx", sizes=random_sizes(200))
+    ),
+    "shipped_200_sizes_runtime_alone": Case(
+        lambda folder: runtime_alone(folder, sizes=random_sizes(200))
+    ),
+    **{
+        f"command_{engine}": Case(functools.partial(command, engine=engine), prepare_picture)
+        for engine in ("onnx", "jax")
+    },
     "inference_320x480_whole_small": _inference(SMALL, 320, 480, whole=True),
     "inference_320x480_whole_paper": _inference(PAPER, 320, 480, whole=True),
     "inference_512x512_small": _inference(SMALL, 512, 512),
@@ -515,12 +603,12 @@ TINY = {  # for tests
 }
 
 
-def _network_flops(network, height: int, width: int) -> float:
+def _network_flops(genotype: Genotype, height: int, width: int) -> float:
     """Operations of a derived network on one image, two per multiplication in its definition.
 
     Not as XLA counts them, which includes multiplications by zero in some forms of a convolution.
     """
-    return 2.0 * cost.derived(network.genotype, height, width).macs
+    return 2.0 * cost.derived(genotype, height, width).macs
 
 
 def noise_batch(scenes: int, versions: int, height: int, width: int, seed: int = 0):

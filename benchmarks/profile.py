@@ -154,7 +154,8 @@ def profile_image(runs: int, space: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from manas_jax.inference.derainer import POOL_CELL
-    from manas_jax.inference.fold_batch_norm import fold, folded_network
+    from manas_jax.inference.fold_batch_norm import fold
+    from manas_jax.inference.jax_engine import folded_network
     from manas_jax.models.network import Network
     from manas_jax.models.variables import init_variables
 
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from manas_jax.runtime import malloc
         from manas_jax.workdir import provenance
 
-        malloc.tune()  # as the commands do
+        malloc.tune_jax()  # as the commands do
         if jax.default_backend() != "cpu":
             raise UserError("blocks are programs of their own on CPU only")
         out.parent.mkdir(parents=True, exist_ok=True)

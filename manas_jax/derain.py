@@ -33,12 +33,14 @@ from manas_jax.buckets import check_local_options
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, page, video
-from manas_jax.inference.derainer import Derainer
+from manas_jax.inference.derainer import ENGINES, Derainer
 from manas_jax.inference.pretrained import describe, find, list_pretrained
-from manas_jax.runtime import compilation, devices, malloc, signals
+from manas_jax.runtime import devices, malloc, signals
 
 STREAM = "-"
 DEFAULT_WEIGHTS = "general"
+
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Failed to allocate memory", "bad_alloc")  # of the engines
 
 Restore = Callable[[np.ndarray], np.ndarray]
 """RGB, uint8 or uint16, (H, W, 3) or (N, H, W, 3) -> restored, in the same shape and type."""
@@ -271,16 +273,22 @@ def _main(options: argparse.Namespace) -> int:
 
 def _network(options: argparse.Namespace) -> tuple[Restore, dict[str, Any]]:
     """Opens the network; also gives what its outputs depend on, see `run`."""
-    found = devices.find(options.device)
     malloc.tune()
+    engine, device = options.engine, options.device
+    if device == "cpu" and engine != "jax" and options.dtype != "bfloat16":
+        engine, device = "onnx", None  # it has no other device
     derainer = Derainer.from_pretrained(
-        options.weights, tile=options.tile, devices=found, dtype=options.dtype
+        options.weights,
+        tile=options.tile,
+        engine=engine,
+        devices=devices.find(device) if device else None,
+        dtype=options.dtype,
     )
-    compilation.use_cache()
     claim = {
         "version": __version__,
         "weights": files.sha256(find(options.weights)),
-        "platform": found[0].platform,
+        "engine": derainer.engine,
+        "platform": derainer.platform,
         "tile": derainer.tile,
         "dtype": options.dtype,
         "self_ensemble": options.self_ensemble,
@@ -572,7 +580,7 @@ def _check_report(file: pathlib.Path, jobs: Sequence[Job]) -> None:
 
 def _error_line(job: Job, error: Exception) -> str:
     text = str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         text = "not enough memory; give a smaller --tile"
     return _printable(text if str(job) in text else f"{job}: {text}")
 
@@ -619,6 +627,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="split larger images into tiles of N x N pixels; smaller ones need less memory "
         "(default: as large as memory allows)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="onnx: ONNX Runtime on the CPU, which compiles nothing; jax: the devices of JAX "
+        "(default: jax where it has an accelerator, else onnx)",
     )
     parser.add_argument(
         "--self-ensemble",

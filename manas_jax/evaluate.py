@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -31,6 +32,9 @@ from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError
 from manas_jax.files import list_folder, write_json
+from manas_jax.inference import onnx_graph
+from manas_jax.inference.derainer import default_engine
+from manas_jax.inference.onnx_engine import OnnxEngine
 from manas_jax.metrics import Scores
 from manas_jax.models.network import Network
 from manas_jax.runtime import distributed, log, signals
@@ -42,22 +46,33 @@ PyTree = Any
 _LOG_EVERY = 10  # images, after as many of which each one is logged
 
 
-def restorer(network: Network) -> Callable[[PyTree, np.ndarray], np.ndarray]:
-    """A function (variables, rainy) -> restored, both images uint8 (H, W, 3).
+def restorer(network: Network, variables: PyTree) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from rainy to restored, both uint8 (H, W, 3).
 
-    It is compiled once per image size.
+    In float32 on a CPU it is ONNX Runtime, which compiles nothing; else JAX, which compiles for
+    each size of images.
+
+    Args:
+      network: a derived network.
+      variables: its 'params' and 'batch_stats'.
     """
+    if network.ops.dtype is None and default_engine() == "onnx":
+        on_host = jax.device_get(variables)
+        engine = OnnxEngine(onnx_graph.build(network.genotype, on_host, network.pool_cell))
 
-    apply = restoring_program(network)
+        def run(image: np.ndarray) -> np.ndarray:
+            return engine(np.divide(image[None], 255, dtype=np.float32))[0]
+    else:
+        run = functools.partial(restoring_program(network), variables)
 
-    def restore(variables: PyTree, image: np.ndarray) -> np.ndarray:
-        return metrics.to_uint8(np.asarray(apply(variables, image)))
+    def restore(image: np.ndarray) -> np.ndarray:
+        return metrics.to_uint8(np.asarray(run(image)))
 
     return restore
 
 
 def restoring_program(network: Network) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """The jitted function of `restorer`: (variables, uint8 (H, W, 3)) -> float32 (H, W, 3)."""
+    """JAX's function of `restorer`, jitted: (variables, uint8 (H, W, 3)) -> float32 (H, W, 3)."""
 
     @jax.jit
     def apply(variables, image):
@@ -145,16 +160,16 @@ def _score(
     first, every = jax.process_index(), jax.process_count()
     numbers = range(first, total, every)
     pairs = evaluation_pairs(chosen, config.data, first=first, every=every)
-    restore = restorer(network)
+    restore = restorer(network, variables)
     rows: list[dict[str, Any]] = []
     compiled, begin = set(), time.monotonic()
     for number, (name, rainy, clean) in zip(numbers, pairs, strict=True):
         signals.check()
         if rainy.shape not in compiled:  # compile outside of the measured seconds
-            restore(variables, rainy)
+            restore(rainy)
             compiled.add(rainy.shape)
         start = time.monotonic()
-        restored = restore(variables, rainy)
+        restored = restore(rainy)
         seconds = time.monotonic() - start
         before, after = metrics.score(rainy, clean), metrics.score(restored, clean)
         scores = {"input": dataclasses.asdict(before), "output": dataclasses.asdict(after)}

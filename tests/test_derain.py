@@ -45,16 +45,15 @@ def network(weights):
 
 
 @pytest.fixture
-def compiled_once(monkeypatch):
-    """Shares compiled programs between the commands in this process, not with others."""
-    monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
+def opened_once(monkeypatch):
+    """Shares networks between the commands in this process."""
     monkeypatch.setattr(
         derain.Derainer, "from_pretrained", lambda name, *, tile, **_: open_once(name, tile=tile)
     )
 
 
 @pytest.fixture
-def command(weights, capsys, compiled_once):
+def command(weights, capsys, opened_once):
     """Runs the command in this process; returns its exit status and lines on stderr."""
 
     def run(*arguments):
@@ -67,7 +66,7 @@ def command(weights, capsys, compiled_once):
 class Identity:
     """In place of a derainer."""
 
-    tile = 512
+    tile, engine, platform = 512, "onnx", "cpu"
 
     def __call__(self, pixels, **_):
         return pixels
@@ -76,7 +75,6 @@ class Identity:
 @pytest.fixture
 def identity(capsys, monkeypatch):
     """Runs the command in this process without a network; returns its status and lines."""
-    monkeypatch.setattr(derain.compilation, "use_cache", lambda: None)
     monkeypatch.setattr(derain.Derainer, "from_pretrained", lambda *_, **__: Identity())
 
     def run(*arguments):
@@ -636,7 +634,7 @@ def test_platform_that_is_absent_is_one_line(street, tmp_path):
     assert line.startswith("error: JAX_PLATFORMS=cuda: this machine has none that JAX can use")
 
 
-@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.usefixtures("opened_once")
 def test_standard_input_and_output(street, capfdbinary, weights, monkeypatch, network):
     content = (street / "a.png").read_bytes()
     expected = io.BytesIO()
@@ -848,6 +846,10 @@ def test_canvas_beyond_the_format_is_reported():
         (MemoryError(), "{}: not enough memory; give a smaller --tile"),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile trying"),
+            "{}: not enough memory; give a smaller --tile",
+        ),
+        (
+            RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 9"),
             "{}: not enough memory; give a smaller --tile",
         ),
     ],

@@ -89,9 +89,9 @@ def test_validation_crop_is_at_most_the_smallest_side(tmp_path):
 
 def test_restorer_keeps_size_and_type():
     network, variables = _network()
-    restore = restorer(network)
+    restore = restorer(network, variables)
     picture = np.random.default_rng(0).integers(0, 256, (13, 10, 3), dtype=np.uint8)
-    restored = restore(variables, picture)
+    restored = restore(picture)
     assert (restored.shape, restored.dtype) == (picture.shape, np.uint8)
     plain = jax.jit(network.apply)(variables, picture[None].astype(np.float32) / 255)[0]
     wanted = np.clip(np.asarray(plain) * 255, 0, 255)
@@ -119,7 +119,7 @@ def test_scores_of_a_run_are_those_of_its_images(finished, loop_config):
             assert restored.shape == (33, 21, 3)
             assert row["output"]["y_psnr"] == metrics.score(restored, clean).y_psnr
             assert row["input"]["rgb_ssim"] == metrics.score(rainy, clean).rgb_ssim
-            again = restorer(network)(variables, rainy)
+            again = restorer(network, variables)(rainy)
             assert np.max(np.abs(again.astype(int) - restored)) <= 1
     for side in ("input", "output"):
         mean = np.mean([row[side]["y_psnr"] for row in result["images"]])

@@ -73,7 +73,7 @@ def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Sc
     clean = landscape(seed)
     scale = tf.constant(clean, tf.float32) / 255
     rainy = metrics.to_uint8(rain.synthesize(scale, tf.constant([seed, 1]), "medium").numpy())
-    restored = evaluate.restorer(network)(variables, rainy)
+    restored = evaluate.restorer(network, variables)(rainy)
     gap = np.full((HEIGHT, 6, 3), 255, np.uint8)
     scores = [metrics.score(picture, clean) for picture in (rainy, restored)]
     print(f"Y PSNR {scores[0].y_psnr:.2f} -> {scores[1].y_psnr:.2f} dB")

@@ -66,7 +66,7 @@ def score(derainer: Derainer, data: ConfigDict, self_ensemble: bool) -> dict[str
             outputs["self_ensemble"] = derainer(rainy, self_ensemble=True)
         images.append({"name": name, **{k: metrics.score(x, clean) for k, x in outputs.items()}})
     height, width = clean.shape[:2]
-    total = cost.derived(derainer.network.genotype, height, width)
+    total = cost.derived(derainer.genotype, height, width)
     return {
         "parameters": total.parameters,
         "macs": total.macs,
@@ -152,7 +152,7 @@ def main() -> None:
     data.root = options.held_out
     held_out = score_datasets(derainer, data) if options.held_out else {}
     PRETRAINED.mkdir(exist_ok=True)
-    genotype = derainer.network.genotype
+    genotype = derainer.genotype
     before, after = (scored["mean"][kind]["y_psnr"] for kind in ("input", "output"))
     scores = f"{before:.2f} -> {after:.2f} dB on {len(scored['images'])} test pairs"
     origin = {**derainer.provenance, "scores": scores}
@@ -168,7 +168,7 @@ def main() -> None:
         "provenance": provenance.describe(),
         "weights": derainer.provenance,
         "genotype": json.loads(genotype.to_json()),
-        "pool_cell": derainer.network.pool_cell,
+        "pool_cell": derainer.pool_cell,
         "evaluate": scored,
         "training": training_log(options.workdir),
         "earlier_trainings": list(trainings),

@@ -117,6 +117,7 @@ def image_parts(machine: str, size: str) -> str:
 TABLES = {
     **{f"speed_{name}": functools.partial(speed, name) for name in ("epyc", "genoa", "xeon")},
     "speed_ratios": functools.partial(ratios, "epyc", "genoa"),
+    "speed_engines": functools.partial(ratios, "engines"),
     "speed_parts_epyc": functools.partial(gradient_parts, "epyc"),
     "speed_parts_xeon": functools.partial(gradient_parts, "xeon"),
     "speed_picture_parts_small": functools.partial(image_parts, "xeon", "small"),

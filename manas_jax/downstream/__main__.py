@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("onnxruntime", "pycocotools"):
+        if (error.name or "").partition(".")[0] != "pycocotools":
             raise
-        line = f"error: needs {package}: pip install -r requirements-downstream.txt"
-        print(line, file=sys.stderr)
+        print(
+            "error: needs pycocotools: pip install -r requirements-downstream.txt", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

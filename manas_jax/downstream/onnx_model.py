@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from manas_jax.errors import UserError, one_line
+from manas_jax.runtime.onnx_session import open_session
 
 RESIZES = ("letterbox", "letterbox_centre", "stretch")
 COLOURS = ("rgb", "bgr")
@@ -100,16 +101,9 @@ class OnnxModel:
         Raises:
           UserError: it cannot be opened, or its input is not that of a picture.
         """
-        import onnxruntime
-
         self.path, self._layout = path, layout
         try:
-            # As many threads as this process may use, which taskset and containers may restrict.
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = len(os.sched_getaffinity(0))
-            options.log_severity_level = 4  # errors are raised as well
-            providers = ["CPUExecutionProvider"]
-            self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers)
+            self._session = open_session(path)
         except Exception as error:  # onnxruntime raises many types
             raise UserError(
                 f"{path}: cannot be opened as an ONNX model ({one_line(error)})"

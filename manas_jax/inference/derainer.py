@@ -6,66 +6,67 @@ clean = Derainer.from_pretrained("rain100l")("rainy.jpg")
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import psutil
 from PIL import Image
 
-from manas_jax import ops
 from manas_jax.buckets import local_path
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, reading
 from manas_jax.inference import hub, image_files, pretrained
-from manas_jax.inference.fold_batch_norm import fold, folded_network
-from manas_jax.inference.program_cache import ProgramCache, geometric_sides
-from manas_jax.inference.tiling import TileGrid
-from manas_jax.models.network import Network
-from manas_jax.ops.region import Region
-from manas_jax.runtime import malloc, sharding
-from manas_jax.space import STEM_EXPANSION
-from manas_jax.workdir.weights import load_derived
+from manas_jax.inference.tiling import TileGrid, multiple
+from manas_jax.runtime.devices import find, has_accelerator
+from manas_jax.space import STEM_EXPANSION, Genotype, SearchSpace
+from manas_jax.workdir.weights import flatten, load_derived, mismatch
+
+if TYPE_CHECKING:
+    import jax
 
 POOL_CELL = 32
 """Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
 
-TILES = (1024, 768, 512)
+TILES = (1536, 1024, 768, 512)
 """Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
+
+ENGINES = ("onnx", "jax")
+"""What computes: ONNX Runtime on the CPU, or JAX on any device."""
 
 _OVERLAP = 192  # pixels; beyond half of it surroundings change no pixel by more than a grey level
 _STEP = 64  # pixels, of which tiles are shortened by multiples: few sizes, so that little compiles
-_PROGRAMS = 8  # kept at a time for as many pictures at once
-_GROWTH = 1.25  # of the sides of programs for several sizes
-# Pixels that take as long as a compilation: on two cores of a CPU 3 s at 1.6 megapixels a second.
-# Accelerators compile no faster, but run far faster: an estimate.
-_CPU_COMPILATION, _COMPILATION = 5e6, 5e8
 _SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 Pixels = TypeVar("Pixels", np.ndarray, Image.Image)
 
-Program = Callable[[np.ndarray, np.ndarray], jax.Array]
-"""Pictures (N, H, W, 3) in [0, 1] and the (2,) rows and columns that count -> restored."""
+
+class Engine(Protocol):
+    """Runs the network.
+
+    Attributes:
+      devices: number of devices that the height of pictures is split over.
+      platform: 'cpu', 'gpu' or 'tpu'.
+    """
+
+    devices: int
+    platform: str
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """(N, H, W, 3) float32 in [0, 1], sides multiples of `multiple`, to the same, restored."""
 
 
-def multiple(network: Network) -> int:
-    """What sides of pictures are mirrored up to, at the lower and the right edge."""
-    return math.lcm(network.space.multiple, network.pool_cell or 1)
+def default_engine() -> str:
+    """'jax' where JAX has an accelerator, else 'onnx'."""
+    return "jax" if has_accelerator() else "onnx"
 
 
-def fitting_tile(network: Network, device: jax.Device) -> int:
-    """The largest of `TILES` for which half of a device's free memory is enough, or the smallest.
+def fitting_tile(space: SearchSpace, free: int) -> int:
+    """The largest of `TILES` for which half of `free` bytes of memory is enough, or the smallest.
 
     The stem's expanded features are the widest of all; about four such arrays live at a time.
     """
-    memory = device.memory_stats() or {}
-    free = memory.get("bytes_limit") or psutil.virtual_memory().available
-    space = network.space
     bytes_a_pixel = 4 * 4 * STEM_EXPANSION * space.channels[0] / space.patch**2
     fitting = (tile for tile in TILES if tile**2 * bytes_a_pixel <= free / 2)
     return next(fitting, TILES[-1])
@@ -75,48 +76,81 @@ class Derainer:
     """A trained network, ready for pictures.
 
     Attributes:
-      network: the derived network; its channel gates look at windows, see `Network.pool_cell`.
+      genotype: of the network.
       variables: its 'params' and 'batch_stats'.
       provenance: where the weights come from.
+      pool_cell: see `manas_jax.models.network.Network.pool_cell`.
+      engine: 'onnx' or 'jax'.
       tile: side in pixels of the tiles that larger pictures are cut into. Where there are several
         devices, a tile is as many times as high, and its height is split over them.
     """
 
     def __init__(
         self,
-        network: Network,
+        genotype: Genotype,
         variables: Mapping[str, Any],
         provenance: Mapping[str, str] | None = None,
+        *,
         tile: int | None = None,
+        pool_cell: int | None = POOL_CELL,
+        engine: str | None = None,
         devices: Sequence[jax.Device] | None = None,
+        dtype: str | None = None,
+        source: str | os.PathLike = "variables",
     ):
         """Makes the network ready; compiles nothing yet.
 
         Args:
-          network: a derived network.
+          genotype: of a derived network.
           variables: its 'params' and 'batch_stats'.
           provenance: where they come from.
           tile: side in pixels of tiles, rounded up as the network needs; None for `fitting_tile`.
-          devices: to compute on; None for all of this process.
+          pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
+            gates look at all of a picture or tile.
+          engine: one of `ENGINES`; None for 'jax' if `devices` or `dtype` are given, else for
+            `default_engine`.
+          devices: of JAX, to compute on; None for all of this process.
+          dtype: type of the computation by JAX, such as 'bfloat16'; None for float32.
+          source: what errors call the variables, such as their file.
 
         Raises:
-          UserError: `tile` is too small.
+          UserError: `tile` is too small, there is no such engine or it cannot do this, or the
+            variables are not those of the network.
         """
-        self.network = network
-        devices = list(devices or jax.local_devices())
-        self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
-        self.variables = dict(variables)
-        folded = fold(jax.device_get(self.variables))
-        self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
+        self.genotype, self.variables = genotype, variables
         self.provenance = dict(provenance or {})
-        self._cell = multiple(network)
-        tile = fitting_tile(network, devices[0]) if tile is None else tile
+        self.pool_cell = pool_cell and math.lcm(pool_cell, genotype.space.multiple)
+        dtype = None if dtype == "float32" else dtype
+        self.engine = engine or ("jax" if devices or dtype else default_engine())
+        self._cell = multiple(genotype.space, self.pool_cell)
         self._overlap = -(-_OVERLAP // self._cell) * self._cell
-        if tile <= 2 * self._overlap:
+        if tile is not None and tile <= 2 * self._overlap:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
-        self.tile = -(-tile // self._cell) * self._cell
-        self._cpu = devices[0].platform == "cpu"
-        self._programs: dict[int, ProgramCache[Program]] = {}  # by the number of pictures at once
+        if self.engine not in ENGINES:
+            raise UserError(f"engine = {engine}: give one of {', '.join(ENGINES)}")
+        if self.engine == "onnx" and (devices or dtype):
+            raise UserError("engine = onnx: computes in float32 on the CPU; omit devices and dtype")
+        network = genotype, variables, self.pool_cell
+        # Neither loads the libraries of the other.
+        if self.engine == "onnx":
+            from manas_jax.inference import onnx_engine, onnx_graph
+
+            self.tile = self._tile(tile, psutil.virtual_memory().available)
+            with reading(source, "weights file"):
+                model = onnx_graph.build(*network)
+            self._run: Engine = onnx_engine.OnnxEngine(model)
+        else:
+            from manas_jax.inference import jax_engine
+
+            if problem := mismatch(flatten(variables), genotype):
+                raise UserError(f"{source}: {problem}")
+            devices = list(devices or find())
+            self.tile = self._tile(tile, jax_engine.free_memory(devices[0]))
+            self._run = jax_engine.JaxEngine(*network, self.tile, devices, dtype)
+
+    def _tile(self, tile: int | None, free: int) -> int:
+        tile = tile or fitting_tile(self.genotype.space, free)
+        return -(-tile // self._cell) * self._cell
 
     @classmethod
     def from_pretrained(
@@ -125,6 +159,7 @@ class Derainer:
         *,
         tile: int | None = None,
         pool_cell: int | None = POOL_CELL,
+        engine: str | None = None,
         devices: Sequence[jax.Device] | None = None,
         dtype: str | None = None,
     ) -> Derainer:
@@ -137,18 +172,24 @@ class Derainer:
             into memory.
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
             gates look at all of a picture or tile.
-          devices: to compute on; None for all of this process.
-          dtype: type of the computation, such as 'bfloat16'; None for float32.
+          engine: 'onnx' for ONNX Runtime on the CPU, which compiles nothing, or 'jax' for the
+            devices of JAX; None for 'jax' where it has an accelerator, else 'onnx'.
+          devices: of JAX, to compute on; None for all of this process.
+          dtype: type of the computation by JAX, such as 'bfloat16'; None for float32.
 
         Raises:
-          UserError: no such weights, a damaged file, or a supernet's weights.
+          UserError: no such weights, a damaged file, a supernet's weights, or no such engine.
         """
-        variables, genotype, provenance = load_derived(pretrained.find(name))
-        if pool_cell is not None:
-            pool_cell = math.lcm(pool_cell, genotype.space.multiple)
-        kernels = ops.default(train=False, dtype=dtype and jnp.dtype(dtype))
-        network = Network(genotype.space, genotype, pool_cell=pool_cell, ops=kernels)
-        return cls(network, variables, provenance, tile, devices)
+        file = pretrained.find(name)
+        with reading(file, "weights file"):
+            variables, genotype, provenance = load_derived(file, compare=False)
+        options = {"tile": tile, "pool_cell": pool_cell, "devices": devices, "dtype": dtype}
+        return cls(genotype, variables, provenance, engine=engine, source=file, **options)
+
+    @property
+    def platform(self) -> str:
+        """Kind of the devices that compute: 'cpu', 'gpu' or 'tpu'."""
+        return self._run.platform
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes weights, genotype and model card into a folder, for `from_pretrained`.
@@ -156,7 +197,7 @@ class Derainer:
         Raises:
           UserError: a file cannot be written.
         """
-        hub.save(folder, self.variables, self.network.genotype, self.provenance)
+        hub.save(folder, self.variables, self.genotype, self.provenance)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Uploads weights, genotype and model card to the Hugging Face Hub.
@@ -171,8 +212,7 @@ class Derainer:
         Raises:
           UserError: the extra `hub` or the right to write is missing, or there is no connection.
         """
-        genotype = self.network.genotype
-        return hub.push(repository, self.variables, genotype, self.provenance, private)
+        return hub.push(repository, self.variables, self.genotype, self.provenance, private)
 
     @overload
     def __call__(self, picture: Pixels, *, self_ensemble: bool = False) -> Pixels: ...
@@ -213,7 +253,7 @@ class Derainer:
         stack, made = (x[None] if x.ndim == 3 else x for x in (picture, restored))
         height, width = stack.shape[1:3]
         # A CPU is no faster with several; elsewhere as many as are no larger than one tile may be.
-        at_once = 1 if self._cpu else max(1, self.tile**2 // (height * width))
+        at_once = 1 if self.platform == "cpu" else max(1, self.tile**2 // (height * width))
         for first in range(0, len(stack), at_once):
             group = slice(first, first + at_once)
             for rows, strip in self._strips(stack[group], self_ensemble):
@@ -254,68 +294,16 @@ class Derainer:
             pending = strip[:, done - top :]
             yield slice(top, done), _quantized(strip[:, : done - top], stack.dtype)
 
-    def _run(self, pictures: np.ndarray) -> np.ndarray:
-        """(N, h, w, 3) float32, sides multiples of the cell, to the same."""
-        count, height, width = pictures.shape[:3]
-        if count not in self._programs:
-            self._programs[count] = self._program_cache(count)
-        (rows, columns), program = self._programs[count]((height, width))
-        beyond = ((0, 0), (0, rows - height), (0, columns - width), (0, 0))
-        restored = program(np.pad(pictures, beyond), np.array([height, width], np.int32))
-        return np.asarray(restored)[:, :height, :width]
-
-    def _program_cache(self, count: int) -> ProgramCache[Program]:
-        """Programs for `count` pictures at once, by their rows and columns."""
-        rows = geometric_sides(self.tile * self._mesh.devices.size, self._unit, _GROWTH)
-        columns = geometric_sides(self.tile, self._cell, _GROWTH)
-        price = _CPU_COMPILATION if self._cpu else _COMPILATION
-        compile = functools.partial(self._compile, count)
-        largest = rows[-1] * columns[-1] // count
-        return ProgramCache(compile, (rows, columns), price / count, _PROGRAMS, largest)
-
-    def _compile(self, count: int, size: tuple[int, int]) -> Program:
-        """The network for `count` pictures of up to `size`."""
-        logging.info("compiling for pictures of up to %d x %d pixels", *size)
-        kernels = ops.default(train=False, dtype=self.network.ops.dtype)
-        network = self.network.clone(ops=kernels)
-
-        def restore(params, images, inside):
-            apply = folded_network(network, Region(inside, size)).apply
-            return jnp.clip(apply(params, images), 0, 1)
-
-        # Jitted anew for each size, so that what was traced goes when the program does.
-        options = dict(kernels.compiler_options)
-        if "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
-            options.pop("xla_backend_optimization_level", None)  # the user's own prevails
-        jitted = jax.jit(restore, compiler_options=options or None)
-        everywhere, where = sharding.replicated(self._mesh), self._sharding(size[0])
-        images = jax.ShapeDtypeStruct((count, *size, 3), np.float32, sharding=where)
-        inside = jax.ShapeDtypeStruct((2,), np.int32, sharding=everywhere)
-        compiled = jitted.lower(self._folded, images, inside).compile()
-        malloc.trim()
-
-        def run(images: np.ndarray, inside: np.ndarray) -> jax.Array:
-            placed = jax.device_put((images, inside), (where, everywhere))
-            return compiled(self._folded, *placed)
-
-        return run
-
-    def _sharding(self, rows: int) -> jax.sharding.Sharding:
-        """Splits the height of pictures over the devices, if that comes out even."""
-        if rows % self._unit:
-            return sharding.replicated(self._mesh)
-        return sharding.batch_sharding(self._mesh, 4)
-
     @property
     def _unit(self) -> int:
         """Rows that can be split over the devices are a multiple of this."""
-        return self._cell * self._mesh.devices.size
+        return self._cell * self._run.devices
 
     def _tile_height(self, rows: int) -> int:
         """As high as all devices together can hold, and such that it can be split over them."""
         if rows <= self.tile:
             return self.tile
-        height = min(self.tile * self._mesh.devices.size, rows // self._unit * self._unit)
+        height = min(self.tile * self._run.devices, rows // self._unit * self._unit)
         return height if height > 2 * self._overlap else self.tile
 
     def _ensemble(self, pictures: np.ndarray) -> np.ndarray:

@@ -4,21 +4,22 @@
 
 WEIGHTS is the name of pretrained weights or the weights file of a derived network. The export is
 one float32 function with the weights as constants. It does what `Derainer` does to an image without
-tiles:
+tiles, for any N, H and W:
 
     images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3), clipped to [0, 1]
 
-`stablehlo`: a file for CPU, CUDA and TPU, for any N, H and W, which needs JAX alone:
+`stablehlo`: a file for CPU, CUDA and TPU, which needs JAX alone:
 
     import jax.export, pathlib
     exported = jax.export.deserialize(bytearray(pathlib.Path("PATH").read_bytes()))
     restored = exported.call(images)
 
-`savedmodel`: a TensorFlow folder for CPU, CUDA and TPU, for any N, H and W; its signature
-`serving_default` takes `images` and returns `restored`.
+`savedmodel`: a TensorFlow folder for CPU, CUDA and TPU; its signature `serving_default` takes
+`images` and returns `restored`.
 
-`onnx`: a file of opset 21 with input `images` and output `restored`, for any N and the H and W of
-`--size`. Several sizes give one file each, such as `net_320x480.onnx` for `net.onnx`.
+`onnx`: a file of opset 21 with input `images` and output `restored`. `--layout nchw` makes both
+(N, 3, H, W). `--size` fixes H and W, for runtimes that need it; several sizes give one file each,
+such as `net_320x480.onnx` for `net.onnx`.
 
 Before an export is moved to PATH, a fresh process runs it in its own runtime, on the CPU, and its
 outputs are compared with those of the network.
@@ -27,11 +28,8 @@ outputs are compared with those of the network.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import importlib
-import io
-import logging
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -39,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.export
@@ -47,43 +46,41 @@ import numpy as np
 
 from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError, install
-from manas_jax.inference.derainer import Derainer, multiple
-from manas_jax.inference.fold_batch_norm import fold, folded_network
+from manas_jax.inference import onnx_graph
+from manas_jax.inference.derainer import Derainer
+from manas_jax.inference.fold_batch_norm import fold
+from manas_jax.inference.jax_engine import folded_network
+from manas_jax.inference.tiling import multiple
 from manas_jax.models.network import Network
-from manas_jax.workdir.weights import Variables
 
-OPSET = 21
-DEFAULT_SIZE = (320, 480)
 TOLERANCE = 1e-4
 """Largest accepted difference from the network's outputs, which are in [0, 1]."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Shapes for checking an export for any size; only the first needs no padding to a multiple of 8.
-_SHAPES = ((2, 24, 32, 3), (1, 37, 29, 3))
+# Shapes for checking an export for any size, the largest first; one needs no padding.
+_SHAPES = tuple((2, *size, 3) for size in ((96, 160), (95, 67), (33, 130), (1, 31), (37, 29)))
 
 Restore = Callable[[jax.Array], jax.Array]
 """images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3) in [0, 1]."""
 
 
-def restoration(network: Network, variables: Variables) -> Restore:
-    """The function to export, for images with sides that are multiples of `multiple(network)`."""
-    folded, apply = fold(variables), folded_network(network).apply
-    return lambda images: jnp.clip(apply(folded, images), 0, 1)
-
-
-def any_size(restore: Restore, multiple: int) -> Restore:
-    """The same function for images of any size, also symbolic ones.
+def restoration(derainer: Derainer) -> Restore:
+    """The function to export, for images of any size, also symbolic ones.
 
     It pads as `Derainer` does, so that the network has nothing to pad: `jnp.pad` cannot mirror a
     symbolic number of rows.
     """
+    space = derainer.genotype.space
+    network = Network(space, derainer.genotype, pool_cell=derainer.pool_cell)
+    folded, apply = fold(derainer.variables), folded_network(network).apply
+    side = multiple(space, derainer.pool_cell)
 
-    def restore_padded(images: jax.Array) -> jax.Array:
+    def restore(images: jax.Array) -> jax.Array:
         height, width = images.shape[1:3]
-        padded = mirror_pad(mirror_pad(images, 1, multiple), 2, multiple)
-        return restore(padded)[:, :height, :width]
+        padded = mirror_pad(mirror_pad(images, 1, side), 2, side)
+        return jnp.clip(apply(folded, padded), 0, 1)[:, :height, :width]
 
-    return restore_padded
+    return restore
 
 
 def mirror_pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
@@ -95,20 +92,18 @@ def mirror_pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.take(x, jnp.minimum(index, 2 * side - 1 - index), axis=axis, mode="clip")
 
 
-def _write_stablehlo(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
-    del size
+def _write_stablehlo(derainer: Derainer, path: pathlib.Path) -> None:
     images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("n, h, w, 3"), jnp.float32)
-    exported = jax.export.export(jax.jit(restore), platforms=PLATFORMS)(images)
+    exported = jax.export.export(jax.jit(restoration(derainer)), platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
 
 
-def _write_savedmodel(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
-    del size
+def _write_savedmodel(derainer: Derainer, path: pathlib.Path) -> None:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
     converted = jax2tf.convert(
-        restore,
+        restoration(derainer),
         polymorphic_shapes=["n, h, w, 3"],
         with_gradient=False,
         native_serialization_platforms=PLATFORMS,
@@ -122,34 +117,14 @@ def _write_savedmodel(restore: Restore, path: pathlib.Path, size: tuple[int, int
     tf.saved_model.save(module, str(path), signatures={"serving_default": module.restore})
 
 
-def _write_onnx(restore: Restore, path: pathlib.Path, size: tuple[int, int]) -> None:
-    with _muted():
-        import jax2onnx
-
-        model = jax2onnx.to_onnx(
-            restore,
-            inputs=[("N", *size, 3)],
-            opset=OPSET,
-            model_name="manas_jax",
-            input_names=["images"],
-            output_names=["restored"],
-        )
-    # The converter gets the order of some intermediate shapes wrong, and runtimes warn of it. They
-    # are optional: runtimes infer them.
-    del model.graph.value_info[:]
-    path.write_bytes(model.SerializeToString())
-
-
-@contextlib.contextmanager
-def _muted():
-    """Silences what jax2onnx prints and logs for its own developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+def _write_onnx(
+    derainer: Derainer,
+    path: pathlib.Path,
+    size: tuple[int, int] | None = None,
+    layout: str = onnx_graph.LAYOUT,
+) -> None:
+    network = derainer.genotype, derainer.variables, derainer.pool_cell
+    path.write_bytes(onnx_graph.build(*network, size=size, layout=layout).SerializeToString())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,19 +132,17 @@ class Format:
     """An export format.
 
     Attributes:
-      write: writes the file or folder, for one (height, width) if `sized`.
+      write: writes the file or folder; with the options of `onnx_graph.build` if `options`.
       run: Python source that defines `restore`, from NumPy to NumPy, of the export at `path`.
-      packages: packages needed beyond those of de-raining.
-      extra: the extra that brings them.
-      sized: whether an export is for one height and width.
+      options: whether there are any.
+      package: a package needed beyond those of de-raining, which the extra `train` brings; ''.
       marker: a file that identifies a folder of this format; '' if an export is a file.
     """
 
-    write: Callable[[Restore, pathlib.Path, tuple[int, int]], None]
+    write: Callable[..., None]
     run: str
-    packages: tuple[str, ...] = ()
-    extra: str = "export"
-    sized: bool = False
+    options: bool = False
+    package: str = ""
     marker: str = ""
 
 
@@ -186,10 +159,13 @@ restore = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).cal
         """
 import onnxruntime
 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-restore = lambda images: session.run(["restored"], {"images": images})[0]
+nchw = session.get_inputs()[0].shape[1] == 3
+def restore(images):
+    images = images.transpose(0, 3, 1, 2) if nchw else images
+    (restored,) = session.run(["restored"], {"images": images})
+    return restored.transpose(0, 2, 3, 1) if nchw else restored
 """,
-        packages=("jax2onnx", "onnxruntime"),
-        sized=True,
+        options=True,
     ),
     "savedmodel": Format(
         _write_savedmodel,
@@ -198,8 +174,7 @@ import tensorflow as tf
 serve = tf.saved_model.load(path).signatures["serving_default"]
 restore = lambda images: serve(images=tf.constant(images))["restored"]
 """,
-        packages=("tensorflow",),
-        extra="train",
+        package="tensorflow",
         marker="saved_model.pb",
     ),
 }
@@ -223,22 +198,21 @@ class Exported:
 
 
 def export(
-    network: Network,
-    variables: Variables,
+    derainer: Derainer,
     format: str,
     out: str | os.PathLike,
-    size: tuple[int, int] = DEFAULT_SIZE,
+    *,
     overwrite: bool = False,
+    **options: Any,
 ) -> Exported:
-    """Exports a derived network; writes nothing unless the export is complete and correct.
+    """Exports a trained network; writes nothing unless the export is complete and correct.
 
     Args:
-      network: the network.
-      variables: its 'params' and 'batch_stats'.
+      derainer: the network, run by JAX, which the export is compared with.
       format: a name in `FORMATS`.
       out: the file or folder to write.
-      size: height and width of the images, for formats that fix them.
       overwrite: whether an export of the same format may be replaced.
+      **options: of an ONNX export, `size` and `layout` of `onnx_graph.build`.
 
     Raises:
       UserError: a package is missing, `out` exists or cannot be written, or the outputs of the
@@ -246,15 +220,14 @@ def export(
     """
     out, kind, start = pathlib.Path(out), FORMATS[format], time.monotonic()
     check(format, out, overwrite)
-    original = Derainer(network, variables)
-    restore = any_size(restoration(network, variables), multiple(network))
-    shapes = ((1, *size, 3), (2, *size, 3)) if kind.sized else _SHAPES
+    size = options.get("size")
+    shapes = ((1, *size, 3), (2, *size, 3)) if size else _SHAPES
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             new = pathlib.Path(temporary) / "new"
-            kind.write(restore, new, size)
-            difference = verify(format, new, original, shapes)
+            kind.write(derainer, new, **options)
+            difference = verify(format, new, derainer, shapes)
             files = [new, *new.rglob("*")]
             total = sum(file.stat().st_size for file in files if file.is_file())
             if out.is_dir():  # a rename cannot replace a folder with files in it
@@ -272,12 +245,8 @@ def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
       UserError: a package of the format is missing, or `out` exists and may not be replaced.
     """
     kind = FORMATS[format]
-    for package in kind.packages:
-        try:
-            with _muted():
-                importlib.import_module(package)
-        except ImportError:
-            raise UserError(f"--format {format}: needs {package}; {install(kind.extra)}") from None
+    if kind.package and importlib.util.find_spec(kind.package) is None:
+        raise UserError(f"--format {format}: needs {kind.package}; {install('train')}")
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -371,22 +340,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_size,
         nargs="+",
         metavar="HxW",
-        help="onnx: height and width of the images, 320x480 by default; one file per size",
+        help="onnx: fix height and width of the images, such as 320x480; one file per size",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=onnx_graph.LAYOUTS,
+        help=f"onnx: axes of input and output (default: {onnx_graph.LAYOUT})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parser.parse_args(arguments)
     try:
         check_local_options(args)
-        if args.size and not FORMATS[args.format].sized:
-            raise UserError(f"--size: a {args.format} export takes any size; omit --size")
-        targets = _targets(args.out, args.size or [DEFAULT_SIZE])
+        options = {"layout": args.layout} if args.layout else {}
+        if (args.size or options) and not FORMATS[args.format].options:
+            given = "--size" if args.size else "--layout"
+            raise UserError(f"{given}: not an option of a {args.format} export; omit it")
+        targets = _targets(args.out, args.size or [None])
         for path in targets:
             check(args.format, path, args.overwrite)
-        derainer = Derainer.from_pretrained(args.weights)
+        derainer = Derainer.from_pretrained(args.weights, engine="jax")
         for path, size in targets.items():
-            done = export(
-                derainer.network, derainer.variables, args.format, path, size, args.overwrite
-            )
+            fixed = {"size": size} if size else {}
+            done = export(derainer, args.format, path, overwrite=args.overwrite, **options, **fixed)
             print(_summary(done))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -405,9 +380,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _targets(
-    out: pathlib.Path, sizes: Sequence[tuple[int, int]]
-) -> dict[pathlib.Path, tuple[int, int]]:
-    """File -> size."""
+    out: pathlib.Path, sizes: Sequence[tuple[int, int] | None]
+) -> dict[pathlib.Path, tuple[int, int] | None]:
+    """File -> size, None for any."""
     if len(sizes) == 1:
         return {out: sizes[0]}
     return {out.with_name(f"{out.stem}_{h}x{w}{out.suffix}"): (h, w) for h, w in sizes}

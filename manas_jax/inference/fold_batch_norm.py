@@ -6,27 +6,12 @@ Inference", CVPR 2018, section 3.2.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from manas_jax.models.network import Network
-from manas_jax.ops.norm import BATCH_NORM_EPSILON, FoldedNorm
-from manas_jax.ops.region import Region
-
-
-def folded_network(network: Network, region: Region | None = None) -> Network:
-    """The derived network that takes the variables of `fold`.
-
-    Args:
-      network: a derived network.
-      region: the part of the images that counts; None for all.
-    """
-    norm = functools.partial(FoldedNorm, region=region)
-    return network.clone(ops=dataclasses.replace(network.ops, norm=norm, region=region))
+from manas_jax.space import BATCH_NORM_EPSILON
 
 
 def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +23,8 @@ def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
       variables: 'params' and 'batch_stats' of a derived network, as arrays that NumPy takes.
 
     Returns:
-      The 'params' for `folded_network`, on the host. Without 'batch_stats' nothing changes.
+      The 'params' for `jax_engine.folded_network`, on the host. Without 'batch_stats' nothing
+      changes.
     """
     return {"params": _fold(variables["params"], variables.get("batch_stats", {}))}
 

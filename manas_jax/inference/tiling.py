@@ -8,8 +8,16 @@ inside the image, where a tile lacks the context that the image has.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
+
+from manas_jax.space import SearchSpace
+
+
+def multiple(space: SearchSpace, pool_cell: int | None) -> int:
+    """What sides of pictures are mirrored up to, at the lower and the right edge."""
+    return math.lcm(space.multiple, pool_cell or 1)
 
 
 @dataclasses.dataclass(frozen=True)

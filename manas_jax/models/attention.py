@@ -60,5 +60,4 @@ class Attention(nn.Module):
         y = jnp.concatenate([*nodes, total], axis=-1)
         y = ConvNorm(channels, 1, ops=self.ops, name="merge0")(y, train)
         y = ConvNorm(channels, 1, relu=False, ops=self.ops, name="merge1")(y, train)
-        y = gated(x + y, spaces.MODULE_SE_REDUCTION, "module_gate")
-        return self.ops.materialize(y)
+        return gated(x + y, spaces.MODULE_SE_REDUCTION, "module_gate")

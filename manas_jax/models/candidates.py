@@ -185,7 +185,7 @@ class Edge(nn.Module):
 
         if probabilities is None:
             (name,) = self.candidates
-            return x if name == "skip_connect" else self.ops.materialize(x * gate(name))
+            return x * gate(name)
         # Gates of one shape are summed first: then only one sum is broadcast for each shape.
         by_shape: dict[tuple[int, ...], jax.Array] = {}
         for weight, name in zip(probabilities.astype(x.dtype), self.candidates, strict=True):

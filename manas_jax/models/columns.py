@@ -93,7 +93,7 @@ class Column(nn.Module):
             return module(ops=self.ops, name=choice)(branches, train)
 
         if self.choice is not None:
-            return tuple(map(self.ops.materialize, run(self.choice)))
+            return run(self.choice)
         weights = probabilities.astype(branches[0].dtype)
         mixed = zip(*(run(choice) for choice in space.COLUMNS), strict=True)
         return tuple(weights[0] * first + weights[1] * second for first, second in mixed)

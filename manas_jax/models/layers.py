@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
         x = ConvNorm(self.features, 1, ops=self.ops, name="layer0")(x, train)
         x = ConvNorm(self.features, 3, ops=self.ops, name="layer1")(x, train)
         x = ConvNorm(wide, 1, relu=False, ops=self.ops, name="layer2")(x, train)
-        return self.ops.materialize(nn.relu(x + shortcut))
+        return nn.relu(x + shortcut)
 
 
 class ResidualBlock(nn.Module):
@@ -84,7 +84,7 @@ class ResidualBlock(nn.Module):
         features = x.shape[-1]
         y = ConvNorm(features, ops=self.ops, name="layer0")(x, train)
         y = ConvNorm(features, relu=False, ops=self.ops, name="layer1")(y, train)
-        return self.ops.materialize(nn.relu(x + y))
+        return nn.relu(x + y)
 
 
 def upsample(x: jax.Array, factor: int) -> jax.Array:

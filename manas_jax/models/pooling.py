@@ -65,7 +65,7 @@ class PooledFeatures:
         if self._ops.region is not None:
             gate = self._ops.region.extend(gate)
         height, width = self.x.shape[1:3]
-        columns = self._ops.materialize(_interpolate(gate, self.cell, axis=2))
+        columns = _interpolate(gate, self.cell, axis=2)
         return _interpolate(columns, self.cell, axis=1)[:, :height, :width]
 
 

@@ -15,20 +15,16 @@ from manas_jax.ops.interface import Ops
 from manas_jax.ops.xla import XLA
 
 
-def default(*, train: bool, dtype: Any = None, platform: str | None = None) -> Ops:
+def default(dtype: Any = None, platform: str | None = None) -> Ops:
     """The fastest implementation on a platform.
 
     Args:
-      train: whether it is to be differentiated.
       dtype: type of the computation, see `Ops`.
       platform: 'cpu', 'gpu' or 'tpu'; None for JAX's default backend.
     """
     ops = XLA
-    if (platform or jax.default_backend()) == "cpu":  # other backends never import these
-        if train:
-            from manas_jax.ops.cpu_train import CPU_TRAIN as ops
-        else:
-            from manas_jax.ops.cpu_inference import CPU_INFERENCE as ops
+    if (platform or jax.default_backend()) == "cpu":  # other backends never import it
+        from manas_jax.ops.cpu_train import CPU_TRAIN as ops
     return dataclasses.replace(ops, dtype=dtype)
 
 

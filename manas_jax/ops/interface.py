@@ -13,10 +13,6 @@ from manas_jax.ops.norm import BatchNorm
 from manas_jax.ops.region import Region
 
 
-def _identity(x: Any) -> Any:
-    return x
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ops:
     """An implementation of the kernels.
@@ -28,11 +24,8 @@ class Ops:
       separable_conv: (x, depthwise, pointwise, dilation) -> (N, H, W, F) of x (N, H, W, C),
         depthwise (3, 3, 1, C) and pointwise (1, 1, C, F); zero padded likewise.
       reduce_max: (x, axis) -> the maximum over axes; ties share the gradient.
-      materialize: x -> x, for outputs with several consumers: whether they are written to memory
-        before the loops that read them.
       norm: constructs the module that normalises after a convolution, called with (x, train).
       region: the part of images that counts, whose outside `norm` sets to zero; None for all.
-      compiler_options: for `jax.jit`, as a dictionary's items.
       dtype: type of the computation; None for that of inputs and parameters. Parameters and
         statistics stay float32.
     """
@@ -41,10 +34,8 @@ class Ops:
     conv: Callable[[jax.Array, jax.Array, int, int], jax.Array]
     separable_conv: Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
     reduce_max: Callable[[jax.Array, int | tuple[int, ...]], jax.Array]
-    materialize: Callable[[jax.Array], jax.Array] = _identity
     norm: Callable[..., nn.Module] = BatchNorm
     region: Region | None = None
-    compiler_options: tuple[tuple[str, str], ...] = ()
     dtype: Any = None
 
     def __repr__(self) -> str:

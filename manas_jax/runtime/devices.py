@@ -1,12 +1,18 @@
-"""The devices that a command asks for."""
+"""The devices that a command asks for, and whether there are others than CPUs."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import os
 import re
-
-import jax
+import sys
+from typing import TYPE_CHECKING
 
 from manas_jax.errors import UserError, install
+
+if TYPE_CHECKING:
+    import jax
 
 _NAME = re.compile(r"(cpu|gpu|tpu)(?::(\d+))?")
 _EXTRAS = {"gpu": f"; for NVIDIA {install('gpu')}", "tpu": f"; {install('tpu')}"}
@@ -21,6 +27,8 @@ def find(name: str | None = None) -> list[jax.Device]:
     Raises:
       UserError: there are none, or it is no such name.
     """
+    import jax
+
     match = _NAME.fullmatch(name or "cpu")
     if not match:
         raise UserError(f"--device {name}: give cpu, gpu or tpu, or one of several such as gpu:1")
@@ -39,3 +47,24 @@ def find(name: str | None = None) -> list[jax.Device]:
     if int(index) >= len(found):
         raise UserError(f"--device {name}: there are {len(found)}, counted from 0")
     return [found[int(index)]]
+
+
+def has_accelerator() -> bool:
+    """Whether JAX computes on something else than CPUs.
+
+    Where `JAX_PLATFORMS` does not decide, JAX is loaded only if it is already, or if libraries of
+    an accelerator are installed: TPU's, or a plugin, by which JAX finds every other one.
+    """
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms.split(",")[0] != "cpu"
+    if "jax" not in sys.modules and not _plugins():
+        return False
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+def _plugins() -> bool:
+    """Whether libraries of an accelerator are installed."""
+    found = map(importlib.util.find_spec, ("libtpu", "jax_plugins"))
+    return any(found) or bool(importlib.metadata.entry_points(group="jax_plugins"))

@@ -39,7 +39,7 @@ def network(
     dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
     space = genotype.space if genotype else SearchSpace(**config.space)
     options = config.network
-    kernels = ops.default(train=True, dtype=dtype, platform=platform)
+    kernels = ops.default(dtype, platform)
     return Network(space, genotype, kernels, options.remat, options.scan)
 
 

@@ -25,8 +25,13 @@ CELL = 8
 
 @pytest.fixture(scope="module")
 def derain(weights):
+    return Derainer.from_pretrained(weights, pool_cell=CELL, engine="onnx")
+
+
+@pytest.fixture(scope="module")
+def derain_by_jax(weights):
     """Its first picture is as large as any of the tests, so they share that picture's program."""
-    derain = Derainer.from_pretrained(weights, pool_cell=CELL)
+    derain = Derainer.from_pretrained(weights, pool_cell=CELL, engine="jax")
     derain(LARGE)
     return derain
 
@@ -35,7 +40,7 @@ def derain(weights):
 def tiled(weights):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_OVERLAP", 64)
-        return Derainer.from_pretrained(weights, tile=130, pool_cell=CELL)
+        return Derainer.from_pretrained(weights, tile=130, pool_cell=CELL, engine="onnx")
 
 
 def picture(height, width, dtype=np.uint8, seed=0):
@@ -83,8 +88,10 @@ def test_a_window_as_large_as_the_picture_is_the_whole_picture(small):
     np.testing.assert_allclose(windowed, whole, atol=1e-5)
 
 
-def test_it_is_the_network(small, derain):
-    """Whose program is for larger pictures."""
+@pytest.mark.parametrize("engine", ["derain", "derain_by_jax"])
+def test_it_is_the_network(small, engine, request):
+    """Whose program by JAX is for larger pictures."""
+    derain = request.getfixturevalue(engine)
     genotype, variables = small
     pixels = picture(32, 48)
     images = pixels[None].astype(np.float32) / 255
@@ -95,13 +102,60 @@ def test_it_is_the_network(small, derain):
     assert (derain(pixels) != pixels).mean() > 0.1 and derain(pixels).std() > 1
 
 
-def test_pictures_of_many_sizes_share_programs(tiled, derain, count_compilations):
-    tiled(picture(136, 136))
+def test_both_engines_make_the_same_pictures_of_all_sizes(
+    derain, derain_by_jax, count_compilations
+):
+    """Within a grey level; those of JAX share a program."""
     with count_compilations() as compilations:
-        for size in np.random.default_rng(0).integers(1, 137, (12, 2)):
+        for size in np.random.default_rng(0).integers(1, 153, (12, 2)):
             pixels = picture(*size)
-            assert np.abs(tiled(pixels).astype(int) - derain(pixels)).max() <= 1
+            assert np.abs(derain_by_jax(pixels).astype(int) - derain(pixels)).max() <= 1
+        images = picture(40, 33, np.float32)
+        np.testing.assert_allclose(derain(images), derain_by_jax(images), atol=1e-5)
+        both = (x(picture(40, 33), self_ensemble=True) for x in (derain, derain_by_jax))
+        assert np.abs(np.subtract(*both, dtype=int)).max() <= 1
     assert not compilations
+
+
+@pytest.mark.parametrize(("accelerator", "engine"), [(False, "onnx"), (True, "jax")])
+def test_jax_is_the_default_where_it_has_an_accelerator(weights, monkeypatch, accelerator, engine):
+    monkeypatch.setattr(module, "has_accelerator", lambda: accelerator)
+    assert Derainer.from_pretrained(weights).engine == engine
+
+
+def test_devices_and_types_are_those_of_jax(weights):
+    given = {"devices": jax.local_devices()[:1]}
+    assert Derainer.from_pretrained(weights, **given).engine == "jax"
+    for options in (given, {"dtype": "bfloat16"}):
+        with pytest.raises(UserError, match="engine = onnx: computes in float32 on the CPU"):
+            Derainer.from_pretrained(weights, engine="onnx", **options)
+
+
+def test_bfloat16_is_close(weights, derain):
+    rough = Derainer.from_pretrained(weights, pool_cell=CELL, dtype="bfloat16")
+    pixels = picture(16, 16)
+    difference = np.abs(rough(pixels).astype(int) - derain(pixels))
+    assert 0 < difference.max() <= 8
+
+
+def test_onnx_loads_no_jax(weights):
+    """Nor does what decides that it is the engine."""
+    code = """
+import sys
+import numpy as np
+from manas_jax import Derainer, derain
+restored = Derainer.from_pretrained(sys.argv[1])(np.zeros((9, 7, 3), np.uint8))
+assert restored.shape == (9, 7, 3)
+loaded = {"jax", "flax", "tensorflow", "scipy", "skimage.metrics"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code, weights], check=True, timeout=60, env=environment)
+
+
+def test_unknown_engine_is_refused(weights):
+    with pytest.raises(UserError, match="engine = torch: give one of onnx, jax"):
+        Derainer.from_pretrained(weights, engine="torch")
 
 
 @pytest.mark.parametrize("self_ensemble", [False, True])
@@ -130,27 +184,24 @@ def test_types_agree(derain):
     assert derain(picture(16, 16, np.float16)).dtype == np.float16
 
 
-def test_bfloat16_is_close(weights, derain):
-    rough = Derainer.from_pretrained(weights, pool_cell=CELL, dtype="bfloat16")
-    pixels = picture(16, 16)
-    difference = np.abs(rough(pixels).astype(int) - derain(pixels))
-    assert 0 < difference.max() <= 8
-
-
 def test_several_at_once_are_each_alone(derain):
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
     np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
 
 
-@pytest.mark.parametrize(("cpu", "groups"), [(True, [1, 1, 1]), (False, [2, 1])])
-def test_no_more_pictures_at_once_than_a_tile_is_large(weights, monkeypatch, cpu, groups):
+@pytest.mark.parametrize(("platform", "groups"), [("cpu", [1, 1, 1]), ("gpu", [2, 1])])
+def test_no_more_pictures_at_once_than_a_tile_is_large(weights, monkeypatch, platform, groups):
     """On a CPU one by one; elsewhere two of these are as large as a tile."""
     monkeypatch.setattr(module, "_OVERLAP", 8)
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
-    several = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL)
-    sizes = []
-    monkeypatch.setattr(several, "_run", lambda x: (sizes.append(len(x)), x)[1])  # the identity
-    monkeypatch.setattr(several, "_cpu", cpu)
+    several, sizes = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL), []
+
+    def identity(pictures):
+        sizes.append(len(pictures))
+        return pictures
+
+    identity.devices, identity.platform = 1, platform
+    monkeypatch.setattr(several, "_run", identity)
     np.testing.assert_array_equal(several(stack), stack)
     assert sizes == groups
 
@@ -202,9 +253,8 @@ def test_other_types_are_refused(derain):
 def test_weights_gone_wrong_are_said(small):
     genotype, variables = small
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), variables)
-    network = Network(genotype.space, genotype, pool_cell=CELL)
     with pytest.raises(UserError, match="NaN"):
-        Derainer(network, broken)(LARGE)
+        Derainer(genotype, broken, pool_cell=CELL)(LARGE)
 
 
 def test_unknown_weights_and_tiles_too_small(weights):
@@ -234,22 +284,13 @@ def test_every_pretrained_network_removes(name):
 
 def test_random_genotypes_work_with_windows(space):
     genotype = random_genotype(space, 3)
-    network = Network(space, genotype, pool_cell=4)
-    assert Derainer(network, init_variables(network, 0))(picture(9, 9)).shape == (9, 9, 3)
+    variables = init_variables(Network(space, genotype), 0)
+    assert Derainer(genotype, variables, pool_cell=4)(picture(9, 9)).shape == (9, 9, 3)
 
 
-def test_tiles_fit_into_memory(small, monkeypatch):
-    genotype, _ = small
-    network = Network(genotype.space, genotype)
-
-    def tile(free):
-        memory = type("Memory", (), {"available": free})
-        monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
-        return module.fitting_tile(network, jax.local_devices()[0])
-
-    assert tile(2**40) == 1024
-    assert tile(100e6) == 768
-    assert tile(1) == 512
+def test_tiles_fit_into_memory(small):
+    space = small[0].space
+    assert [module.fitting_tile(space, free) for free in (2**40, 100e6, 1)] == [1536, 768, 512]
 
 
 # Only one of the pictures needs the network to show that its parts fit together.
@@ -258,18 +299,19 @@ import json, sys
 import numpy as np
 from manas_jax.inference import derainer
 derainer._OVERLAP = 64
-derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_cell=8)
-programs, compile = {}, derain._compile
+derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_cell=8, engine="jax")
+engine = derain._run
+programs, compile = {}, engine._compile
 def noted(count, size):
-    where = derain._sharding(size[0])
+    where = engine._sharding(size[0])
     shard = where.shard_shape((count, *size, 3))
     programs[name].append([size[0], shard[1], len(where.device_set)])
     return compile(count, size) if name == "168" else lambda images, inside: images
-derain._compile = noted
+engine._compile = noted
 restored = {}
 with np.load(sys.argv[2]) as pictures:
     for name in pictures.files:
-        derain._programs.clear()  # as if it came first
+        engine._programs.clear()  # as if it came first
         programs[name] = []
         restored[name] = derain(pictures[name])
 np.savez(sys.argv[3], **restored)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from manas_jax.inference.fold_batch_norm import fold, folded_network
+from manas_jax.inference.fold_batch_norm import fold
+from manas_jax.inference.jax_engine import folded_network
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
 from manas_jax.ops.region import Region

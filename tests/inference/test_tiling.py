@@ -1,5 +1,7 @@
 """Tile grids: positions, and blend weights that are a partition of unity."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,11 @@ def test_short_axis_is_one_tile():
 def test_unaligned_lengths_are_refused(wrong):
     with pytest.raises(ValueError, match="must be multiples"):
         TileGrid.make(*wrong, 32)
+
+
+@pytest.mark.parametrize(
+    ("size", "share"), [((1088, 1920), 1.15), ((2176, 3840), 1.25), ((4000, 6016), 1.3)]
+)
+def test_largest_tiles_hold_little_more_than_the_picture(size, share):
+    grids = [TileGrid.make(side, 1536, 192, 32, 64) for side in size]
+    assert math.prod(grid.tile * len(grid.starts) for grid in grids) < share * math.prod(size)

@@ -117,11 +117,10 @@ def test_space_to_depth_and_back():
 
 def test_default_follows_the_backend(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert ops.default(train=True, dtype=jnp.bfloat16).name == "xla"
-    assert ops.default(train=False, dtype=jnp.bfloat16).dtype == jnp.bfloat16
+    assert ops.default(jnp.bfloat16).name == "xla"
+    assert ops.default(jnp.bfloat16).dtype == jnp.bfloat16
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert ops.default(train=True).name == "cpu_train"
-    assert ops.default(train=False).name == "cpu_inference"
+    assert ops.default().name == "cpu_train"
 
 
 def test_other_backends_do_not_import_the_kernels_for_cpu():
@@ -130,7 +129,7 @@ def test_other_backends_do_not_import_the_kernels_for_cpu():
         "jax.default_backend = lambda: 'tpu'\n"
         "from manas_jax import ops\n"
         "import manas_jax.models.network\n"
-        "assert ops.default(train=True).name == ops.default(train=False).name == 'xla'\n"
+        "assert ops.default().name == 'xla'\n"
         "assert not [name for name in sys.modules if name.startswith('manas_jax.ops.cpu')]\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -531,7 +531,7 @@ def test_the_pretrained_genotypes_are_those_of_the_weights(kept_study):
     from manas_jax.inference.derainer import Derainer
 
     genotype = Genotype.load(kept_study / "genotypes" / "pretrained_rain100l.json")
-    assert genotype == Derainer.from_pretrained("rain100l").network.genotype
+    assert genotype == Derainer.from_pretrained("rain100l").genotype
 
 
 def test_tables_of_a_study(kept_study):

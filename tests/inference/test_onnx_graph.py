@@ -1,0 +1,112 @@
+"""The ONNX model against the network of `manas_jax.models`, at any size."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import onnx
+import pytest
+
+from manas_jax.errors import UserError
+from manas_jax.inference import onnx_graph
+from manas_jax.inference.derainer import Derainer
+from manas_jax.inference.jax_engine import JaxEngine
+from manas_jax.inference.tiling import multiple
+from manas_jax.models import layers
+from manas_jax.models.network import Network
+from manas_jax.models.variables import init_variables
+from manas_jax.runtime.onnx_session import open_session
+from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+from manas_jax.workdir.weights import flatten, unflatten
+
+SPACE = SearchSpace((4, 8, 12), (1, 3), (1, 1), stem_blocks=1, attention_groups=2)
+SIZES = [(79, 67), (1, 31), (15, 9), (37, 29), (63, 33)]
+
+
+def genotype(space):
+    """Both columns, and all candidates one after the other."""
+    columns, names = iter(COLUMNS * 9), iter(CANDIDATES * 9)
+    return Genotype(
+        space,
+        [[next(columns) for _ in range(n)] for n in space.columns],
+        [[[next(names) for _ in range(space.edges)] for _ in range(n)] for n in space.branches],
+    )
+
+
+GENOTYPES = {
+    "paper": genotype(SPACE),
+    "residual": genotype(dataclasses.replace(SPACE, patch=2, residual=True, attention_groups=1)),
+}
+
+
+def variables_of(genotype):
+    """Variables none of which has its initial value."""
+    draw = np.random.default_rng(0)
+
+    def drawn(path, x):
+        if path[1].key == "head_conv":
+            return draw.uniform(0, 0.2, x.shape).astype(np.float32)
+        low, high = {"scale": (0.5, 1.5), "var": (0.5, 1.5)}.get(path[-1].key, (-0.1, 0.1))
+        return x if x.ndim == 4 else draw.uniform(low, high, x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(
+        drawn, init_variables(Network(genotype.space, genotype), 0)
+    )
+
+
+@pytest.mark.parametrize("pool_cell", [None, 16])
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_it_is_the_network_at_odd_sizes(name, pool_cell):
+    genotype = GENOTYPES[name]
+    variables = variables_of(genotype)
+    model = onnx_graph.build(genotype, variables, pool_cell)
+    onnx.checker.check_model(model, full_check=True)
+    session = open_session(model.SerializeToString())
+    devices = jax.local_devices()[:1]
+    by_jax = JaxEngine(genotype, variables, pool_cell, 80, devices)  # a program of the first size
+    for height, width in SIZES:
+        images = np.random.default_rng(height).uniform(size=(2, height, width, 3)).astype("f4")
+        (got,) = session.run(None, {"images": images})
+        padded = layers.pad_to_multiple(images, multiple(genotype.space, pool_cell))
+        wanted = by_jax(np.asarray(padded))[:, :height, :width]
+        assert wanted.std() > 0.02 and np.mean((wanted > 0) & (wanted < 1)) > 0.3
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_genotypes_have_all_choices():
+    edges = {
+        name for x in GENOTYPES.values() for cell in x.attention for edges in cell for name in edges
+    }
+    assert edges == set(CANDIDATES)
+
+
+def test_shipped_weights_make_few_nodes_and_the_documented_opset():
+    derainer = Derainer.from_pretrained("general", engine="onnx")
+    model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_cell)
+    kinds = [node.op_type for node in model.graph.node]
+    assert len(kinds) < 4 * kinds.count("Conv")
+    assert [(x.domain, x.version) for x in model.opset_import] == [("", onnx_graph.OPSET)]
+    shapes = [
+        [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    ]
+    assert shapes == [["N", "H", "W", 3]] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda flat: flat.pop("params/head_conv/kernel"), "missing tensors: head_conv/kernel"),
+        (lambda flat: flat.update({"params/more": np.zeros(1)}), "does not have: more"),
+        (
+            lambda flat: flat.update({"params/head_conv/kernel": np.zeros((1, 1, 9, 3))}),
+            r"head_conv/kernel: shape \(1, 1, 9, 3\), but the network has \(1, 1, 4, 3\)",
+        ),
+    ],
+)
+def test_other_variables_are_refused(change, message):
+    genotype = GENOTYPES["paper"]
+    flat = flatten(variables_of(genotype))
+    change(flat)
+    with pytest.raises(UserError, match=message):
+        onnx_graph.build(genotype, unflatten(flat))
