@@ -16,14 +16,14 @@ STAGES = ("search", "train", "evaluate")
 def pod() -> str:
     """What the compiler tells of each step, by size, stage and slice."""
     head = [
-        "size", "stage", "slice", "images a step", "compile min, wall (processors)",
+        "size", "stage", "slice", "images a step", "compile s, wall (processors)",
         "arguments, temporaries, code MiB/chip", "of MiB", "all-reduces", "MB",
         "GFLOP/chip", "estimate ms", "share of peak", "images/s", "MB/s per host"
     ]  # fmt: skip
     rows = []
     for size, stage, record, found in sorted(_results(), key=_order):
         reduces = found["collectives"].get("all-reduce", {"count": 0, "bytes": 0})
-        wall, busy = found["compile_seconds"] / 60, found["compile_cpu_seconds"] / 60
+        wall, busy = found["compile_seconds"], found["compile_cpu_seconds"]
         parts = (
             max(program[f"{part}_bytes"] for program in found["programs"]) / 2**20
             for part in ("argument", "temporary", "code")
@@ -34,13 +34,13 @@ def pod() -> str:
                 _name(stage, found),
                 record["topology"],
                 str(found["images"]),
-                f"{wall:.1f} ({busy:.1f})",
+                f"{wall:,.0f} ({busy:,.0f})",
                 ", ".join(f"{part:,.0f}" for part in parts),
                 f"{record['chip']['memory'] / 2**20:,.0f}",
                 str(reduces["count"]),
                 f"{reduces['bytes'] / 1e6:.3f}",
-                f"{found['flops'] / 1e9:,.2f}",
-                f"{found['estimate_seconds'] * 1e3:.2f}",
+                f"{found['flops'] / 1e9:.3g}",
+                f"{found['estimate_seconds'] * 1e3:.3g}",
                 f"{found['share_of_peak']:.2%}",
                 f"{found['images_per_second']:,.0f}",
                 f"{found['host_bytes_per_second'] / 1e6:,.0f}",
