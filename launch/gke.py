@@ -33,7 +33,8 @@ from common import (
     split_flags,
 )
 
-MOUNT = "/runs"  # where gke/jobset.yaml mounts the volume
+MOUNT = "/runs"  # of the volume
+BUCKET = "gs://"
 PORT = 8476
 
 
@@ -106,9 +107,16 @@ def _check(options: argparse.Namespace, flags: Sequence[str]) -> None:
                 f"hosts of --chips-per-host={options.chips_per_host}"
             )
     check_run_flags(flags, ROOT)
-    workdir = next(flag for flag in flags if flag.startswith("--workdir="))
-    if not workdir.startswith(f"--workdir={MOUNT}/"):
-        fail(f"{workdir}: give a folder under {MOUNT}, where the shared volume is")
+    workdir = _workdir(flags)
+    if not workdir.startswith((f"{MOUNT}/", BUCKET)):
+        fail(
+            f"--workdir={workdir}: give a folder under {MOUNT}, where the shared volume is, or one "
+            f"in a bucket, {BUCKET}BUCKET/NAME"
+        )
+
+
+def _workdir(flags: Sequence[str]) -> str:
+    return next(f.removeprefix("--workdir=") for f in flags if f.startswith("--workdir="))
 
 
 def _chips(options: argparse.Namespace) -> int:
@@ -169,6 +177,13 @@ def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
     if options.spot:
         selector["cloud.google.com/gke-spot"] = "true"
         tolerations = [{"key": "cloud.google.com/gke-spot", "operator": "Exists"}]
+    if (workdir := _workdir(flags)).startswith(BUCKET):
+        # Programs are compiled once for all runs that continue there.
+        cache = f"{workdir.rstrip('/')}/compilation_cache"
+        variables, mounts, volumes = [{"name": "JAX_COMPILATION_CACHE_DIR", "value": cache}], [], []
+    else:
+        variables, mounts = [], [{"name": "runs", "mountPath": MOUNT}]
+        volumes = [{"name": "runs", "persistentVolumeClaim": {"claimName": options.claim}}]
     values = {
         "name": options.name,
         "annotations": annotations,
@@ -176,7 +191,9 @@ def manifest(options: argparse.Namespace, flags: Sequence[str]) -> str:
         "preempted": PREEMPTED,
         "processes": processes,
         "grace": options.grace,
-        "claim": options.claim,
+        "variables": variables,
+        "mounts": mounts,
+        "volumes": volumes,
         "image": options.image,
         "node_selector": selector,
         "tolerations": tolerations,

@@ -179,13 +179,23 @@ install() {
   fi
   on_workers "${mount}cd manas_jax && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv \
 && python3 -m uv venv -q --allow-existing --python 3.11 .venv && python3 -m uv pip install -q \
---python .venv/bin/python -r requirements.txt -r requirements-tpu.txt"
+--python .venv/bin/python -r requirements.txt \
+-r requirements-gcs.txt -r requirements-tpu.txt"
 }
 
 # The lock: gcloud repeats a command whose connection broke, though it may still be running.
 work() {
   on_workers "cd manas_jax && exec 9>../manas_jax.lock && flock 9 \
-&& exec .venv/bin/python -m manas_jax.main --distributed $(shell_line "${flags[@]}")"
+&& exec $(variables).venv/bin/python -m manas_jax.main --distributed $(shell_line "${flags[@]}")"
+}
+
+# With a workdir in a bucket compiled programs are there as well, as the TPU's disk is deleted with it.
+variables() {
+  local flag
+  for flag in "${flags[@]}"; do
+    [[ $flag != --workdir=gs://* ]] ||
+      echo "env $(shell_line "JAX_COMPILATION_CACHE_DIR=${flag#*=}/compilation_cache") "
+  done
 }
 
 stop() {

@@ -20,8 +20,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax.buckets import check_local
-from manas_jax.errors import UserError, check_extra, disk_error, one_line
+from manas_jax import buckets
+from manas_jax.errors import UserError, check_extra, one_line
 from manas_jax.runtime import compilation, distributed, log, malloc, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -84,7 +84,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if _WORKDIR.value == "":
         sys.exit("error: --workdir= is empty: name a folder")
     try:
-        check_local(_WORKDIR.value)
+        buckets.check(_WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: --workdir={error}")
     return rest
@@ -148,20 +148,20 @@ def _run(command: Callable[[ConfigDict, str], None], argv: Sequence[str]) -> Non
 
 @contextlib.contextmanager
 def run_context(config: ConfigDict, workdir: str | os.PathLike) -> Iterator[None]:
-    """Sets the configured precision of float32 products, and explains errors of the disk.
+    """Sets the configured precision of float32 products, and explains errors of the storage.
 
     Raises:
-      UserError: in place of any other error that means that the disk is full or read-only.
+      UserError: in place of any other error that means that the disk is full or read-only, or the
+        bucket cannot be reached.
     """
     try:
         with jax.default_matmul_precision(config.network.precision):
             yield
     except (UserError, signals.Stopped):
         raise
-    except Exception as error:  # each library raises another one for a full disk
-        if (problem := disk_error(error, workdir)) is None:
+    except Exception as error:  # each library raises another one
+        if (problem := buckets.storage_error(error, workdir)) is None:
             raise
         raise UserError(
-            f"{problem}: free some space and start again; finished results and checkpoints in "
-            f"{workdir} are intact"
+            f"{problem} and start again; finished results and checkpoints in {workdir} are intact"
         ) from error

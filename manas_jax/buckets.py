@@ -1,17 +1,47 @@
-"""Paths with a scheme, such as gs://BUCKET/NAME."""
+"""Paths in buckets of Google Cloud Storage: gs://BUCKET/NAME.
+
+`as_path` makes either kind of path, local or in a bucket, with the interface of `pathlib`.
+Libraries that need a file get a local copy: `reading_copy` and `writing_copy`. A bucket has no
+folders: one exists while an object's name begins with its own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import importlib.util
+import logging
 import os
+import pathlib
 import re
+import shutil
+import tempfile
 import urllib.parse
 import urllib.request
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, disk_error, error_chain, install, one_line
+
+if TYPE_CHECKING:
+    import fsspec
+    from etils import epath
+
+# etils, and by it orbax and JAX, reach buckets by gcsfs, beside TensorFlow as well. Libraries read
+# these variables once, at their first path.
+os.environ.setdefault("EPATH_USE_TF", "false")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+Path: TypeAlias = "pathlib.Path | epath.Path"
+SCHEME = "gs"
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # pathlib makes one slash of two
+_ADDRESS = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]+)(?P<name>(/[^][*?#\\/\0-\x1f]+)*)/?")
+# Modules of errors of the clients of a bucket, and statuses of TensorStore.
+_CLIENTS = ("aiohttp", "gcsfs", "google.api_core", "google.auth", "google.cloud", "requests")
+_STATUS = re.compile("UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|retry attempts")
+_LONGEST_REASON = 200  # characters
 
 
 def scheme(path: Any) -> str:
@@ -36,6 +66,26 @@ def local_path(path: str | os.PathLike) -> str:
     return urllib.request.url2pathname(parts.path)
 
 
+def is_remote(path: Any) -> bool:
+    """Whether a path is in a bucket."""
+    return scheme(path) == SCHEME
+
+
+def check(*paths: Any) -> None:
+    """Checks, without a request, that paths are local or in buckets that can be reached from here.
+
+    Raises:
+      UserError: one has another scheme or is no valid address, or the extra is missing.
+    """
+    for path in paths:
+        if not is_remote(path):
+            check_local(path)
+        elif not _ADDRESS.fullmatch(os.fspath(path)):
+            raise UserError(f"{path}: give gs://BUCKET/NAME, without any of [ ] * ? # \\")
+        elif importlib.util.find_spec("gcsfs") is None:
+            raise UserError(f"{path}: needs gcsfs; {install('gcs')}")
+
+
 def check_local(*paths: Any) -> None:
     """Refuses paths with a scheme: as local paths they would name a folder such as `gs:`.
 
@@ -55,3 +105,156 @@ def check_local_options(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if name != "weights":
             check_local(*(value if isinstance(value, list) else [value]))
+
+
+def as_path(path: str | os.PathLike) -> Path:
+    """A path with the interface of `pathlib`, local or in a bucket.
+
+    Raises:
+      UserError: see `check`.
+    """
+    check(path)
+    if not is_remote(path):
+        return pathlib.Path(path)
+    _set_up_gcsfs()
+    from etils import epath
+
+    return epath.Path(os.fspath(path))
+
+
+@functools.cache
+def _set_up_gcsfs() -> None:
+    """Stops it from caching listings, as TensorStore and others write, and from logging errors."""
+    import fsspec
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # repeats its exceptions
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+def file_system() -> fsspec.AbstractFileSystem:
+    """That of all buckets, for what `pathlib` has no operation for."""
+    _set_up_gcsfs()
+    import fsspec
+
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils, to share connections
+
+
+def bucket_and_name(path: str | os.PathLike) -> tuple[str, str]:
+    """The parts of a path in a bucket; the name has no slash at its ends."""
+    match = _ADDRESS.fullmatch(os.fspath(path))
+    return match["bucket"], match["name"].strip("/")
+
+
+@contextlib.contextmanager
+def reading_copy(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A local file with the content of `path`: itself, or a temporary copy of an object.
+
+    Raises:
+      OSError: there is no such object, or it cannot be read.
+    """
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    source = as_path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / source.name
+        with _os_errors():
+            copy.write_bytes(source.read_bytes())
+        yield copy
+
+
+@contextlib.contextmanager
+def writing_copy(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A temporary local path; the file written there becomes the object `path` on exit.
+
+    It replaces the object as a whole; after an error the object is unchanged.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    target = as_path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / target.name
+        yield copy
+        with _os_errors():
+            target.write_bytes(copy.read_bytes())
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a file or a folder to a path that is free."""
+    if is_remote(source):
+        file_system().mv(os.fspath(source), os.fspath(target), recursive=True)
+    else:
+        shutil.move(source, target)
+
+
+class Mirrored:
+    """A folder for a library that writes local files and appends to them.
+
+    Attributes:
+      local: the folder itself, or a temporary one whose files `upload` copies to the bucket.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self._folder = as_path(folder)
+        self._temporary = tempfile.TemporaryDirectory() if is_remote(folder) else None
+        self.local = pathlib.Path(self._temporary.name if self._temporary else self._folder)
+        self._uploaded: dict[str, int] = {}
+
+    def upload(self) -> None:
+        """Copies the files that have grown since the last time."""
+        if not self._temporary:
+            return
+        for file in self.local.iterdir():
+            content = file.read_bytes()
+            if len(content) > self._uploaded.get(file.name, 0):
+                (self._folder / file.name).write_bytes(content)
+                self._uploaded[file.name] = len(content)
+
+    def close(self) -> None:
+        """Removes the temporary folder, if there is one."""
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether an error says that a bucket cannot be reached, rather than what it holds."""
+    return any(
+        isinstance(link, (ConnectionError, TimeoutError))
+        or type(link).__module__.startswith(_CLIENTS)
+        or _STATUS.search(str(link))
+        for link in error_chain(error)
+    )
+
+
+def storage_error(error: BaseException, path: str | os.PathLike) -> str | None:
+    """Describes an error of the disk or the bucket that was written.
+
+    Args:
+      error: any error.
+      path: the file or folder that was written, which need not exist.
+
+    Returns:
+      'the disk at MOUNT: REASON: WHAT TO DO', or 'gs://BUCKET: ...' likewise; None for any other
+      error.
+    """
+    disk = disk_error(error, tempfile.gettempdir() if is_remote(path) else path)
+    if disk or not is_remote(path):
+        return disk and f"{disk}: free some space"
+    bucket, _ = bucket_and_name(path)
+    named = [link for link in error_chain(error) if f"{bucket}/" in str(link)]
+    if not named and not is_unreachable(error):
+        return None
+    reason = one_line([*named, error][0])[:_LONGEST_REASON]
+    return f"gs://{bucket}: {reason}: check the bucket, the network and your permissions"
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Makes an OSError of whatever the client of a bucket raises."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(one_line(error)) from error

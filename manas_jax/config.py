@@ -118,6 +118,10 @@ def _at_least(least: int) -> _Range:
 # Of the type of the default; files and names are checked where they are used.
 _ANY = _Range("any value", lambda _: True)
 _LOCAL = _Range("a local path", lambda value: not buckets.scheme(value))
+_PATH = _Range(
+    "a local path or gs://BUCKET/NAME",
+    lambda value: buckets.scheme(value) in ("", buckets.SCHEME),
+)
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
 _POSITIVE = _Range("more than 0", lambda value: value > 0)
 _SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
@@ -149,7 +153,7 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "objectives.complexity_size": ((320, 480), _TWO_SIZES),  # pixels at which MACs are counted
 
     "data.source": ("folder", _one_of("folder", "photographs", "tfds", *catalog.DATASETS)),
-    "data.root": ("", _LOCAL),  # the folder; for tfds its data_dir
+    "data.root": ("", _PATH),  # the folder; for tfds its data_dir
     "data.tfds_name": ("", _ANY),
     "data.versions": (3, _at_least(1)),  # K, rainy versions of a scene in a batch
     "data.real": (1.0, _NOT_NEGATIVE),  # relative frequency of each kind of rain
@@ -189,9 +193,9 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.checkpoint_every": (1000, _at_least(1)),  # steps; also when validation is scored
     "search.validation_crop": (128, _at_least(16)),  # pixels, centre of each validation image
 
-    "train.genotype": ("", _LOCAL),  # file; "" = what the search found in this workdir
+    "train.genotype": ("", _PATH),  # file; "" = what the search found in this workdir
     "train.inherit": (False, _ANY),  # start from the supernet's weights
-    "train.weights": ("", _LOCAL),  # or from those of this name or file, with its genotype
+    "train.weights": ("", _PATH),  # or from those of this name or file, with its genotype
     "train.steps": (100_000, _at_least(1)),
     "train.scenes": (32, _at_least(1)),
     "train.crop": (64, _at_least(8)),
@@ -237,6 +241,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         for part in (wanted, allowed):
             if not part.contains(value):
                 raise UserError(f"{key} = {short_repr(value)}: give {part.description}")
+    buckets.check(config.data.root, config.train.genotype, config.train.weights)
     if not isinstance(config.get("space"), ml_collections.ConfigDict):
         raise UserError("space is missing: give the fields of the search space")
     space = SearchSpace.from_dict(config.space)

@@ -93,6 +93,14 @@ def reading(path: str | os.PathLike, what: str, hint: str = "") -> Iterator[None
         raise UserError(f"{path}: truncated, damaged or no {what} ({reason}){hint}") from None
 
 
+def error_chain(error: BaseException) -> list[BaseException]:
+    """The error, its cause, the cause of that, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    return chain
+
+
 def disk_error(error: BaseException, path: str | os.PathLike) -> str | None:
     """Describes an error that means that a disk is full or read-only.
 
@@ -104,13 +112,10 @@ def disk_error(error: BaseException, path: str | os.PathLike) -> str | None:
     Returns:
       'the disk at MOUNT: REASON', or None for any other error.
     """
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
     reasons = [
         os.strerror(number)
         for number in _DISK_ERRORS
-        for link in chain
+        for link in error_chain(error)
         if getattr(link, "errno", None) == number or os.strerror(number) in str(link)
     ]
     if not reasons:

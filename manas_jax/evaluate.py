@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics
-from manas_jax.buckets import check_local_options
+from manas_jax.buckets import Path, as_path, check_local_options
 from manas_jax.data import images, pairing
 from manas_jax.data.evaluation import evaluation_pairs
 from manas_jax.data.scene import Scene
@@ -101,7 +101,7 @@ def evaluate(
       UserError: nothing was trained here, or there are no images to score.
       Stopped: a signal came.
     """
-    folder = pathlib.Path(workdir) / "evaluate"
+    folder = as_path(workdir) / "evaluate"
     network, variables, step = load_trained(config, workdir)
     splits = splits or load_splits(config.data, config.train.crop)
     chosen = checks.evaluated_scenes(config, splits)
@@ -134,7 +134,7 @@ def evaluate(
     return result
 
 
-def _clear(folder: pathlib.Path) -> None:
+def _clear(folder: Path) -> None:
     """Creates a folder for images, or removes those of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
@@ -146,7 +146,7 @@ def _score(
     network: Network,
     variables: PyTree,
     chosen: Sequence[Scene],
-    folder: pathlib.Path,
+    folder: Path,
 ) -> list[dict[str, Any]]:
     """Scores this process's images: every n-th of all, n processes.
 

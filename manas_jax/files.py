@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from manas_jax import buckets
 from manas_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def replacing(
 
     The temporary has the suffix of `path`. After an error `path` is unchanged and the temporary is
     removed; after a power cut there is either the old file or the new one, as both file and folder
-    are synchronised with the disk.
+    are synchronised with the disk. An object in a bucket is replaced as a whole, from a local file.
 
     Args:
       path: the file.
@@ -37,6 +38,10 @@ def replacing(
     Raises:
       OSError: the file cannot be renamed.
     """
+    if buckets.is_remote(path):
+        with buckets.writing_copy(path) as temporary:
+            yield temporary
+        return
     path = pathlib.Path(path)
     # Random and short, as the name of the file itself may have the maximal length.
     temporary = pathlib.Path(folder or path.parent) / f".{secrets.token_hex(8)}.tmp{path.suffix}"
@@ -78,7 +83,7 @@ def output_file(
       UserError: in place of any OSError raised within, says that `path` cannot be written.
     """
     try:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        buckets.as_path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, like) as temporary:
             yield temporary
     except OSError as error:
@@ -149,7 +154,7 @@ def sha256(path: str | os.PathLike) -> str:
     Raises:
       OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with buckets.reading_copy(path) as copy, open(copy, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from manas_jax import app
+from manas_jax.buckets import Path, as_path
 from manas_jax.config import STAGES, validate
 from manas_jax.data.splits import Splits
 from manas_jax.evaluate import evaluate
@@ -53,7 +53,7 @@ _FINISHED = {
 }
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
+def run(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     """Runs the configured stage, or with 'all' those that the workdir has not finished yet.
 
     Returns:
@@ -67,20 +67,19 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     if config.train.weights:
         config = config.copy_and_resolve_references()
         config.train.weights = str(pretrained.find(config.train.weights))
-    workdir = pathlib.Path(workdir)
-    with contextlib.ExitStack() as held:
+    workdir = as_path(workdir)
+    with app.run_context(config, workdir), contextlib.ExitStack() as held:
         distributed.broadcast_from_primary(lambda: held.enter_context(lock.hold(workdir)))
         stages = distributed.broadcast_from_primary(lambda: _unfinished(config, workdir))
         splits = checks.check_stages(config, workdir, stages)
         distributed.broadcast_from_primary(lambda: _claim(config, workdir, splits))
-        with app.run_context(config, workdir):
-            for stage in stages:
-                _RUN[stage](config, workdir, splits[stage])
-            report_file = distributed.broadcast_from_primary(lambda: str(report.write(workdir)))
-    return pathlib.Path(report_file)
+        for stage in stages:
+            _RUN[stage](config, workdir, splits[stage])
+        report_file = distributed.broadcast_from_primary(lambda: str(report.write(workdir)))
+    return as_path(report_file)
 
 
-def _unfinished(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+def _unfinished(config: ConfigDict, workdir: Path) -> list[str]:
     """The stages to run."""
     check_config(config, workdir)
     if config.stage != "all":
@@ -92,7 +91,7 @@ def _unfinished(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     return stages
 
 
-def _claim(config: ConfigDict, workdir: pathlib.Path, splits: Mapping[str, Splits]) -> None:
+def _claim(config: ConfigDict, workdir: Path, splits: Mapping[str, Splits]) -> None:
     """Writes what a start in a workdir leaves there."""
     if splits:
         claim_inputs(config, workdir, splits)

@@ -28,6 +28,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from manas_jax import app, evaluate
+from manas_jax.buckets import as_path, check_local
 from manas_jax.config import STAGES, validate
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -144,7 +145,7 @@ def _derived(
 ) -> tuple[Network, dict[str, Any]]:
     """The derived network, and where its genotype is from."""
     given = config.train.genotype or config.train.weights
-    if given or (workdir and (pathlib.Path(workdir) / "genotype.json").exists()):
+    if given or (workdir and (as_path(workdir) / "genotype.json").exists()):
         genotype: Genotype = find_genotype(config, workdir or "")
         origin = given or "the search"
     else:
@@ -300,6 +301,7 @@ def main(config: ConfigDict, workdir: str | None) -> None:
     jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is left alone
     # Programs of devices that are not there can be stored in the cache, but not loaded from it.
     jax.config.update("jax_enable_compilation_cache", False)
+    check_local(_JSON.value)
     file = _JSON.value and pathlib.Path(_JSON.value)
     if file and not os.access(file.parent, os.W_OK):
         raise UserError(f"--json={file} cannot be written: give a file in a folder")

@@ -11,11 +11,11 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from manas_jax.buckets import as_path
 from manas_jax.errors import UserError, reading, short_repr
 from manas_jax.files import replacing
 
@@ -257,7 +257,7 @@ class Genotype:
           UserError: the file is missing or unreadable, or is not a genotype.
         """
         with reading(path, "genotype"):
-            text = pathlib.Path(path).read_text()
+            text = as_path(path).read_text()
         return cls.from_json(text, str(path))
 
 

@@ -1,6 +1,7 @@
 """What several test files share: quick compilation, tiny configurations and spaces."""
 
 import atexit
+import importlib.util
 import os
 import pathlib
 import runpy
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 # Every program here is run a few times at most, so quick to compile counts; commands that the
 # tests start inherit it. It has to be set before JAX starts.
@@ -292,6 +294,37 @@ def finished(tmp_path_factory, run_stages):
     workdir = tmp_path_factory.mktemp("finished")
     run_stages(workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def bucket_process():
+    """A server of the bucket gs://bucket on this machine, which all clients of the tests use."""
+    if not all(map(importlib.util.find_spec, ("gcp_storage_emulator", "gcsfs"))):
+        pytest.skip("needs gcsfs and gcp-storage-emulator")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "bucket_server.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    address = process.stdout.readline().strip()
+    os.environ["STORAGE_EMULATOR_HOST"] = os.environ["TENSORSTORE_GCS_HTTP_URL"] = address
+    yield address
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def bucket(bucket_process):
+    """A function that has the bucket refuse all requests with a status, 0 to serve them again."""
+
+    def refuse(status):
+        urllib.request.urlopen(f"{bucket_process}/refuse/{status}").close()
+
+    urllib.request.urlopen(f"{bucket_process}/wipe?keep-buckets=true").close()
+    yield refuse
+    refuse(0)
 
 
 @pytest.fixture

@@ -1,14 +1,19 @@
 """Paths with a scheme."""
 
+import errno
 import importlib
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
-from manas_jax import buckets, config
+from manas_jax import buckets, config, files
+from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import pretrained
+from manas_jax.space import Genotype
+from manas_jax.workdir.weights import load_derived
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,71 @@ def test_urls_of_local_files(tmp_path):
     for wrong in ("file://elsewhere/a.png", "s3://bucket/a.png"):
         with pytest.raises(UserError, match="give a local path"):
             buckets.local_path(wrong)
+
+
+@pytest.mark.parametrize("path", ["gs://", "gs:/bucket/x", "gs://b/[ab]", "gs://b//x", "gs://B/x"])
+def test_address_that_is_not_one_is_refused(path):
+    with pytest.raises(UserError, match="give gs://BUCKET/NAME"):
+        buckets.check(path)
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda _: None)
+    message = r"gs://bucket/run: needs gcsfs; pip install 'manas_jax\[gcs\]'"
+    with pytest.raises(UserError, match=message):
+        buckets.check("runs/local", "gs://bucket/run")
+
+
+def test_files_in_a_bucket_are_replaced_as_a_whole(bucket):
+    file = buckets.as_path("gs://bucket/folder/x.json")
+    files.write_json(file, {"a": 1})
+    digest = files.sha256(str(file))
+    with pytest.raises(ZeroDivisionError), files.replacing(file) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert file.read_text() == '{\n "a": 1\n}\n' and files.sha256(file) == digest
+    assert [p.name for p in file.parent.iterdir()] == ["x.json"]
+    with buckets.reading_copy(file) as copy:
+        assert copy.name == "x.json" and copy.read_bytes() == file.read_bytes()
+    assert not copy.exists()
+
+
+def test_errors_of_a_bucket_are_one_line(bucket):
+    bucket(403)
+    name = "gs://bucket/x.png"
+    with pytest.raises(UserError, match=r"cannot write gs://bucket/x\.png"):
+        images.write_png(name, np.zeros((3, 3, 3), np.uint8))
+    with pytest.raises(UserError, match=r"gs://bucket/x\.png: cannot read this genotype"):
+        Genotype.load(name)
+
+
+def test_folder_in_a_bucket_is_moved(bucket):
+    source, target = (buckets.as_path(f"gs://bucket/run/{name}") for name in ("4", "damaged/4"))
+    for name in ("a", "b/c"):
+        (source / name).write_text(name)
+    buckets.move(source, target)
+    assert not source.exists() and (target / "b/c").read_text() == "b/c"
+
+
+def test_weights_of_a_bucket(bucket, weights):
+    name = "gs://bucket/w.safetensors"
+    buckets.as_path(name).write_bytes(weights.read_bytes())
+    assert load_derived(pretrained.find(name))[1] == load_derived(weights)[1]
+    with pytest.raises(UserError, match="weights gs://bucket/none: neither a file nor one of"):
+        pretrained.find("gs://bucket/none")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("PERMISSION_DENIED: [http_response_code='403']"), "PERMISSION_DENIED"),
+        (ValueError("ABORTED: All 32 retry attempts failed: CURL error"), "32 retry attempts"),
+        (FileNotFoundError("bucket/run/x"), "bucket/run/x"),
+        (TimeoutError(), "TimeoutError"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk at /"),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_errors_of_storage_are_told_from_others(error, reason):
+    found = buckets.storage_error(error, "gs://bucket/run")
+    assert found is None if reason is None else reason in found

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from manas_jax.buckets import is_remote
 from manas_jax.data import catalog, duplicates, finder, folders, photographs, splits, tfds_reader
+from manas_jax.data.local_copy import local_folder
 from manas_jax.data.scene import ImageLike, Scene, size
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError
@@ -35,7 +37,8 @@ def load_splits(config, crop: int) -> Splits:
       UserError: nothing found, pairs that do not match or differ in size, unreadable headers,
         images smaller than the crop, too few scenes for the split.
     """
-    training, test = _load(config, crop)
+    root = _local_root(config)
+    training, test = _load(config, root, crop)
     for scene in (*training, *test):
         if scene.clean is None:
             raise UserError(
@@ -44,7 +47,7 @@ def load_splits(config, crop: int) -> Splits:
             )
     training, test = duplicates.merge_identical(training), duplicates.merge_identical(test)
     training = duplicates.exclude(training, test)
-    if called_test := _called_test(training, config.root):
+    if called_test := _called_test(training, root):
         logging.warning(
             "data: training images with 'test' in their path, such as %s: check data.root",
             first_few(called_test, 1),
@@ -82,29 +85,37 @@ def log_splits(found: Splits) -> None:
 
 def _called_test(training: Sequence[Scene], root: str) -> list[str]:
     """The files, below the parent of `root`, of training scenes in a folder of test images."""
-    parent = pathlib.Path(os.path.abspath(os.path.expanduser(root))).parent
+    parent = pathlib.Path(os.path.abspath(root)).parent
     files = [scene.clean for scene in training if isinstance(scene.clean, str)]
     paths = [pathlib.Path(os.path.relpath(file, parent)) for file in files]
     roles = {folder: folders.split_role(folder) for path in paths for folder in path.parts[:-1]}
     return [str(path) for path in paths if "test" in map(roles.get, path.parts[:-1])]
 
 
-def _load(config, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+def _local_root(config) -> str:
+    """`config.root`, copied to this machine if it is in a bucket."""
+    if not is_remote(config.root):
+        return os.path.expanduser(config.root)
+    below = config.tfds_name.partition(":")[0] if config.source == "tfds" else ""
+    return local_folder(config.root, config.cache_dir, below)
+
+
+def _load(config, root: str, crop: int) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     """Training scenes, test scenes."""
     if config.source == "photographs":
         return photographs.load(crop)
     if config.source == "folder":
-        if not config.root:
+        if not root:
             raise UserError("data.root: name the folder that holds the images")
-        return folders.load(os.path.expanduser(config.root))
+        return folders.load(root)
     if config.source == "tfds":
         if not config.tfds_name:
             raise UserError("data.tfds_name: name the TFDS dataset")
-        return tfds_reader.load(config.tfds_name, os.path.expanduser(config.root))
+        return tfds_reader.load(config.tfds_name, root)
     if config.source in catalog.DATASETS:
-        if not config.root:
+        if not root:
             raise UserError(f"data.root: name the folder that holds {config.source}")
-        return finder.load(config.source, config.root)
+        return finder.load(config.source, root)
     raise UserError(
         f"data.source: {config.source!r} is none of 'photographs', 'folder', 'tfds' and "
         f"{', '.join(catalog.DATASETS)}"

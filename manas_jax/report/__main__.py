@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError, check_extra
 from manas_jax.report import page
 
@@ -22,11 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="folder that a run has written to"
     )
-    options = parser.parse_args(arguments)
     try:
         check_extra("train", "jinja2", "matplotlib", "tensorboard")
-        check_local_options(options)
-        print(page.write(options.workdir))
+        print(page.write(parser.parse_args(arguments).workdir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

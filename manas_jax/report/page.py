@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epy
 
-from manas_jax import cost
+from manas_jax import buckets, cost
 from manas_jax.files import replacing
 from manas_jax.report import curves, pictures, probabilities, reader, svg, trust, values
 from manas_jax.report.reader import Run
@@ -34,14 +34,14 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows; the first cell of a row is its heading."""
 
 
-def write(workdir: str | os.PathLike) -> Path:
+def write(workdir: str | os.PathLike) -> buckets.Path:
     """Writes WORKDIR/report.html, completely or not at all, and returns its path.
 
     Raises:
       UserError: the folder is missing or holds no run, or one of its files is damaged.
     """
     text = render(reader.read(workdir))
-    path = Path(workdir) / "report.html"
+    path = buckets.as_path(workdir) / "report.html"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from manas_jax import buckets
 from manas_jax.errors import UserError
 from manas_jax.report import values
 from manas_jax.report.reader import PICTURE_KINDS, Run
@@ -79,7 +80,7 @@ def examples(run: Run) -> list[Example]:
     ]
 
 
-def _picture(kind: str, path: Path, scores: Mapping[str, Any] | None) -> Picture:
+def _picture(kind: str, path: buckets.Path, scores: Mapping[str, Any] | None) -> Picture:
     measured = values.get(scores, values.SCORED.get(kind, ""))
     figures = [
         f"{values.score(key, value)}{unit}"

@@ -6,12 +6,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epy
 
+from manas_jax.buckets import Path, as_path, is_remote, reading_copy
 from manas_jax.errors import UserError
 from manas_jax.space import Genotype
 
@@ -66,7 +66,7 @@ def read(workdir: str | os.PathLike) -> Run:
     Raises:
       UserError: the folder is missing or holds no run, or one of its files is damaged.
     """
-    folder = Path(workdir)
+    folder = as_path(workdir)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the --workdir of a run")
     genotype = folder / "genotype.json"
@@ -75,7 +75,7 @@ def read(workdir: str | os.PathLike) -> Run:
         for name in STAGES
     }
     run = Run(
-        name=folder.resolve().name,
+        name=(folder if is_remote(folder) else folder.resolve()).name,
         config=_read_json(folder / "config.json"),
         genotype=Genotype.load(genotype) if genotype.exists() else None,
         stages={name: s for name, s in stages.items() if s.summary or s.events},
@@ -97,8 +97,10 @@ def read_events(folder: str | os.PathLike) -> dict[str, Curve]:
       tag -> steps (n,) int64, ascending, and values (n, ...); empty if there are no event files.
     """
     files = []
-    for path in Path(folder).glob("events.out.tfevents.*"):
-        if events := list(event_file_loader.EventFileLoader(str(path)).Load()):
+    for path in as_path(folder).glob("events.out.tfevents.*"):
+        with reading_copy(path) as copy:
+            events = list(event_file_loader.EventFileLoader(str(copy)).Load())
+        if events:
             files.append((events[0].wall_time, path.name, events))
 
     points: dict[str, dict[int, np.ndarray]] = {}

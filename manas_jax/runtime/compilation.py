@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 
+from manas_jax import buckets
+from manas_jax.errors import UserError
 from manas_jax.runtime import malloc
 
 Compiler = Callable[..., Any]
@@ -32,18 +34,21 @@ def use_cache() -> None:
     The folder is `JAX_COMPILATION_CACHE_DIR`, or one per host in the user's cache folder: programs
     for one CPU need not run on another one that shares the home folder. As a program in it is
     trusted, it is used only if it and those above it belong to this user or to root. Without such a
-    folder, or where it cannot be written, nothing is cached and a warning says why.
+    folder, or where it cannot be written, nothing is cached and a warning says why. In a bucket,
+    `gs://BUCKET/NAME`, several machines share the programs: the first process of a run writes those
+    that it compiles, and all of them read.
     """
     # A step consists of many programs, most of which compile in less than JAX's default of 1 s.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     _warn_once("persistent compilation cache")
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    if "://" in given:  # a bucket, which has permissions of its own
-        return
     try:
+        if buckets.scheme(given):  # a bucket, which has permissions of its own
+            buckets.as_path(given)
+            return
         folder = pathlib.Path(given) if given else _default_folder()
         _make_private(folder.absolute())
-    except OSError as error:
+    except (OSError, UserError) as error:
         logging.warning("compiled programs are not cached on disk: %s", error)
         folder = None
     jax.config.update("jax_compilation_cache_dir", folder and str(folder))

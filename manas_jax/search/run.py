@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import pathlib
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost
+from manas_jax.buckets import as_path
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network, genotype_logits
@@ -46,7 +46,7 @@ def search(
       Stopped: a signal came; the state is saved.
     """
     options = config.search
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     network = build.network(config)
     space = network.space

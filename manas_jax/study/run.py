@@ -28,6 +28,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from manas_jax import app, cost
+from manas_jax.buckets import check_local
 from manas_jax.config import validate
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
@@ -378,4 +379,5 @@ def main(config: ConfigDict, workdir: str) -> None:
     """Runs this machine's share of the study, or summarises the finished cells."""
     if "study" not in config:
         raise UserError("--config: no study in it; configs/study_rain100l.py has one")
+    check_local(workdir)
     run(config, workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from manas_jax import metrics
+from manas_jax.buckets import Path, as_path
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits, log_splits
 from manas_jax.data.splits import Splits
@@ -49,7 +49,7 @@ def check_stages(
             evaluated_scenes(config, splits[stage])
         else:
             _check_training(config, splits[stage], stage, mesh)
-    distributed.broadcast_from_primary(lambda: _check_files(config, pathlib.Path(workdir), stages))
+    distributed.broadcast_from_primary(lambda: _check_files(config, as_path(workdir), stages))
     return splits
 
 
@@ -85,7 +85,7 @@ def _check_training(config: ConfigDict, splits: Splits, stage: str, mesh: shardi
     validation_side(splits.validation, config[stage].validation_crop, mesh)
 
 
-def _check_files(config: ConfigDict, workdir: pathlib.Path, stages: Sequence[str]) -> None:
+def _check_files(config: ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
     """Checks what the stages read that no earlier one of them writes."""
     given = config.train.genotype or config.train.weights
     if given or (set(stages) - {"search"} and "search" not in stages):

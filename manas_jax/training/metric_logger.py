@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from absl import logging
 from etils import epy
 from ml_collections import ConfigDict
 
+from manas_jax.buckets import Mirrored, Path
 from manas_jax.data import lazy_tf
 from manas_jax.errors import Diverged
 from manas_jax.metrics import Scores
@@ -58,8 +58,9 @@ class MetricLogger:
           start: number of steps done before.
           schedule: learning rate of a step.
         """
+        self._folder = Mirrored(folder)
         self._writer = metric_writers.create_default_writer(
-            os.fspath(folder), just_logging=jax.process_index() > 0
+            os.fspath(self._folder.local), just_logging=jax.process_index() > 0
         )
         self._report = periodic_actions.ReportProgress(
             num_train_steps=options.steps, every_steps=config.log_every, every_secs=None
@@ -142,6 +143,8 @@ class MetricLogger:
         scores = score()
         self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
         self._checkpoints.save(step, state, scores.y_psnr, **self._progress())
+        self._writer.flush()
+        self._folder.upload()
         self._since = time.monotonic()
 
     def stop(self, step: int, state: Any) -> None:
@@ -186,13 +189,16 @@ class MetricLogger:
         try:
             self._writer.flush()
             self._writer.close()
+            self._folder.upload()
         except Exception as error:
             if kind is None:
                 raise
             logging.debug("while closing: %s", error)  # the first error says more
+        finally:
+            self._folder.close()
 
 
-def log_parameters(stage: str, params: Any, file: pathlib.Path) -> None:
+def log_parameters(stage: str, params: Any, file: Path) -> None:
     """Logs the number of parameters and writes the table of all of them into a file."""
 
     def write():

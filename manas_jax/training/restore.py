@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from manas_jax import cost
+from manas_jax.buckets import as_path
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
@@ -40,7 +40,7 @@ def load_search(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
     Raises:
       UserError: nothing was searched here, or the checkpoint is damaged.
     """
-    folder = pathlib.Path(workdir) / "search" / "checkpoints"
+    folder = as_path(workdir) / "search" / "checkpoints"
     if not folder.exists():
         raise UserError(f"{folder} is missing: run the search first (stage=search)")
     fresh = fresh_search_state(config, build.network(config))
@@ -60,7 +60,7 @@ def load_trained(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Networ
     Raises:
       UserError: nothing was trained here, or the checkpoint is damaged.
     """
-    folder = pathlib.Path(workdir) / "train" / "checkpoints"
+    folder = as_path(workdir) / "train" / "checkpoints"
     network = build.network(config, find_genotype(config, workdir))
     if not folder.exists():
         raise UserError(f"{folder} is missing: train first (stage=train)")
@@ -109,7 +109,7 @@ def load_genotype(workdir: str | os.PathLike) -> Genotype:
     Raises:
       UserError: there is none, or it is damaged.
     """
-    file = pathlib.Path(workdir) / "genotype.json"
+    file = as_path(workdir) / "genotype.json"
 
     def read():
         if not file.exists():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost
+from manas_jax.buckets import as_path
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network
@@ -104,7 +104,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
             finish=finish,
         ),
     )
-    if trained or not (pathlib.Path(workdir) / WEIGHTS).exists():
+    if trained or not (as_path(workdir) / WEIGHTS).exists():
         write_best_weights(config, workdir)
 
 
@@ -127,7 +127,7 @@ def write_best_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
     described = provenance.describe()
     origin = {key: described[key] for key in ("command", "commit", "date")}
     origin |= {"step": str(step), "seed": str(config.seed), "source": config.data.source}
-    file = pathlib.Path(workdir) / WEIGHTS
+    file = as_path(workdir) / WEIGHTS
     distributed.broadcast_from_primary(
         lambda: save_weights(file, variables, network.genotype, origin)
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from manas_jax.buckets import as_path
 from manas_jax.data import lazy_tf
 from manas_jax.files import write_json
 from manas_jax.metrics import Scores
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
       Stopped: a signal came; the state is saved.
     """
     options, name = config[stage.name], stage.name
-    folder = pathlib.Path(workdir) / name
+    folder = as_path(workdir) / name
     with Checkpoints(folder / "checkpoints") as checkpoints:
 
         def restore_or_init():

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,7 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from manas_jax.errors import Diverged, UserError, disk_error, one_line
+from manas_jax.buckets import Path, as_path, is_remote, is_unreachable, move, storage_error
+from manas_jax.errors import Diverged, UserError, one_line
 from manas_jax.runtime import distributed
 
 PyTree = Any
@@ -43,7 +43,9 @@ class Checkpoints:
         Raises:
           UserError: it cannot be created.
         """
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = as_path(directory)
+        if not is_remote(directory):
+            self.directory = self.directory.absolute()
         newest = checkpoint_managers.LatestN(n=2)
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda scores: scores[SCORE],
@@ -166,7 +168,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # orbax and its formats raise errors of any kind
-                if distributed.is_peer_failure(error):
+                if distributed.is_peer_failure(error) or is_unreachable(error):
                     raise
                 failures.append(f"{self.directory / str(step)}: cannot read this checkpoint")
                 logging.warning("%s (%s); trying another", failures[-1], one_line(error)[:200])
@@ -200,14 +202,16 @@ class Checkpoints:
         """Creates the folder; quarantines checkpoints whose scores orbax could not read."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)  # orbax would not mind a file here
-            folders = [f for f in self.directory.iterdir() if f.name.isdigit() and f.is_dir()]
+            folders = [f for f in _entries(self.directory) if f.name.isdigit() and f.is_dir()]
         except OSError as error:
             raise UserError(f"{self.directory}: cannot write checkpoints here ({error})") from None
         for folder in folders:
             scores = folder / "metrics" / "metrics"
             try:
                 valid = not scores.exists() or SCORE in json.loads(scores.read_text())
-            except (OSError, ValueError, TypeError):
+            except (OSError, ValueError, TypeError) as error:
+                if is_unreachable(error):
+                    raise
                 valid = False
             if not valid:
                 logging.warning("%s: cannot read its scores; skipped", folder)
@@ -217,22 +221,24 @@ class Checkpoints:
         """Moves a checkpoint to the folder 'damaged', under a name that is free there."""
         damaged = self.directory.with_name("damaged")
         damaged.mkdir(exist_ok=True)
-        number = sum(folder.name.split("-")[0] == str(step) for folder in damaged.iterdir())
+        number = sum(folder.name.split("-")[0] == str(step) for folder in _entries(damaged))
         name = f"{step}-{number}" if number else str(step)
-        shutil.move(self.directory / str(step), damaged / name)
+        move(self.directory / str(step), damaged / name)
         logging.warning("%s: moved to %s", self.directory / str(step), damaged)
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Raises UserError in place of an error that means that the disk is full or read-only."""
+        """Raises UserError in place of an error of the disk or the bucket."""
         try:
             yield
-        except (ValueError, OSError) as error:
-            if (problem := disk_error(error, self.directory)) is None:
+        except UserError:
+            raise
+        except Exception as error:  # each library raises another one
+            if (problem := storage_error(error, self.directory)) is None:
                 raise
             raise UserError(
-                f"{problem}: the newest checkpoint could not be saved; those before it in "
-                f"{self.directory} are intact; free some space and start again"
+                f"{problem} and start again; the newest checkpoint could not be saved, those "
+                f"before it in {self.directory} are intact"
             ) from error
 
     def close(self) -> None:
@@ -257,13 +263,18 @@ class Checkpoints:
             logging.debug("while closing: %s", error)  # the error raised within says more
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds; nothing if there is none, as in a bucket while it is empty."""
+    return list(folder.iterdir()) if folder.exists() else []
+
+
 @contextlib.contextmanager
-def _plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def _plain_path(folder: Path) -> Iterator[Path]:
     """Another path of a folder, if orbax would read its own as a pattern: a link to it.
 
     orbax passes paths to `glob`, and TensorStore takes a backslash for a slash.
     """
-    if not set("[]*?\\") & set(str(folder)):
+    if is_remote(folder) or not set("[]*?\\") & set(str(folder)):
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
+from manas_jax.buckets import Path, as_path
 from manas_jax.config import default
 from manas_jax.data.scene import Scene, length
 from manas_jax.data.splits import Splits
@@ -38,7 +38,7 @@ def check_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
     Raises:
       UserError: it was not, names the keys that differ; or its `config.json` is damaged.
     """
-    file = pathlib.Path(workdir) / "config.json"
+    file = as_path(workdir) / "config.json"
     if not file.exists():
         return
     with reading(file, "configuration", "repair it or give another --workdir"):
@@ -50,7 +50,7 @@ def check_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
         )
 
 
-def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
+def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     """Creates a workdir, or checks that an existing one was created with the same config.
 
     The config is written to `config.json`. `FREE_KEYS` may differ.
@@ -61,7 +61,7 @@ def claim_workdir(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Pat
     Raises:
       UserError: see `check_config`, or it cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     check_config(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def claim_inputs(
     Raises:
       UserError: the data or a file of `FILE_KEYS` changed; says what.
     """
-    file = pathlib.Path(workdir) / "inputs.json"
+    file = as_path(workdir) / "inputs.json"
     found = next(iter(splits.values()))
     now = {
         "files": _digests(config),
@@ -118,7 +118,7 @@ def claim_inputs(
     write_json(file, before | {kind: items for kind, items in now.items() if items})
 
 
-def _recorded(file: pathlib.Path) -> dict[str, dict[str, str]]:
+def _recorded(file: Path) -> dict[str, dict[str, str]]:
     """What `inputs.json` lists, by kind; empty without it."""
     if not file.exists():
         return {}

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import filelock
 from absl import logging
 
-from manas_jax.errors import UserError
+from manas_jax.buckets import as_path, is_remote
+from manas_jax.errors import UserError, one_line
 from manas_jax.runtime import signals
 
 NAME = "run.lock"
@@ -31,12 +32,16 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
     The folder is created, and removed if it stays empty. A lock whose process is gone is taken
     over: at once on the same machine; on another one, which cannot see the process, after a minute
     without a sign of life. No locks of the file system are used, which network file systems may
-    lack.
+    lack; in a bucket see `object_lock`.
 
     Raises:
       UserError: another process holds it (the message names it), or it cannot be written.
       Stopped: a signal came while waiting for a sign of life.
     """
+    if is_remote(workdir):
+        with _hold_object(workdir):
+            yield
+        return
     workdir = pathlib.Path(workdir)
     lock = filelock.SoftFileLease(
         workdir / NAME,
@@ -60,6 +65,37 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
         for folder in created:
             with contextlib.suppress(OSError):  # it holds something by now
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def _hold_object(workdir: str | os.PathLike) -> Iterator[None]:
+    """`hold` in a bucket."""
+    from manas_jax.workdir import object_lock  # imports TensorStore, which takes a while
+
+    held = object_lock.hold(
+        as_path(workdir) / NAME,
+        lease=LEASE,
+        poll=_POLL,
+        on_waiting=lambda holder: logging.info(
+            "%s: waiting for a sign of life of %s", workdir, holder
+        ),
+        on_loss=lambda: _stop(workdir, "another process has taken it over"),
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held)
+        except object_lock.Held as holder:
+            raise UserError(
+                f"{workdir} is in use by {holder}: stop that run or give another --workdir"
+            ) from None
+        except (UserError, signals.Stopped):
+            raise
+        except Exception as error:  # TensorStore raises errors of several kinds
+            raise UserError(
+                f"--workdir={workdir} cannot be written ({one_line(error)[:200]}): check the "
+                "bucket and your permissions, or give another"
+            ) from None
+        yield
 
 
 def _acquire(lock: filelock.SoftFileLease, workdir: pathlib.Path) -> None:
@@ -94,10 +130,10 @@ def _acquire(lock: filelock.SoftFileLease, workdir: pathlib.Path) -> None:
         time.sleep(_POLL)
 
 
-def _stop(workdir: pathlib.Path, reason: str) -> None:
+def _stop(workdir: str | os.PathLike, reason: str) -> None:
     """Ends this process without writing anything more: the workdir may be another run's by now."""
     print(
-        f"error: {workdir / NAME} is lost ({reason}): stopped, as another run may have started "
+        f"error: {workdir}/{NAME} is lost ({reason}): stopped, as another run may have started "
         "here; run the command again to resume from the newest checkpoint",
         file=sys.stderr,
         flush=True,

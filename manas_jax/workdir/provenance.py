@@ -15,12 +15,13 @@ from typing import Any
 import jax
 from absl import logging
 
+from manas_jax.buckets import Path, is_remote, move
 from manas_jax.files import write_json
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "tensorflow")
 
 
-def append(file: pathlib.Path, stage: str) -> None:
+def append(file: Path, stage: str) -> None:
     """Appends a description of this start to a JSON file that lists all of them.
 
     It is but a note: a file that is damaged is set aside, with a warning.
@@ -32,7 +33,7 @@ def append(file: pathlib.Path, stage: str) -> None:
     except (OSError, ValueError, RecursionError, TypeError):
         starts, aside = [], file.with_name(f"damaged-{file.name}")
         logging.warning("%s is damaged: moved to %s", file, aside)
-        os.replace(file, aside)
+        move(file, aside)
     write_json(file, [*starts, {"stage": stage, **describe()}])
 
 
@@ -83,9 +84,10 @@ def _command() -> str:
 
 
 def _private(argument: str) -> str:
-    """Shortens an absolute path, which describes a machine rather than a result."""
+    """Shortens a path that describes a machine or a bucket rather than a result."""
     flag, equals, value = argument.rpartition("=")
-    return f"{flag}{equals}.../{os.path.basename(value)}" if os.path.isabs(value) else argument
+    located = os.path.isabs(value) or is_remote(value)
+    return f"{flag}{equals}.../{os.path.basename(value)}" if located else argument
 
 
 def _processor() -> str:

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from manas_jax import cost
+from manas_jax.buckets import reading_copy
 from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few, replacing
 from manas_jax.space import Genotype, SearchSpace
@@ -126,7 +127,11 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     Raises:
       UserError: missing, unreadable, truncated or of another format.
     """
-    with reading(path, "safetensors file"), safetensors.safe_open(path, framework="np") as file:
+    with (
+        reading(path, "safetensors file"),
+        reading_copy(path) as copy,
+        safetensors.safe_open(copy, framework="np") as file,
+    ):
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 

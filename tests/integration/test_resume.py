@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
 
+from manas_jax.buckets import as_path
 from manas_jax.errors import UserError
 from manas_jax.runtime import signals
 from manas_jax.training import build, metric_logger
@@ -44,8 +44,8 @@ def _stopping_at(step, stop):
 
 def _final_state(workdir, stage):
     """The arrays of the last checkpoint by name, read by orbax alone."""
-    folder = pathlib.Path(workdir) / stage / "checkpoints" / str(STEPS) / "state"
-    tree = ocp.StandardCheckpointer().restore(folder.absolute())
+    folder = as_path(workdir) / stage / "checkpoints" / str(STEPS) / "state"
+    tree = ocp.StandardCheckpointer().restore(folder)
     return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 

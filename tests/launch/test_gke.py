@@ -129,6 +129,14 @@ def test_tpu_manifest():
     assert container["volumeMounts"] == [{"name": "runs", "mountPath": "/runs"}]
 
 
+def test_workdir_in_a_bucket_needs_no_volume():
+    pod = pod_of(manifest(*SLICE, "--", "--config=configs/tiny.py", "--workdir=gs://bucket/x"))
+    (container,) = pod["containers"]
+    cache = {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://bucket/x/compilation_cache"}
+    assert container["env"] == [cache]
+    assert container["volumeMounts"] == pod["volumes"] == []
+
+
 def test_gpu_manifest():
     jobset = manifest(*GPUS, "--gpus-per-node=8", "--secret=keys", *ON_VOLUME)
     pod = pod_of(jobset)

@@ -44,7 +44,7 @@ INSTALL = [
         " && cd manas_jax && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv"
         " && python3 -m uv venv -q --allow-existing --python 3.11 .venv"
         " && python3 -m uv pip install -q --python .venv/bin/python -r requirements.txt"
-        " -r requirements-tpu.txt"
+        " -r requirements-gcs.txt -r requirements-tpu.txt"
     )
 ]
 WORK = SSH.format(
@@ -90,6 +90,13 @@ def test_dry_run(tools, arguments, expected):
     assert finished.stdout.splitlines() == expected
     assert "hush" not in finished.stdout + finished.stderr
     assert tools.calls() == []
+
+
+def test_workdir_in_a_bucket_holds_the_compiled_programs():
+    flags = ["--", "--config=configs/tiny.py", "--workdir=gs://bucket/a b"]
+    printed = launch("tpu.sh", "run", "--dry-run", *PLACE, *flags).stdout
+    cache = r"'\''JAX_COMPILATION_CACHE_DIR=gs://bucket/a b/compilation_cache'\''"
+    assert f"exec env {cache} .venv/bin/python -m manas_jax.main" in printed
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from manas_jax import buckets
 from manas_jax.runtime import compilation, sharding
 from manas_jax.runtime.compilation import ParallelCompiler
 
@@ -221,6 +222,35 @@ def test_cache_in_a_bucket_is_left_to_jax(cache, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
     assert cache() == "gs://bucket/cache"
+
+
+def test_cache_of_an_unknown_scheme_is_not_used(cache, monkeypatch, caplog):
+    jax.config.update("jax_compilation_cache_dir", "s3://bucket/cache")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "s3://bucket/cache")
+    assert cache() is None
+    assert "s3:// is not supported" in caplog.text
+
+
+SQUARE = """
+import jax, logging
+from manas_jax.runtime import compilation
+compilation.use_cache()
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+assert float(jax.jit(lambda x: x * x + 41)(3.0)) == 50
+print(hits.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def test_processes_share_programs_in_a_bucket(bucket, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    counts = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", SQUARE], capture_output=True, text=True)
+        counts.append(int(done.stdout))
+    assert counts[0] == 0 and counts[1] > 0
+    assert any(p.name.endswith("-cache") for p in buckets.as_path("gs://bucket/cache").iterdir())
 
 
 def test_only_the_first_warning_about_the_cache_is_shown(cache, monkeypatch):

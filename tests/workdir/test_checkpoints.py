@@ -9,6 +9,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from manas_jax import buckets
 from manas_jax.errors import Diverged, UserError
 from manas_jax.runtime import sharding
 from manas_jax.training.state import init_train
@@ -64,6 +65,29 @@ def test_two_newest_and_the_best_are_kept(tmp_path):
         _assert_same(checkpoints.restore_best(_state()), _state(2))
     stored = sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())
     assert stored == ["2", "4", "5"]
+
+
+def test_in_a_bucket(bucket):
+    folder = buckets.as_path("gs://bucket/run/checkpoints")
+    with Checkpoints(folder) as checkpoints:
+        for step, score in enumerate([25.0, 21.0, 22.0, 23.0], start=1):
+            checkpoints.save(step, _state(step), score, seconds=step)
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "3", "4"]
+    (folder / "4" / "state" / "manifest.ocdbt").write_bytes(b"damaged")
+    (folder / "3" / "commit_success.txt").unlink()  # as if it had not been saved to its end
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.metadata["seconds"] == 4
+        _assert_same(checkpoints.restore(_state()), _state(1))
+        _assert_same(checkpoints.restore_best(_state()), _state(1))
+        checkpoints.save(2, _state(2), 20.0)
+    assert [p.name for p in (folder.parent / "damaged").iterdir()] == ["4"]
+    with Checkpoints(folder) as checkpoints:
+        bucket(403)
+        with pytest.raises(Exception, match=r"(?s)bucket|403") as error:  # no damage
+            checkpoints.restore(_state())
+        assert buckets.storage_error(error.value, folder)
+        bucket(0)
+        _assert_same(checkpoints.restore(_state()), _state(2))
 
 
 def _cut(file):

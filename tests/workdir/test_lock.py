@@ -1,5 +1,6 @@
 """One run at a time in a workdir, and locks whose holder is gone."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,8 +9,9 @@ import threading
 
 import pytest
 
+from manas_jax import buckets
 from manas_jax.errors import UserError
-from manas_jax.workdir import lock
+from manas_jax.workdir import lock, object_lock
 
 HOLDER = """
 import sys, manas_jax.workdir.lock as lock
@@ -107,3 +109,73 @@ def test_workdir_that_is_a_file(tmp_path, below):
     with pytest.raises(UserError, match=r"--workdir=.* cannot be written"), lock.hold(path):
         pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+IN_A_BUCKET = "gs://bucket/run"
+
+
+def _object():
+    return buckets.as_path(IN_A_BUCKET) / lock.NAME
+
+
+def test_bucket_is_held_by_one_process(bucket):
+    with lock.hold(IN_A_BUCKET):
+        assert json.loads(_object().read_text())["process"] == os.getpid()
+        done = subprocess.run(
+            [sys.executable, "-c", HOLDER.replace("import sys", QUICK), IN_A_BUCKET],
+            input="",
+            capture_output=True,
+            text=True,
+        )
+    assert f"run is in use by process {os.getpid()} on {socket.gethostname()}" in done.stderr
+    assert "held" not in done.stdout
+    assert not _object().exists()
+
+
+QUICK = "import manas_jax.workdir.lock; manas_jax.workdir.lock._POLL = 0.1; import sys"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"process": os.getpid(), "host": socket.gethostname(), "token": "before a restart"},
+        {"process": 7, "host": "elsewhere", "token": "abandoned"},
+        "rubbish",
+    ],
+)
+def test_lock_in_a_bucket_of_a_dead_process_is_taken_over(bucket, quick, content):
+    _object().write_text(json.dumps(content))
+    with lock.hold(IN_A_BUCKET):
+        assert json.loads(_object().read_text())["process"] == os.getpid()
+    assert not _object().exists()
+
+
+def test_one_of_several_takes_a_lock_in_a_bucket_over(bucket, quick):
+    """All of them have seen the same dead lock when the first of them replaces it."""
+    _object().write_text('{"process": 7, "host": "elsewhere", "token": "abandoned"}')
+    store = object_lock.ts.KvStore.open({"driver": "gcs", "bucket": "bucket"}).result()
+    seen = object_lock._read(store, "run/run.lock")
+    holders = [object_lock.Holder(n, "here", str(n)) for n in range(3)]
+    written = [object_lock._write(store, "run/run.lock", h, seen.generation) for h in holders]
+    assert written[0] and written[1:] == [None, None]
+    assert object_lock._read(store, "run/run.lock").holder == holders[0]
+
+
+def test_loss_of_a_lock_in_a_bucket_is_noticed(bucket, quick, monkeypatch):
+    lost = threading.Event()
+    monkeypatch.setattr(lock, "_stop", lambda *_: lost.set())
+    with lock.hold(IN_A_BUCKET):
+        assert not lost.wait(0.2)
+        _object().write_text('{"process": 7, "host": "elsewhere", "token": "another"}')
+        assert lost.wait(10)
+    assert "elsewhere" in _object().read_text()
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_bucket_that_refuses(bucket, status):
+    bucket(status)
+    with (
+        pytest.raises(UserError, match=r"--workdir=gs://bucket/run cannot be written .*bucket"),
+        lock.hold(IN_A_BUCKET),
+    ):
+        pass

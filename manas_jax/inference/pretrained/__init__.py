@@ -8,8 +8,8 @@ import os
 import pathlib
 import re
 
-from manas_jax.buckets import check_local
-from manas_jax.errors import UserError
+from manas_jax.buckets import Path, as_path
+from manas_jax.errors import UserError, reading
 from manas_jax.inference import hub
 
 FOLDER = pathlib.Path(__file__).parent
@@ -20,27 +20,27 @@ def list_pretrained() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.safetensors"))
 
 
-def find(name: str | os.PathLike) -> pathlib.Path:
+def find(name: str | os.PathLike) -> Path:
     """The file of the weights called `name`.
 
     Args:
-      name: one of `list_pretrained()`, a file, a folder that `hub.save` wrote, or an address of
-        the Hugging Face Hub, `hf://OWNER/NAME`.
+      name: one of `list_pretrained()`, a file, a folder that `hub.save` wrote, either of them in a
+        bucket, `gs://BUCKET/NAME`, or an address of the Hugging Face Hub, `hf://OWNER/NAME`.
 
     Raises:
       UserError: there is no such file, the path has another scheme, or the Hub refuses.
     """
     if str(name).startswith(hub.SCHEME):
         return hub.download(str(name))
-    check_local(name)
     known = list_pretrained()
-    file = FOLDER / f"{name}.safetensors" if str(name) in known else pathlib.Path(name)
-    if file.is_dir():
-        file /= hub.WEIGHTS
+    file = FOLDER / f"{name}.safetensors" if str(name) in known else as_path(name)
+    with reading(name, "weights file"):
+        if file.is_dir():
+            file /= hub.WEIGHTS
+            if not file.exists():
+                raise UserError(f"weights {name}: this folder holds no {hub.WEIGHTS}")
         if not file.exists():
-            raise UserError(f"weights {name}: this folder holds no {hub.WEIGHTS}")
-    if not file.exists():
-        raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
+            raise UserError(f"weights {name}: neither a file nor one of {', '.join(known)}")
     return file
 
 
