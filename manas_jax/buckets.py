@@ -40,7 +40,9 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # pathlib makes o
 _ADDRESS = re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]+)(?P<name>(/[^][*?#\\/\0-\x1f]+)*)/?")
 # Modules of errors of the clients of a bucket, and statuses of TensorStore.
 _CLIENTS = ("aiohttp", "gcsfs", "google.api_core", "google.auth", "google.cloud", "requests")
-_STATUS = re.compile("UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|retry attempts")
+_STATUS = re.compile(
+    "UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|retry attempts failed"
+)
 _LONGEST_REASON = 200  # characters
 
 
