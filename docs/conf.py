@@ -27,6 +27,7 @@ include_patterns = [
     "CHANGELOG.md",
     "benchmarks/README.md",
     "launch/README.md",
+    "web/README.md",
 ]
 root_doc = "docs/index"
 html_theme = "furo"
