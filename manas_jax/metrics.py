@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-import skimage  # imports its submodules, which are slow, on first use
 
 from manas_jax.errors import Diverged, UserError
 
@@ -87,8 +86,10 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
             f"SSIM is undefined below {SSIM_WINDOW}x{SSIM_WINDOW} pixels and the image has "
             f"{height}x{width}; exclude it"
         )
+    from skimage.metrics import structural_similarity  # slow to load, and not for de-raining
+
     return float(
-        skimage.metrics.structural_similarity(
+        structural_similarity(
             image,
             reference,
             gaussian_weights=True,
