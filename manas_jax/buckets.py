@@ -19,10 +19,10 @@ import shutil
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from manas_jax.errors import UserError, disk_error, error_chain, install, one_line
+from manas_jax.errors import UserError, disk_error, error_chain, install, one_line, reading
 
 if TYPE_CHECKING:
     import fsspec
@@ -147,6 +147,63 @@ def bucket_and_name(path: str | os.PathLike) -> tuple[str, str]:
     return match["bucket"], match["name"].strip("/")
 
 
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a path is a folder; False for what cannot be a path.
+
+    Raises:
+      UserError: the bucket cannot be reached.
+    """
+    if not is_remote(path):
+        return os.path.isdir(path)
+    with reading(path, "folder"):
+        return as_path(path).is_dir()
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a file, a folder or a link of this path.
+
+    Raises:
+      UserError: the bucket cannot be reached.
+    """
+    if not is_remote(path):
+        return os.path.lexists(path)
+    with reading(path, "file"):
+        return as_path(path).exists()
+
+
+def real_path(path: str | os.PathLike) -> str:
+    """The path without links and without a slash at its end."""
+    return os.fspath(as_path(path)) if is_remote(path) else os.path.realpath(path)
+
+
+def walk(
+    folder: str | os.PathLike, onerror: Callable[[OSError], object]
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` of a folder of either kind.
+
+    Raises:
+      UserError: the bucket cannot be reached.
+    """
+    if not is_remote(folder):
+        for path, folders, files in os.walk(folder, onerror=onerror):
+            yield pathlib.Path(path), folders, files
+        return
+    with reading(folder, "folder"):
+        for path, folders, files in file_system().walk(os.fspath(folder)):
+            # A folder that a console has created is an object without a name in it.
+            yield as_path(f"{SCHEME}://{path}"), folders, list(filter(None, files))
+
+
+def upload(file: pathlib.Path, path: str | os.PathLike) -> None:
+    """Writes an object with the content of a local file, as a whole.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with _os_errors():
+        as_path(path).write_bytes(file.read_bytes())
+
+
 @contextlib.contextmanager
 def reading_copy(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A local file with the content of `path`: itself, or a temporary copy of an object.
@@ -178,8 +235,7 @@ def writing_copy(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / target.name
         yield copy
-        with _os_errors():
-            target.write_bytes(copy.read_bytes())
+        upload(copy, target)
 
 
 def move(source: Path, target: Path) -> None:

@@ -6,7 +6,8 @@ INPUT is an image, a video, a folder with everything below it, or - for an image
 input. OUT is a folder, for a single file the file to write, or - for standard output. Only pixel
 values change: images keep size, bit depth, transparency and metadata, and their format unless OUT
 or --format names another one; videos keep audio and frame rate. Existing outputs are skipped, so
-the same command resumes an interrupted one, long videos also.
+the same command resumes an interrupted one, long videos also. INPUT, OUT and weights may be in a
+bucket, gs://BUCKET/NAME.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +30,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from manas_jax import __version__, files, metrics
-from manas_jax.buckets import check_local_options
+from manas_jax import __version__, buckets, files, metrics
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, page, video
@@ -55,15 +56,17 @@ class Job:
       target: file to write, or None for standard output.
       compare: whether to write an image of before and after as well.
       format: Pillow's name of the format to write an image in; None for that of the input.
+      shown: what messages call the source, if it is a copy.
     """
 
-    source: pathlib.Path | None
-    target: pathlib.Path | None
+    source: buckets.Path | None
+    target: buckets.Path | None
     compare: bool = False
     format: str | None = None
+    shown: str = ""
 
     def __str__(self) -> str:
-        return "standard input" if self.source is None else str(self.source)
+        return "standard input" if self.source is None else self.shown or str(self.source)
 
     @property
     def is_video(self) -> bool:
@@ -71,12 +74,12 @@ class Job:
         return self.source is not None and video.is_video(self.source)
 
     @property
-    def targets(self) -> list[pathlib.Path]:
+    def targets(self) -> list[buckets.Path]:
         """The files that are written."""
         return [path for path in (self.target, self.comparison) if path]
 
     @property
-    def comparison(self) -> pathlib.Path | None:
+    def comparison(self) -> buckets.Path | None:
         """The file of before and after, if one is written."""
         if not self.compare or self.target is None or self.is_video:
             return None
@@ -95,7 +98,7 @@ class Plan:
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
-    others: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    others: list[buckets.Path] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Outputs:
     format: str | None = None
     compare: bool = False
 
-    def job(self, source: pathlib.Path | None, target: pathlib.Path | None) -> Job:
+    def job(self, source: buckets.Path | None, target: buckets.Path | None) -> Job:
         """The job that writes a file of this name, in the format that the name stands for.
 
         Raises:
@@ -130,14 +133,14 @@ class Outputs:
             image_files.check_available(wanted or named)
         return Job(source, target, self.compare, wanted or named)
 
-    def in_folder(self, source: pathlib.Path, place: pathlib.Path) -> Job:
+    def in_folder(self, source: buckets.Path, place: buckets.Path) -> Job:
         """The job that writes a file into a folder, under a name made of its own."""
         ending, wanted = source.suffix, self.format and image_files.format_of(self.format)
         if wanted and not video.is_video(source) and image_files.format_of(source) != wanted:
             ending = self.format
         return self.job(source, place / f"{source.stem}{self.suffix}{ending}")
 
-    def is_earlier(self, file: pathlib.Path) -> bool:
+    def is_earlier(self, file: buckets.Path) -> bool:
         """Whether a file has the name of an output."""
         return bool(self.suffix) and file.stem.endswith(self.suffix)
 
@@ -161,8 +164,8 @@ def plan(inputs: Sequence[str], outputs: Outputs) -> Plan:
     for name in inputs:
         if name == STREAM:
             planned.jobs.append(outputs.job(None, _stream_target(outputs.out, several)))
-        elif os.path.isdir(name):
-            _add_folder(planned, pathlib.Path(name), outputs, several)
+        elif buckets.is_folder(name):
+            _add_folder(planned, buckets.as_path(name), outputs, several)
         else:
             planned.jobs.append(_file_job(name, outputs, several))
     _check_targets(planned.jobs)
@@ -209,7 +212,9 @@ def run(
             bar.set_postfix_str(_printable(job.source.name if job.source else ""), refresh=True)
             start, size, problem = time.monotonic(), None, None
             try:
-                size = _derain(job, restore, _frame_progress(bar, job, verbose=progress), claim)
+                with _local(job) as local:
+                    show = _frame_progress(bar, job, verbose=progress)
+                    size = _derain(local, restore, show, claim)
             except Exception as error:  # one file may not stop the others
                 problem = _error_line(job, error)
                 tqdm.write(problem, file=sys.stderr)
@@ -239,11 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    check_local_options(options)
+    buckets.check(*options.inputs, options.out)
+    buckets.check_local(options.json)
     outputs = Outputs(options.out, options.suffix, options.format, options.compare)
     planned = plan(options.inputs, outputs)
     jobs = [job for job in planned.jobs if options.overwrite or not _exists(job)]
-    if not jobs and len(planned.jobs) == 1 and not os.path.isdir(options.inputs[0]):
+    if not jobs and len(planned.jobs) == 1 and not buckets.is_folder(options.inputs[0]):
         raise UserError(f"{planned.jobs[0].target} exists; --overwrite replaces it")
     obstacles = {job: _obstacle(job.targets) for job in jobs}
     if options.json:
@@ -390,6 +396,22 @@ def _kind(path: pathlib.Path) -> str:
     return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
 
 
+@contextlib.contextmanager
+def _local(job: Job) -> Iterator[Job]:
+    """The job on local files, copied from a bucket before and to a bucket after it."""
+    with contextlib.ExitStack() as stack:
+        source, target = job.source, job.target
+        if buckets.is_remote(source):
+            source = stack.enter_context(buckets.reading_copy(source))
+        if buckets.is_remote(target):
+            target = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / target.name
+        local = dataclasses.replace(job, source=source, target=target, shown=str(job))
+        yield local
+        for file, output in zip(local.targets, job.targets, strict=True):
+            if buckets.is_remote(output):
+                buckets.upload(file, output)
+
+
 def _derain(
     job: Job, restore: Restore, progress: video.Progress, claim: Mapping[str, Any] | None = None
 ) -> tuple[int, int]:
@@ -456,20 +478,21 @@ def _frame_progress(bar: tqdm, job: Job, verbose: bool) -> video.Progress:
     return show
 
 
-def _stream_target(out: str, several: bool) -> pathlib.Path | None:
+def _stream_target(out: str, several: bool) -> buckets.Path | None:
     if several:
         raise UserError("standard input cannot be combined with other inputs")
     if out == STREAM:
         return None
-    if os.path.isdir(out):
+    if buckets.is_folder(out):
         raise UserError(f"{out} is a folder: give -o a file")
-    return pathlib.Path(out)
+    return buckets.as_path(out)
 
 
 def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
-    source, place = pathlib.Path(name), pathlib.Path(outputs.out)
+    source, place = buckets.as_path(name), buckets.as_path(outputs.out)
     try:
-        source.lstat()
+        if not (buckets.is_remote(source) and buckets.exists(source)):
+            os.lstat(name)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file or folder") from None
     except OSError as error:
@@ -483,7 +506,7 @@ def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
         if several or video.is_video(source):
             raise UserError("standard output takes a single image")
         return outputs.job(source, None)
-    if several or os.path.isdir(place) or not _is_known(place):
+    if several or buckets.is_folder(place) or not _is_known(place):
         return outputs.in_folder(source, _folder(place))
     if outputs.suffix:
         raise UserError(f"{place} is the output's name: --suffix is for outputs in a folder")
@@ -492,22 +515,21 @@ def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
     return outputs.job(source, place)
 
 
-def _add_folder(planned: Plan, folder: pathlib.Path, outputs: Outputs, several: bool) -> None:
+def _add_folder(planned: Plan, folder: buckets.Path, outputs: Outputs, several: bool) -> None:
     """Adds everything below a folder except what is below OUT, sorted by name."""
     if outputs.out == STREAM:
         raise UserError(f"{folder} is a folder: give -o a folder, not standard output")
-    base = _folder(pathlib.Path(outputs.out))
-    skipped = os.path.realpath(base)
+    base = _folder(buckets.as_path(outputs.out))
+    skipped = buckets.real_path(base)
     if several:
-        base /= os.path.basename(os.path.realpath(folder))
+        base /= os.path.basename(buckets.real_path(folder))
 
     def add_problem(error: OSError) -> None:
         planned.problems.append(f"{error.filename}: cannot be read ({error.strerror})")
 
     before = len(planned.jobs) + len(planned.problems)
-    for path, folders, names in os.walk(folder, onerror=add_problem):
-        here = pathlib.Path(path)
-        folders[:] = sorted(f for f in folders if os.path.realpath(here / f) != skipped)
+    for here, folders, names in buckets.walk(folder, add_problem):
+        folders[:] = sorted(f for f in folders if buckets.real_path(here / f) != skipped)
         for file in sorted(here / name for name in names):
             if not _is_known(file):
                 planned.others.append(file)
@@ -524,23 +546,23 @@ def _unread(others: Sequence[pathlib.Path]) -> str:
     return f" of a kind that is read; skipped: {kinds}" if kinds else ""
 
 
-def _folder(place: pathlib.Path) -> pathlib.Path:
-    if os.path.lexists(place) and not os.path.isdir(place):
+def _folder(place: buckets.Path) -> buckets.Path:
+    if buckets.exists(place) and not buckets.is_folder(place):
         raise UserError(f"{place} is a file, but a folder is needed: give -o another path")
     return place
 
 
-def _is_known(path: pathlib.Path) -> bool:
+def _is_known(path: buckets.Path) -> bool:
     return image_files.is_image(path) or video.is_video(path)
 
 
 def _exists(job: Job) -> bool:
-    return job.target is not None and os.path.lexists(job.target)
+    return job.target is not None and buckets.exists(job.target)
 
 
-def _obstacle(targets: Sequence[pathlib.Path]) -> str | None:
+def _obstacle(targets: Sequence[buckets.Path]) -> str | None:
     """Why an output cannot be written, if that is known beforehand."""
-    for target in targets:
+    for target in itertools.filterfalse(buckets.is_remote, targets):
         folder = next(folder for folder in target.parents if os.path.lexists(folder))
         if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
             return f"cannot write to the folder {folder}"
@@ -555,11 +577,11 @@ def _obstacle(targets: Sequence[pathlib.Path]) -> str | None:
 
 def _check_targets(jobs: Sequence[Job]) -> None:
     """Refuses outputs that are inputs, or outputs of two inputs."""
-    sources = {os.path.realpath(job.source) for job in jobs if job.source}
+    sources = {buckets.real_path(job.source) for job in jobs if job.source}
     writers: dict[str, Job] = {}
     for job in jobs:
         for target in job.targets:
-            path = os.path.realpath(target)
+            path = buckets.real_path(target)
             if path in sources:
                 raise UserError(f"{target} is an input: give -o another path")
             if path in writers:
@@ -570,7 +592,7 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 def _check_report(file: pathlib.Path, jobs: Sequence[Job]) -> None:
     """Refuses a report that cannot be written, or would replace an input or an output."""
     paths = (path for job in jobs for path in (job.source, *job.targets) if path)
-    if os.path.realpath(file) in map(os.path.realpath, paths):
+    if os.path.realpath(file) in map(buckets.real_path, paths):
         raise UserError(f"--json {file} is an input or an output: give another path")
     if os.path.isdir(file):
         raise UserError(f"--json {file} is a folder: give a file")

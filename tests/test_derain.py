@@ -24,7 +24,7 @@ import tifffile
 from media import encoded, look, noise, noise_image
 from PIL import ExifTags, Image, PngImagePlugin
 
-from manas_jax import derain
+from manas_jax import buckets, derain
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files
 from manas_jax.inference.derainer import Derainer
@@ -940,3 +940,56 @@ def test_files_and_folders_without_permission_are_reported(street, tmp_path, com
     assert lines[0].startswith(f"{street / 'below'}: cannot be read (Permission denied")
     assert lines[1].startswith(f"{street / 'a.png'}: cannot be read (Permission denied")
     assert lines[2] == "1 of 2 de-rained; 2 failed, see above"
+
+
+@pytest.fixture
+def rain(bucket):
+    """The folder gs://bucket/rain with two pictures, one of them damaged, and a text."""
+    folder = buckets.as_path("gs://bucket/rain")
+    (folder / "deep" / "a.png").write_bytes(encoded(noise_image("RGB", 9, 7, seed=0), "PNG"))
+    (folder / "b.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+def test_folder_of_a_bucket_to_another(rain, identity, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, lines = identity(rain, "-o", "gs://bucket/out", "--compare")
+    assert status == 1 and lines[0].startswith("gs://bucket/rain/b.png: no image of a known format")
+    assert lines[1] == "1 of 2 de-rained; 1 failed, see above; 1 of other kinds ignored (.txt)"
+    out = buckets.as_path("gs://bucket/out/deep")
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "a.png.compare.png"]
+    assert Image.open(io.BytesIO((out / "a.png").read_bytes())).size == (7, 9)
+    assert not buckets.as_path("gs://bucket/out/b.png").exists() and os.listdir() == []
+
+    (rain / "b.png").unlink()
+    assert identity(rain, "-o", "gs://bucket/out") == (
+        0, ["0 of 1 de-rained; 1 existing skipped (--overwrite replaces them); "
+            "1 of other kinds ignored (.txt)"],
+    )  # fmt: skip
+    assert identity(rain / "deep/a.png", "-o", "gs://bucket/out/deep") == (
+        2, ["error: gs://bucket/out/deep/a.png exists; --overwrite replaces it"]
+    )  # fmt: skip
+
+
+def test_between_a_bucket_and_a_folder(rain, identity, tmp_path):
+    assert identity(rain / "deep/a.png", "-o", tmp_path / "c.bmp", "--quiet") == (0, [])
+    with Image.open(tmp_path / "c.bmp") as written:
+        pixels = np.asarray(written)
+    assert identity(tmp_path / "c.bmp", "-o", "gs://bucket/x/c.png", "--quiet") == (0, [])
+    stored = buckets.as_path("gs://bucket/x/c.png").read_bytes()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stored))), pixels)
+
+
+def test_mistakes_with_buckets_are_one_line(rain, identity, bucket):
+    for arguments, message in [
+        ([rain / "none.png", "-o", "x"], "gs://bucket/rain/none.png: no such file or folder"),
+        ([rain, "-o", rain / "b.png"], "gs://bucket/rain/b.png is a file, but a folder is needed"),
+        ([rain / "b.png", "-o", rain], "gs://bucket/rain/b.png is an input"),
+        ([rain, "-o", "x", "--json", "gs://bucket/x.json"], "gs:// is not supported here"),
+    ]:
+        status, lines = identity(*arguments)
+        assert status == 2 and len(lines) == 1 and message in lines[0]
+    bucket(403)
+    status, lines = identity(rain, "-o", "x")
+    assert status == 2 and len(lines) == 1 and "gs://bucket/rain: " in lines[0]
