@@ -28,7 +28,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from manas_jax import app, evaluate
-from manas_jax.buckets import as_path, check_local
+from manas_jax.buckets import as_path, check_local, exists
 from manas_jax.config import STAGES, validate
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -145,7 +145,7 @@ def _derived(
 ) -> tuple[Network, dict[str, Any]]:
     """The derived network, and where its genotype is from."""
     given = config.train.genotype or config.train.weights
-    if given or (workdir and (as_path(workdir) / "genotype.json").exists()):
+    if given or (workdir and exists(as_path(workdir) / "genotype.json")):
         genotype: Genotype = find_genotype(config, workdir or "")
         origin = given or "the search"
     else:

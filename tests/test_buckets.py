@@ -12,6 +12,7 @@ from manas_jax import buckets, config, files
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import pretrained
+from manas_jax.report import __main__ as report_command
 from manas_jax.space import Genotype
 from manas_jax.workdir.weights import load_derived
 
@@ -122,6 +123,12 @@ def test_errors_of_a_bucket_are_one_line(bucket):
         images.write_png(name, np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(UserError, match=r"gs://bucket/x\.png: cannot read this genotype"):
         Genotype.load(name)
+
+
+def test_report_of_a_bucket_that_refuses(bucket, capsys):
+    bucket(403)
+    assert report_command.main(["--workdir", "gs://bucket/run"]) == 1
+    assert capsys.readouterr().err.startswith("error: gs://bucket/run: ")
 
 
 def test_folder_in_a_bucket_is_moved(bucket):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epy
 
-from manas_jax.buckets import Path, as_path, is_remote, reading_copy
+from manas_jax.buckets import Path, as_path, is_folder, is_remote, reading_copy
 from manas_jax.errors import UserError
 from manas_jax.space import Genotype
 
@@ -67,7 +67,7 @@ def read(workdir: str | os.PathLike) -> Run:
       UserError: the folder is missing or holds no run, or one of its files is damaged.
     """
     folder = as_path(workdir)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; give the --workdir of a run")
     genotype = folder / "genotype.json"
     stages = {
