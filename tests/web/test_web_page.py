@@ -208,6 +208,24 @@ def test_other_weights(page, tmp_path):
     assert np.abs(pixels(Image.open(other)) - pixels(Image.open(general))).max() > 5
 
 
+def test_without_weights_and_without_threads(browser, address, tmp_path):
+    """A lost connection is named, and pictures are de-rained when it is back; on one thread."""
+    file = tmp_path / "cat.png"
+    rainy_picture(90, 70).save(file)
+    with browser.new_context(service_workers="block") as context:
+        context.route("**/*.onnx", lambda route: route.abort())
+        page = context.new_page()
+        page.goto(address)
+        page.set_input_files("#files", file)
+        wait_for_all(page)
+        assert "weights could not be loaded" in page.inner_text(".failed .state")
+        context.unroute("**/*.onnx")
+        page.select_option("#weights", "rain100l")
+        wait_for_all(page)
+        assert page.locator("a[download]:visible").count() == 1
+        assert not page.evaluate("crossOriginIsolated")
+
+
 GIVE = """([kind, name, content]) => {
   const data = new DataTransfer();
   data.items.add(new File([Uint8Array.from(content)], name));

@@ -18,7 +18,7 @@ export function restore(weights, images, height, width) {
       reject(new Error(reason));
     };
     worker.onmessage = ({ data }) => (data.error ? fail(data.error) : resolve(data));
-    worker.onerror = () => fail("it could not be loaded");
+    worker.onerror = () => fail("it could not be loaded; is there a connection?");
     worker.postMessage({ weights: `weights/${weights}.onnx`, images, height, width });
   });
 }

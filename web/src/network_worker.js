@@ -51,12 +51,18 @@ async function open(backend) {
   return { ort, backend };
 }
 
+async function load(address) {
+  const response = await fetch(address).catch(() => null);
+  if (!response?.ok) throw new Error("its weights could not be loaded; is there a connection?");
+  return new Uint8Array(await response.arrayBuffer());
+}
+
 async function run({ weights, images, height, width }) {
   const { ort, backend } = engine;
   if (loaded !== weights) {
     await session?.release();
     session = loaded = undefined;
-    session = await ort.InferenceSession.create(weights, {
+    session = await ort.InferenceSession.create(await load(weights), {
       executionProviders: [backend],
       enableMemPattern: false, // sizes of tiles vary
     });

@@ -118,7 +118,7 @@ export class PictureCard {
   fail(error) {
     this.stop();
     const sentence =
-      error instanceof PictureError ? error.message : `The network failed: ${error.message}.`;
+      error instanceof PictureError ? error.message : `The network failed: ${error.message}`;
     this.say(sentence, true);
     this.announce(sentence);
   }
