@@ -379,7 +379,7 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
         f"{done} of {len(planned.jobs)} de-rained": True,
         f"{failed} failed, see above": failed,
         f"{existing} existing skipped (--overwrite replaces them)": existing,
-        f"{len(unread)} images skipped: {_kinds(unread)}": unread,
+        f"images skipped ({len(unread)}): {_kinds(unread)}": unread,
         f"{len(others)} of other kinds ignored ({_kinds(others)})": others,
     }
     return "; ".join(text for text, applies in counts.items() if applies)

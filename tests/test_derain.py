@@ -3,6 +3,7 @@
 import collections
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -544,7 +545,9 @@ def test_suffixes_of_ignored_files_are_named(street, tmp_path, identity, monkeyp
         (street / name).write_bytes(b"")
     shutil.copy(street / "a.png", street / "d.jfif")
     heic = ".heic (pip install 'manas_jax[heic]', or -r requirements-heic.txt in a checkout)"
-    skipped = f"4 images skipped: .cr2, {heic}, .psd; 2 of other kinds ignored (hidden, no suffix)"
+    skipped = (
+        f"images skipped (4): .cr2, {heic}, .psd; 2 of other kinds ignored (hidden, no suffix)"
+    )
     assert identity(street, "-o", tmp_path / "out") == (0, [f"4 of 4 de-rained; {skipped}"])
     status, (line,) = identity(street / "a.cr2", "-o", tmp_path / "out")
     assert status == 2
@@ -798,10 +801,20 @@ def test_a_killed_video_goes_on_where_it_was(tmp_path):
     ]  # fmt: skip
     assert names(out) == ["whole.mp4", "x.mp4"]
     assert (out / "x.mp4").read_bytes() == (out / "whole.mp4").read_bytes()
-    run("y.mp4", 20)
-    other = run("y.mp4", 999, "--self-ensemble")  # not the options of what is there
-    assert other.stdout == "50\n" and "goes on" not in other.stderr
-    assert names(out) == ["whole.mp4", "x.mp4", "y.mp4"]
+
+
+def test_segments_belong_to_weights_and_options(weights, compiled_once):
+    def claim(*arguments):
+        options = derain._parser().parse_args(["a.mp4", "-o", "b.mp4", *map(str, arguments)])
+        return derain._network(options)[1]
+
+    own = ("--weights", weights)
+    claims = [
+        claim(*own), claim(*own, "--self-ensemble"), claim(*own, "--dtype", "bfloat16"),
+        claim(*own, "--tile", "512"), claim("--weights", "rain100l"),
+    ]  # fmt: skip
+    assert claim(*own) == claims[0]
+    assert all(a != b for a, b in itertools.combinations(claims, 2))
 
 
 def test_titles_in_old_encodings_are_copied(tmp_path, command):

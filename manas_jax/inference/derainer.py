@@ -18,6 +18,7 @@ from PIL import Image
 from manas_jax.buckets import local_path
 from manas_jax.errors import UserError, reading
 from manas_jax.inference import hub, image_files, pretrained
+from manas_jax.inference.image_files.pixels import luma
 from manas_jax.inference.tiling import TileGrid, multiple
 from manas_jax.runtime.devices import find, has_accelerator
 from manas_jax.space import STEM_EXPANSION, Genotype, SearchSpace
@@ -261,6 +262,10 @@ class Derainer:
         return restored
 
     def _image(self, image: Image.Image, self_ensemble: bool) -> Image.Image:
+        if image.mode.startswith("I;16"):  # Pillow clips it to 8 bits
+            grey = np.asarray(image).astype(np.uint16)
+            colours = self(np.repeat(grey[..., None], 3, -1), self_ensemble=self_ensemble)
+            return Image.fromarray(luma(colours))
         restored = Image.fromarray(
             self(np.array(image.convert("RGB")), self_ensemble=self_ensemble)
         )

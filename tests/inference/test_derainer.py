@@ -221,6 +221,11 @@ def test_pillow_images_keep_their_mode_and_alpha(derain):
     assert (restored.mode, restored.size) == ("RGBA", (24, 16))
     np.testing.assert_array_equal(restored.getchannel("A"), image.getchannel("A"))
     assert derain(image.convert("L")).mode == "L"
+    deep = picture(16, 24, np.uint16)[..., 0]
+    restored = derain(Image.fromarray(deep))
+    assert restored.mode == "I;16"
+    difference = np.abs(np.asarray(restored).astype(int) - deep)
+    assert 0 < difference.mean() < 4000 and deep.mean() > 30000
 
 
 def test_files_come_back_as_upright_pillow_images(derain, tmp_path):

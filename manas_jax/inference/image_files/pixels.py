@@ -94,9 +94,9 @@ def with_rgb(page: Page, colours: np.ndarray) -> Page:
         changed = (colours != rgb(page)).any(-1, keepdims=True)
         samples = np.where(changed, _cmyk(colours, samples[..., 3]), samples)
     elif page.mode == "1":
-        samples = _luma(colours) >= 128
+        samples = luma(colours) >= 128
     elif page.mode in ("L", "LA"):
-        new = _luma(colours)
+        new = luma(colours)
         samples = np.stack([new, samples[..., 1]], -1) if page.mode == "LA" else new
     else:
         samples = np.concatenate([colours, samples[..., 3:]], -1)
@@ -105,7 +105,7 @@ def with_rgb(page: Page, colours: np.ndarray) -> Page:
     return dataclasses.replace(page, samples=samples, palette=palette)
 
 
-def _luma(colours: np.ndarray) -> np.ndarray:
+def luma(colours: np.ndarray) -> np.ndarray:
     """(H, W) by the weights of BT.601 as Pillow rounds them, in the type of `colours`.
 
     Grey pixels keep their value: the weights sum to 2 ** 16.
