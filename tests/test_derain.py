@@ -764,7 +764,7 @@ from manas_jax.inference import video
 video.SEGMENT = video._SHORTEST = 8
 restored = []
 class Negative:
-    tile = 512
+    tile, engine, platform = 512, "onnx", "cpu"
     def __call__(self, pixels, **_):
         restored.append(len(pixels))
         if sum(restored) > int(os.environ["KILLED_AFTER"]):
@@ -803,7 +803,7 @@ def test_a_killed_video_goes_on_where_it_was(tmp_path):
     assert (out / "x.mp4").read_bytes() == (out / "whole.mp4").read_bytes()
 
 
-def test_segments_belong_to_weights_and_options(weights, compiled_once):
+def test_segments_belong_to_weights_and_options(weights):
     def claim(*arguments):
         options = derain._parser().parse_args(["a.mp4", "-o", "b.mp4", *map(str, arguments)])
         return derain._network(options)[1]

@@ -33,9 +33,11 @@ _FORMATS_TRIED = 3  # of each codec
 _FRAMES_TRIED = 4  # enough for frames to be reordered
 
 _CRF = "18"  # visually close to the input
+# Else its bits differ from run to run: the fastest code for macroblock trees is not exact.
+_X264 = {"crf": _CRF, "x264-params": "cpu-independent=1"}
 _OPTIONS = {
-    "libx264": {"crf": _CRF},
-    "libx264rgb": {"crf": _CRF},
+    "libx264": _X264,
+    "libx264rgb": _X264,
     "libx265": {"crf": _CRF, "x265-params": "log-level=error"},
     "libvpx": {"crf": _CRF, "b": "100M", "deadline": "good", "cpu-used": "4", "auto-alt-ref": "0"},
     "libvpx-vp9": {"crf": _CRF, "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
