@@ -10,6 +10,7 @@ Flax, so that a short command need not load them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -369,7 +370,7 @@ def broadcast(graph: Graph, gate: Map, cell: int | None) -> Map:
     return graph.resize(gate, cell, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
-def spatial(graph: Graph, x: Map) -> Map:
+def pool_channels(graph: Graph, x: Map) -> Map:
     """Mirrors `PooledFeatures.spatial`."""
     axes = graph.constant([1])
     return graph.concat(
@@ -420,26 +421,26 @@ def factored_conv(
     return graph.conv(x, pointwise, bias)
 
 
-def separable_gate(graph: Graph, x: Map, path: str, cell: int | None, of_channels: bool) -> Map:
+def separable_gate(graph: Graph, x: Map, path: str, cell: int | None, spatial: bool) -> Map:
     """Mirrors `SeparableGate`."""
-    features = 1 if of_channels else x.channels
-    x = spatial(graph, x) if of_channels else x
+    features = 1 if spatial else x.channels
+    x = pool_channels(graph, x) if spatial else x
     y = graph.apply("Relu", factored_conv(graph, x, path, 0, x.channels))
     return graph.apply("Sigmoid", factored_conv(graph, y, path, 1, features))
 
 
-def dilated_gate(graph: Graph, x: Map, path: str, cell: int | None, of_channels: bool) -> Map:
+def dilated_gate(graph: Graph, x: Map, path: str, cell: int | None, spatial: bool) -> Map:
     """Mirrors `DilatedGate`."""
-    features = 1 if of_channels else x.channels
-    x = spatial(graph, x) if of_channels else x
-    y = factored_conv(graph, x, path, 0, features, full=of_channels, dilation=2)
+    features = 1 if spatial else x.channels
+    x = pool_channels(graph, x) if spatial else x
+    y = factored_conv(graph, x, path, 0, features, full=spatial, dilation=2)
     return graph.apply("Sigmoid", y)
 
 
 def cbam_gate(graph: Graph, x: Map, path: str, cell: int | None) -> Map:
     """Mirrors `CBAMGate`."""
     channel = channel_gate(graph, x, f"{path}/channel", cell, kinds=("Average", "Max"), bias=True)
-    y = spatial(graph, graph.apply("Mul", x, channel))
+    y = pool_channels(graph, graph.apply("Mul", x, channel))
     kernel, bias = (
         graph.param(f"{path}/conv/kernel", 7, 7, 2, 1),
         graph.param(f"{path}/norm/bias", 1),
@@ -448,11 +449,12 @@ def cbam_gate(graph: Graph, x: Map, path: str, cell: int | None) -> Map:
 
 
 GATES: dict[str, Callable[[Graph, Map, str, int | None], Map]] = {
-    "sep_conv_3x3": lambda *a: separable_gate(*a, of_channels=False),
-    "dil_conv_3x3": lambda *a: dilated_gate(*a, of_channels=False),
-    "sep_conv_3x3_spatial": lambda *a: separable_gate(*a, of_channels=True),
-    "dil_conv_3x3_spatial": lambda *a: dilated_gate(*a, of_channels=True),
+    "sep_conv_3x3": functools.partial(separable_gate, spatial=False),
+    "dil_conv_3x3": functools.partial(dilated_gate, spatial=False),
+    "sep_conv_3x3_spatial": functools.partial(separable_gate, spatial=True),
+    "dil_conv_3x3_spatial": functools.partial(dilated_gate, spatial=True),
     "SE": channel_gate,
-    "SE_A_M": lambda *a: channel_gate(*a, kinds=("Average", "Max")),
+    "SE_A_M": functools.partial(channel_gate, kinds=("Average", "Max")),
     "CBAM": cbam_gate,
 }
+"""Forms of `manas_jax.models.candidates.GATES`."""
