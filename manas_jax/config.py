@@ -24,6 +24,8 @@ OPTIMIZERS = ("adam", "muon")
 """Of the final training, see `manas_jax.training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
+BUDGETS = {"gmacs": ("macs", 10**9), "parameters": ("parameters", 1)}
+"""What a budget limits: a unit of `manas_jax.cost`, and how much of it a budget of 1 is."""
 RAIN_LEVELS = ("light", "medium", "heavy", "mixed")
 """Levels of synthetic rain, see `manas_jax.data.rain`."""
 
@@ -40,6 +42,7 @@ class LossWeights:
       internal: squared error between a scene's outputs.
       entropy_columns: architecture regularization of the columns.
       entropy_attention: architecture regularization of the attention edges.
+      entropy_widths: architecture regularization of the residual blocks' widths.
       complexity: expected cost of the relaxed architecture, lambda.
       complexity_macs_share: share of multiply-accumulates in it, the rest is parameters.
     """
@@ -51,6 +54,7 @@ class LossWeights:
     internal: float = 1.0
     entropy_columns: float = 0.01
     entropy_attention: float = 0.01
+    entropy_widths: float = 0.01
     complexity: float = 0.01
     complexity_macs_share: float = 0.5
 
@@ -183,6 +187,11 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.architecture_learning_rate": (3e-4, _NOT_NEGATIVE),
     "search.architecture_betas": ((0.5, 0.999), _TWO_DECAYS),
     "search.architecture_weight_decay": (1e-3, _NOT_NEGATIVE),
+    # What the network may cost; 0 = whatever the search finds. Of billions of multiply-accumulates
+    # for an image of objectives.complexity_size, or of parameters.
+    "search.budget": (0.0, _NOT_NEGATIVE),
+    "search.budget_of": ("gmacs", _one_of(*BUDGETS)),
+    "search.budget_rate": (0.02, _POSITIVE),  # of the multiplier that holds the budget
     # How the genotype is derived: by probability, or by what the supernet loses most without.
     "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),
     "search.choice_batches": (8, _at_least(1)),  # of architecture scenes, for the latter
@@ -248,6 +257,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     cost.check_parameters(cost.supernet(space, 1, 1), "space")
     if config.stage in ("search", "all") and not sum(space.columns):
         raise UserError(f"space.columns = {space.columns}: a search needs a column to choose")
+    _check_budget(config)
     if not config.data.real + config.data.transfer + config.data.synthetic:
         raise UserError("data.real, data.transfer and data.synthetic are 0: give one of them")
     if config.data.source not in ("photographs", "tfds") and not config.data.root:
@@ -261,3 +271,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")
     if config.train.weights and config.stage in ("search", "all"):
         raise UserError("train.weights brings its network: leave out the search, stage=train")
+
+
+def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
+    """What the network that the search finds may cost; None for anything."""
+    unit, size = BUDGETS[config.search.budget_of]
+    limit = int(config.search.budget * size)
+    return cost.Budget(limit, unit, *config.objectives.complexity_size) if limit else None
+
+
+def _check_budget(config: ml_collections.ConfigDict) -> None:
+    limited = budget(config)
+    if limited is None:
+        return
+    _, size = BUDGETS[config.search.budget_of]
+    space = SearchSpace.from_dict(config.space)
+    cheapest, dearest = cost.extremes(space, limited.height, limited.width, limited.unit)
+    if limited.limit < cheapest:
+        raise UserError(
+            f"search.budget = {config.search.budget:g} {config.search.budget_of}: networks of this "
+            f"space cost {cheapest / size:,.10g} to {dearest / size:,.10g}: give a larger budget "
+            "or a smaller space"
+        )
+    if config.search.choice != "likeliest":
+        raise UserError(
+            f"search.choice = {config.search.choice}: a budget needs the choice 'likeliest'"
+        )

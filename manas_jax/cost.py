@@ -7,18 +7,20 @@ convolutions and dense layers, for one image.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from manas_jax.errors import UserError
 from manas_jax.space import (
     CANDIDATE_REDUCTION,
-    COLUMNS,
     GROUP_SE_REDUCTION,
     MODULE_SE_REDUCTION,
     STEM_EXPANSION,
     Genotype,
     SearchSpace,
+    derivable,
+    hidden_channels,
     squeezed,
 )
 
@@ -35,6 +37,35 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.parameters + other.parameters, self.macs + other.macs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a network may cost.
+
+    Attributes:
+      limit: the highest cost.
+      unit: 'parameters' or 'macs'.
+      height: of the image that multiply-accumulates are counted for.
+      width: of that image.
+    """
+
+    limit: int
+    unit: str
+    height: int
+    width: int
+
+    def cost(self, genotype: Genotype) -> int:
+        """What the derived network of a genotype costs."""
+        return getattr(derived(genotype, self.height, self.width), self.unit)
+
+    def fixed(self, space: SearchSpace) -> int:
+        """What costs the same in all genotypes of a space."""
+        return getattr(fixed(space, self.height, self.width), self.unit)
+
+    def tables(self, space: SearchSpace) -> dict[str, list[list[int]]]:
+        """What each choice costs, see `tables`."""
+        return tables(space, self.height, self.width, self.unit)
 
 
 def check_parameters(total: Cost, source: str) -> None:
@@ -55,8 +86,8 @@ def derived(genotype: Genotype, height: int, width: int) -> Cost:
     space = genotype.space
     total = fixed(space, height, width)
     for cell, columns in enumerate(genotype.columns):
-        for choice in columns:
-            total += column(space, cell, choice, height, width)
+        for choice, widths in zip(columns, genotype.widths[cell], strict=True):
+            total += column(space, cell, choice, height, width, widths)
     for cell, branch in space.modules:
         for candidate in genotype.attention[cell][branch]:
             total += edge(space, branch, candidate, height, width)
@@ -67,7 +98,7 @@ def supernet(space: SearchSpace, height: int, width: int) -> Cost:
     """Cost of the whole supernet, which computes all choices."""
     total = fixed(space, height, width)
     for cell, number in enumerate(space.columns):
-        for choice in COLUMNS * number:
+        for choice in space.column_choices * number:
             total += column(space, cell, choice, height, width)
     for _, branch in space.modules:
         for candidate in space.candidates * space.edges:
@@ -95,20 +126,99 @@ def fixed(space: SearchSpace, height: int, width: int) -> Cost:
     return total + _conv(1, space.channels[0], image, pixels[0], norm=False)
 
 
-def column(space: SearchSpace, cell: int, choice: str, height: int, width: int) -> Cost:
-    """Cost of one column of `cell` whose choice is 'parallel' or 'fusion'."""
-    channels = space.channels[: space.branches[cell]]
-    pixels = _pixels(space, height, width)
+def column(
+    space: SearchSpace,
+    cell: int,
+    choice: str,
+    height: int,
+    width: int,
+    widths: Sequence[float] | None = None,
+) -> Cost:
+    """Cost of one column of `cell` with this choice.
+
+    `widths` are those of a parallel column's residual blocks, one per branch; all 1 by default.
+    """
+    branches = space.branches[cell]
     if choice == "parallel":
-        blocks = (_conv(3, c, c, pixels[b]) for b, c in enumerate(channels) for _ in range(2))
-        return sum(blocks, Cost())
-    return sum((_fusion(channels, to, pixels) for to in range(len(channels))), Cost())
+        blocks = enumerate(widths or (1.0,) * branches)
+        return sum((residual_block(space, b, w, height, width) for b, w in blocks), Cost())
+    if choice == "identity":
+        return Cost()
+    channels, pixels = space.channels[:branches], _pixels(space, height, width)
+    return sum((_fusion(channels, to, pixels) for to in range(branches)), Cost())
+
+
+def residual_block(space: SearchSpace, branch: int, hidden: float, height: int, width: int) -> Cost:
+    """Cost of a residual block on `branch` with the fraction `hidden` of its channels inside."""
+    channels, pixels = space.channels[branch], _pixels(space, height, width)[branch]
+    inner = hidden_channels(channels, hidden)
+    return _conv(3, channels, inner, pixels) + _conv(3, inner, channels, pixels)
 
 
 def edge(space: SearchSpace, branch: int, candidate: str, height: int, width: int) -> Cost:
     """Cost of one attention edge on `branch` whose choice is `candidate`."""
     channels = space.channels[branch] // space.attention_groups
     return _candidate(candidate, channels, _pixels(space, height, width)[branch])
+
+
+def tables(space: SearchSpace, height: int, width: int, unit: str) -> dict[str, list[list[int]]]:
+    """The cost of every choice of every decision, by kind; see `SearchSpace.decisions`.
+
+    A genotype costs what `fixed` and its choices do. A parallel column costs nothing beside its
+    residual blocks, which 'widths' has, whether or not there are several.
+
+    Args:
+      space: the search space.
+      height: of the image.
+      width: of the image.
+      unit: 'parameters' or 'macs'.
+    """
+    size = height, width
+    columns = [
+        [
+            Cost() if choice == "parallel" else column(space, cell, choice, *size)
+            for choice in space.column_choices
+        ]
+        for cell, number in enumerate(space.columns)
+        for _ in range(number)
+    ]
+    edges = [
+        [edge(space, branch, candidate, *size) for candidate in space.candidates]
+        for _, branch in space.modules
+        for _ in range(space.edges)
+    ]
+    blocks = [
+        [residual_block(space, branch, hidden, *size) for hidden in space.widths]
+        for _, branch in space.residual_blocks
+    ]
+    costs = {"columns": columns, "attention": edges, "widths": blocks}
+    return {
+        kind: [[getattr(choice, unit) for choice in row] for row in rows]
+        for kind, rows in costs.items()
+    }
+
+
+def extremes(space: SearchSpace, height: int, width: int, unit: str) -> tuple[int, int]:
+    """Cost of the cheapest and of the dearest genotype; arguments as `tables` has them."""
+    costs = tables(space, height, width, unit)
+    fixed_cost = getattr(fixed(space, height, width), unit)
+
+    def total(pick: Callable[[Iterable[int]], int]) -> int:
+        parallel = collections.Counter()
+        for (number, _), row in zip(space.residual_blocks, costs["widths"], strict=True):
+            parallel[number] += pick(row)
+        columns = (
+            pick(
+                parallel[number] if choice == "parallel" else other
+                for choice, other in zip(space.column_choices, row, strict=True)
+            )
+            for number, row in enumerate(costs["columns"])
+        )
+        allowed = derivable(space.candidates)
+        edges = (pick(row[i] for i in allowed) for row in costs["attention"])
+        return fixed_cost + sum(columns) + sum(edges)
+
+    return total(min), total(max)
 
 
 def _pixels(space: SearchSpace, height: int, width: int) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,11 @@ from manas_jax.errors import UserError, reading, short_repr
 from manas_jax.files import replacing
 
 COLUMNS = ("parallel", "fusion")
-"""The two choices of a column, in the order of its logits."""
+"""The paper's choices of a column, in the order of its logits."""
+
+ALL_COLUMNS = (*COLUMNS, "identity")
+"""What `SearchSpace.column_choices` may name: the paper's, which are its default, and none at all,
+so that the depth of a cell is searched."""
 
 CANDIDATES = (
     "none",
@@ -46,18 +51,25 @@ _MOST = {
     "branches": 64,  # cells
     "columns": 64,
     "candidates": len(CANDIDATES),
+    "column_choices": len(ALL_COLUMNS),
+    "widths": 16,
     "stem_blocks": 1000,
     "attention_groups": 64,
     "patch": 64,
 }
 _MOST_CHANNELS, _MOST_COLUMNS = 2**16, 1000
 
-GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 1
+GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 2  # without widths it is 1
 
 
 def squeezed(channels: int, reduction: int) -> int:
     """Width of the hidden layer of a squeeze-excitation gate; at least one."""
     return max(1, channels // reduction)
+
+
+def hidden_channels(channels: int, width: float) -> int:
+    """Channels between the two convolutions of a residual block of this width; at least one."""
+    return max(1, round(channels * width))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +83,10 @@ class SearchSpace:
       stem_blocks: bottleneck blocks before the first cell.
       attention_groups: groups that an attention module splits its channels into.
       candidates: what an attention edge may choose, a subset of `CANDIDATES`.
+      column_choices: what a column may choose, a subset of `ALL_COLUMNS`.
+      widths: what each residual block of a parallel column may choose, as fractions of its branch's
+        channels: how many it has between its two convolutions, where nothing else depends on their
+        number. So the choices are independent, and the cost of a genotype is a sum over them.
       patch: side in pixels of the squares that become channels before the stem (space to depth)
         and pixels again after the head. 1 is the paper's network; 2 runs it at half resolution.
       residual: whether the network predicts the difference to its input; the paper's does not.
@@ -85,11 +101,15 @@ class SearchSpace:
     stem_blocks: int = 2
     attention_groups: int = 2
     candidates: tuple[str, ...] = CANDIDATES
+    column_choices: tuple[str, ...] = COLUMNS
+    widths: tuple[float, ...] = (1.0,)
     patch: int = 1
     residual: bool = False
 
     def __post_init__(self):
-        for field in ("channels", "branches", "columns", "candidates"):
+        for field in (
+            "channels", "branches", "columns", "candidates", "column_choices", "widths",
+        ):  # fmt: skip
             values = getattr(self, field)
             length = f"a list of at most {_MOST[field]} values"
             valid = isinstance(values, (list, tuple)) and len(values) <= _MOST[field]
@@ -123,14 +143,29 @@ class SearchSpace:
             f"a number per cell, {len(self.branches)} in all, none negative, together at most "
             f"{_MOST_COLUMNS}",
         )
+        for field, known, nothing in (
+            ("candidates", CANDIDATES, "none"),
+            ("column_choices", ALL_COLUMNS, "identity"),
+        ):
+            names = getattr(self, field)
+            self._check(
+                field,
+                all(isinstance(name, str) for name in names)
+                and set(names) - {nothing}
+                and set(names) <= set(known)
+                and len(set(names)) == len(names),
+                f"distinct names among {', '.join(known)}, and not '{nothing}' alone",
+            )
         self._check(
-            "candidates",
-            all(isinstance(name, str) for name in self.candidates)
-            and set(self.candidates) - {"none"}
-            and set(self.candidates) <= set(CANDIDATES)
-            and len(set(self.candidates)) == len(self.candidates),
-            f"distinct names among {', '.join(CANDIDATES)}, and not 'none' alone",
+            "widths",
+            all(_is_fraction(width) for width in self.widths)
+            and list(self.widths) == sorted(set(self.widths))
+            and self.widths[-1:] == (1,)
+            and ("parallel" in self.column_choices or len(self.widths) == 1),
+            "fractions of the channels in increasing order, each more than 0, at last 1; several "
+            "only where column_choices has parallel",
         )
+        object.__setattr__(self, "widths", tuple(map(float, self.widths)))
         self._check("residual", isinstance(self.residual, bool), "true or false")
 
     def _check(self, field: str, valid: Any, allowed: str) -> None:
@@ -146,6 +181,31 @@ class SearchSpace:
     def modules(self) -> tuple[tuple[int, int], ...]:
         """(cell, branch) of every attention module, cells in order, branches in order."""
         return tuple((s, b) for s, count in enumerate(self.branches) for b in range(count))
+
+    @property
+    def residual_blocks(self) -> tuple[tuple[int, int], ...]:
+        """(column, branch) of every residual block; columns are numbered through all cells."""
+        if "parallel" not in self.column_choices:
+            return ()
+        cells = zip(self.branches, self.columns, strict=True)
+        counts = [count for count, columns in cells for _ in range(columns)]
+        return tuple((column, b) for column, count in enumerate(counts) for b in range(count))
+
+    @property
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """What each kind of decision chooses among; widths only where there are several."""
+        kinds = {"columns": self.column_choices, "attention": self.candidates}
+        return kinds | ({"widths": self.widths} if len(self.widths) > 1 else {})
+
+    @property
+    def decisions(self) -> dict[str, tuple[int, ...]]:
+        """The number of decisions of each kind: columns, (modules, edges), residual blocks."""
+        shapes = {
+            "columns": (sum(self.columns),),
+            "attention": (len(self.modules), self.edges),
+            "widths": (len(self.residual_blocks),),
+        }
+        return {kind: shapes[kind] for kind in self.choices}
 
     @property
     def multiple(self) -> int:
@@ -172,12 +232,14 @@ class SearchSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
-    """One architecture of a space: a choice for each column and each attention edge.
+    """One architecture of a space: a choice for each column, attention edge and residual block.
 
     Attributes:
       space: the space that the choices are from.
       columns: for each cell, each column's choice.
       attention: for each cell, for each branch, each edge's candidate.
+      widths: for each cell, for each column, the width of its residual block on each branch; none
+        where the column is not parallel. All are 1 by default.
 
     Raises:
       UserError: a wrong length or an unknown name; the message says where.
@@ -186,23 +248,56 @@ class Genotype:
     space: SearchSpace
     columns: tuple[tuple[str, ...], ...]
     attention: tuple[tuple[tuple[str, ...], ...], ...]
+    widths: tuple[tuple[tuple[float, ...], ...], ...] | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "columns", _tuples(self.columns))
-        object.__setattr__(self, "attention", _tuples(self.attention))
+        for field in ("columns", "attention", "widths"):
+            object.__setattr__(self, field, _tuples(getattr(self, field)))
         space = self.space
         _expect_length("genotype.columns", self.columns, len(space.columns), "cells")
         _expect_length("genotype.attention", self.attention, len(space.branches), "cells")
         for s, cell in enumerate(self.columns):
             where = f"genotype.columns[{s}]"
             _expect_length(where, cell, space.columns[s], "columns")
-            _expect_names(where, cell, COLUMNS)
+            _expect_names(where, cell, space.column_choices)
         for s, cell in enumerate(self.attention):
             _expect_length(f"genotype.attention[{s}]", cell, space.branches[s], "branches")
             for b, edges in enumerate(cell):
                 where = f"genotype.attention[{s}][{b}]"
                 _expect_length(where, edges, space.edges, "edges")
                 _expect_names(where, edges, space.candidates)
+        blocks = [
+            [space.branches[s] if choice == "parallel" else 0 for choice in cell]
+            for s, cell in enumerate(self.columns)
+        ]
+        if self.widths is None:
+            object.__setattr__(self, "widths", _tuples([[(1.0,) * n for n in c] for c in blocks]))
+        _expect_length("genotype.widths", self.widths, len(space.columns), "cells")
+        for s, cell in enumerate(self.widths):
+            _expect_length(f"genotype.widths[{s}]", cell, space.columns[s], "columns")
+            for i, widths in enumerate(cell):
+                where = f"genotype.widths[{s}][{i}]"
+                _expect_length(where, widths, blocks[s][i], "residual blocks")
+                _expect_names(where, widths, space.widths)
+
+    @property
+    def picks(self) -> dict[str, list[Any]]:
+        """The choices decision by decision, as `assemble` takes them.
+
+        Residual blocks that no column has are of width 1.
+        """
+        widths = [
+            width
+            for cell, n in zip(self.widths, self.space.branches, strict=True)
+            for column in cell
+            for width in column or (1.0,) * n
+        ]
+        picks = {
+            "columns": [choice for cell in self.columns for choice in cell],
+            "attention": [name for cell in self.attention for edges in cell for name in edges],
+            "widths": widths,
+        }
+        return {kind: picks[kind] for kind in self.space.choices}
 
     def to_json(self) -> str:
         """Readable JSON with a format name and version."""
@@ -212,6 +307,7 @@ class Genotype:
             "space": self.space.to_dict(),
             "columns": self.columns,
             "attention": self.attention,
+            "widths": self.widths,
         }
         return json.dumps(fields, indent=1) + "\n"
 
@@ -233,16 +329,18 @@ class Genotype:
     def _from_fields(cls, fields: Any, source: str) -> Genotype:
         if not isinstance(fields, dict) or fields.get("format") != GENOTYPE_FORMAT:
             raise UserError(f'{source}: not a genotype (no "format": "{GENOTYPE_FORMAT}")')
-        if fields.get("version") != GENOTYPE_VERSION:
+        version = fields.get("version")
+        if version not in range(1, GENOTYPE_VERSION + 1):
             raise UserError(
-                f"{source}: genotype version {fields.get('version')!r}; "
-                f"this program reads version {GENOTYPE_VERSION}"
+                f"{source}: genotype version {short_repr(version)}; "
+                f"this program reads versions up to {GENOTYPE_VERSION}"
             )
-        for key in ("space", "columns", "attention"):
+        choices = ["columns", "attention", *(["widths"] if version > 1 else [])]
+        for key in ("space", *choices):
             if key not in fields:
                 raise UserError(f"{source}: the key {key!r} is missing")
         space = SearchSpace.from_dict(fields["space"])
-        return cls(space, fields["columns"], fields["attention"])
+        return cls(space, **{key: _tuples(fields[key]) for key in choices})
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes JSON atomically."""
@@ -261,10 +359,38 @@ class Genotype:
         return cls.from_json(text, str(path))
 
 
+def assemble(space: SearchSpace, picks: Mapping[str, Sequence[Any]]) -> Genotype:
+    """The genotype of choices listed decision by decision.
+
+    Args:
+      space: the search space.
+      picks: for each kind of `SearchSpace.choices` one choice per decision: of each column, of each
+        edge module by module, of each residual block. Those of blocks that no column has do not
+        count.
+    """
+    columns, edges = iter(picks["columns"]), iter(picks["attention"])
+    widths = iter(picks.get("widths", itertools.repeat(1.0)))
+    chosen = [[next(columns) for _ in range(n)] for n in space.columns]
+    blocks = [
+        [[next(widths) for _ in range(n)] for _ in cell]
+        for n, cell in zip(space.branches, chosen, strict=True)
+    ]
+    return Genotype(
+        space,
+        chosen,
+        [[[next(edges) for _ in range(space.edges)] for _ in range(n)] for n in space.branches],
+        [
+            [row if choice == "parallel" else () for choice, row in zip(*cell, strict=True)]
+            for cell in zip(chosen, blocks, strict=True)
+        ],
+    )
+
+
 def derive(
     space: SearchSpace,
     columns: Sequence[Sequence[float]],
     attention: Sequence[Sequence[Sequence[float]]],
+    widths: Sequence[Sequence[float]] | None = None,
 ) -> Genotype:
     """The most probable choices, except that `none` is never chosen.
 
@@ -272,34 +398,36 @@ def derive(
       space: the search space.
       columns: a score (logit or probability) per column and choice, columns cell by cell.
       attention: a score per module, edge and candidate, modules as in `space.modules`.
+      widths: a score per residual block and width, blocks as in `space.residual_blocks`; required
+        where the space has several widths.
     """
-    picks = iter([COLUMNS[_argmax(row)] for row in columns])
-    allowed = [i for i, name in enumerate(space.candidates) if name != "none"]
-    names = iter(
-        [
-            tuple(space.candidates[max(allowed, key=lambda i, row=row: row[i])] for row in edges)
-            for edges in attention
-        ]
-    )
-    return Genotype(
-        space,
-        tuple(tuple(next(picks) for _ in range(n)) for n in space.columns),
-        tuple(tuple(next(names) for _ in range(n)) for n in space.branches),
-    )
+    rows = {"columns": columns, "attention": [edge for module in attention for edge in module]}
+    rows |= {} if widths is None else {"widths": widths}
+
+    def likeliest(row: Sequence[float], choices: Sequence[Any]) -> Any:
+        return choices[max(derivable(choices), key=lambda i: row[i])]
+
+    picks = {
+        kind: [likeliest(row, choices) for row in rows[kind]]
+        for kind, choices in space.choices.items()
+    }
+    return assemble(space, picks)
 
 
 def random_genotype(space: SearchSpace, seed: int) -> Genotype:
     """A uniformly random genotype without `none`, a function of the seed."""
     draw = random.Random(seed)
-    allowed = [name for name in space.candidates if name != "none"]
-    return Genotype(
-        space,
-        tuple(tuple(draw.choice(COLUMNS) for _ in range(n)) for n in space.columns),
-        tuple(
-            tuple(tuple(draw.choice(allowed) for _ in range(space.edges)) for _ in range(n))
-            for n in space.branches
-        ),
-    )
+    picks = {}
+    for kind, shape in space.decisions.items():
+        choices = space.choices[kind]
+        allowed = [choices[i] for i in derivable(choices)]
+        picks[kind] = [draw.choice(allowed) for _ in range(math.prod(shape))]
+    return assemble(space, picks)
+
+
+def derivable(choices: Sequence[Any]) -> list[int]:
+    """Indices of the choices that a derived network may have: all but `none`."""
+    return [i for i, choice in enumerate(choices) if choice != "none"]
 
 
 def alternating_genotype(space: SearchSpace) -> Genotype:
@@ -320,12 +448,12 @@ def _is_count(value: Any, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _argmax(row: Sequence[float]) -> int:
-    return max(range(len(row)), key=lambda i: row[i])
 
 
 def _expect_length(where: str, value: Any, length: int, what: str) -> None:
@@ -337,7 +465,9 @@ def _expect_length(where: str, value: Any, length: int, what: str) -> None:
 
 def _expect_names(where: str, names: Sequence[Any], known: Sequence[str]) -> None:
     for position, name in _unknown(names, known):
-        raise UserError(f"{where}[{position}]: unknown choice {name!r}; give {', '.join(known)}")
+        raise UserError(
+            f"{where}[{position}]: unknown choice {name!r}; give {', '.join(map(str, known))}"
+        )
 
 
 def _unknown(names: Sequence[Any], known: Sequence[str]) -> Iterator[tuple[int, Any]]:

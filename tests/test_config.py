@@ -72,6 +72,9 @@ def test_default_needs_data():
         ("search.learning_rate", -1e-3),
         ("search.xi", -1.0),
         ("search.epsilon", 0.0),
+        ("search.budget", -1.0),
+        ("search.budget", float("nan")),
+        ("search.budget_of", "seconds"),
         ("train.clip", -1.0),
     ],
 )
@@ -174,6 +177,18 @@ def test_missing_sections_are_named(make_config, section, value):
             r"space: a network of [\d,]+ parameters, and",
         ),
         ({"space.stem_blocks": 10**7}, r"space\.stem_blocks = 10000000: give .* from 1 to 1000"),
+        (
+            {"search.budget": 1e-6},
+            r"search\.budget = 1e-06 gmacs: networks of this space cost 0\.0\d* to 0\.0\d*: give a",
+        ),
+        (
+            {"search.budget": 100.0, "search.budget_of": "parameters"},
+            r"search\.budget = 100 parameters: networks of this space cost [\d,]+ to [\d,]+: give",
+        ),
+        (
+            {"search.budget": 1.0, "search.choice": "perturbation"},
+            r"search\.choice = pert.* budget",
+        ),
         ({"data.synthetic": 0.0}, r"data\.real, data\.transfer and data\.synthetic are 0"),
     ],
 )

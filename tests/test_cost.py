@@ -15,7 +15,7 @@ from manas_jax.models import candidates, columns, layers
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.models.variables import variable_shapes
 from manas_jax.ops import XLA, Ops
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, random_genotype
+from manas_jax.space import ALL_COLUMNS, CANDIDATES, COLUMNS, Genotype, SearchSpace, random_genotype
 
 PAPER = SearchSpace()
 HALF = SearchSpace(channels=(16, 32, 64, 128), columns=(2, 2, 2))
@@ -67,8 +67,25 @@ def test_published_parameter_counts(space, supernet, parallel, fusion, alternati
 def test_column_costs_are_the_modules_parameters(cell, choice):
     channels = SMALL.channels[: SMALL.branches[cell]]
     branches = tuple(jnp.zeros((1, 8 >> b, 8 >> b, c)) for b, c in enumerate(channels))
-    shapes = jax.eval_shape(lambda: columns.Column(choice).init(jax.random.key(0), branches, False))
+    shapes = jax.eval_shape(
+        lambda: columns.Column((choice,)).init(jax.random.key(0), branches, False)
+    )
     assert cost.column(SMALL, cell, choice, 8, 8).parameters == _count(shapes)
+
+
+def test_cost_of_widths_and_of_no_column():
+    """17 channels, of which a fraction is rounded, and no column without parameters."""
+    space = dataclasses.replace(SMALL, channels=(4, 17, 16), attention_groups=1, widths=(0.4, 1))
+    branches = tuple(jnp.zeros((1, 8 >> b, 8 >> b, c)) for b, c in enumerate(space.channels))
+    module = columns.Column(("parallel",), ((0.4,), (0.4,), (1.0,)))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), branches, False))
+    assert shapes["params"]["parallel"]["branch1"]["layer0"]["norm"]["scale"].shape == (7,)
+    total = cost.column(space, 1, "parallel", 8, 8, (0.4, 0.4, 1.0))
+    assert total.parameters == _count(shapes)
+    assert total.macs == sum(
+        2 * 9 * c * h * p for c, h, p in ((4, 2, 64), (17, 7, 16), (16, 16, 4))
+    )
+    assert cost.column(space, 1, "identity", 8, 8) == cost.Cost()
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES)
@@ -117,8 +134,11 @@ def _macs(jaxpr):
 @pytest.mark.parametrize("size", [(16, 24), (13, 9)])
 @pytest.mark.parametrize(
     "space",
-    [SMALL, dataclasses.replace(SMALL, patch=2, attention_groups=1)],
-    ids=["plain", "patch"],
+    [
+        dataclasses.replace(SMALL, column_choices=ALL_COLUMNS, widths=(0.5, 1)),
+        dataclasses.replace(SMALL, patch=2, attention_groups=1),
+    ],
+    ids=["widths", "patch"],
 )
 def test_macs_of_the_traced_network(monkeypatch, space, size):
     """Counted in the jaxpr, with separable convolutions in their textbook form."""
@@ -129,7 +149,7 @@ def test_macs_of_the_traced_network(monkeypatch, space, size):
         variables = variable_shapes(network)
         return _macs(jax.make_jaxpr(network.apply)(variables, images, architecture).jaxpr)
 
-    genotype = _in_turn(space, iter(PICKS["alternating"]))
+    genotype = random_genotype(space, 3)
     assert traced(Network(space, genotype), None) == cost.derived(genotype, *size).macs
     architecture = init_architecture(space, 0)
     assert traced(Network(space), architecture) == cost.supernet(space, *size).macs

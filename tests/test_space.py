@@ -10,7 +10,16 @@ import pytest
 
 from manas_jax.errors import UserError
 from manas_jax.models.network import init_architecture
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive, random_genotype
+from manas_jax.space import (
+    ALL_COLUMNS,
+    CANDIDATES,
+    COLUMNS,
+    Genotype,
+    SearchSpace,
+    assemble,
+    derive,
+    random_genotype,
+)
 
 PAPER = SearchSpace()
 
@@ -21,7 +30,10 @@ def test_paper_searches_twelve_columns_and_27_edges():
 
 
 def test_json_round_trip(tmp_path):
-    space = SearchSpace((4, 8), (1, 2), (2, 0), candidates=("none", "SE"), patch=2, residual=True)
+    space = SearchSpace(
+        (4, 8), (1, 2), (2, 3), candidates=("none", "SE"), column_choices=ALL_COLUMNS,
+        widths=(0.25, 0.5, 1), patch=2, residual=True,
+    )  # fmt: skip
     genotype = random_genotype(space, 3)
     genotype.save(tmp_path / "genotype.json")
     assert Genotype.load(tmp_path / "genotype.json") == genotype
@@ -29,8 +41,31 @@ def test_json_round_trip(tmp_path):
     assert SearchSpace.from_dict(json.loads(json.dumps(space.to_dict()))) == space
 
 
+def test_genotypes_without_widths_are_of_width_1():
+    """As the first version of the format has them."""
+    genotype = random_genotype(SearchSpace((4, 8), (1, 2), (1, 2)), 0)
+    fields = json.loads(genotype.to_json())
+    assert fields["version"] == 2
+    del fields["widths"], fields["space"]["widths"], fields["space"]["column_choices"]
+    assert Genotype.from_json(json.dumps(fields | {"version": 1})) == genotype
+    with pytest.raises(UserError, match="the key 'widths' is missing"):
+        Genotype.from_json(json.dumps(fields))
+
+
+def test_choices_listed_one_by_one():
+    space = SearchSpace((4, 8), (1, 2), (2, 3), column_choices=ALL_COLUMNS, widths=(0.5, 1))
+    for seed in range(5):
+        genotype = random_genotype(space, seed)
+        assert assemble(space, genotype.picks) == genotype
+        for choices, cell in zip(genotype.columns, genotype.widths, strict=True):
+            assert [bool(w) for w in cell] == [choice == "parallel" for choice in choices]
+
+
 def _genotype_text(**changes):
-    fields = json.loads(random_genotype(SearchSpace((4, 8), (1, 2), (1, 1)), 0).to_json())
+    genotype = Genotype(
+        SearchSpace((4, 8), (1, 2), (1, 1)), [["parallel"]] * 2, [[["SE"] * 3] * n for n in (1, 2)]
+    )
+    fields = json.loads(genotype.to_json())
     return json.dumps({k: v for k, v in {**fields, **changes}.items() if v is not None})
 
 
@@ -40,7 +75,7 @@ def _genotype_text(**changes):
         ("{", "damaged or no genotype"),
         ("[]", "not a genotype"),
         (_genotype_text(format="other"), "not a genotype"),
-        (_genotype_text(version=2), "version 2"),
+        (_genotype_text(version=3), "version 3; this program reads versions up to 2"),
         (_genotype_text(columns=None), "the key 'columns' is missing"),
         (_genotype_text(columns=[["parallel"]]), "genotype.columns: 1 cells, but its space has 2"),
         (
@@ -56,6 +91,9 @@ def _genotype_text(**changes):
         ),
         (_genotype_text(attention=[[["SE"] * 3], [["SE"] * 3, ["SE"] * 4]]), "4 edges"),
         (_genotype_text(attention=[[["SE"] * 3], [["SE"] * 3, [["SE"]] * 3]]), "unknown choice"),
+        (_genotype_text(widths=[[[1.0]]]), "genotype.widths: 1 cells"),
+        (_genotype_text(widths=[[[]], [[1.0, 1.0]]]), r"widths\[0\]\[0\]: 0 residual blocks"),
+        (_genotype_text(widths=[[[0.5]], [[1.0, 1.0]]]), r"widths\[0\]\[0\]\[0\]: .* 0\.5; give 1"),
         (_genotype_text(space={"chanels": [4, 8]}), "space.chanels: unknown field"),
         (_genotype_text(space=7), "damaged or no genotype"),
         (_genotype_text(space={"channels": 4}), "space.channels"),
@@ -95,6 +133,15 @@ def test_missing_and_binary_genotype_files(tmp_path):
         ("candidates", ("none",)),
         ("candidates", ("SE", "SE")),
         ("candidates", ("SE", "magic")),
+        ("column_choices", ("identity",)),
+        ("column_choices", ("parallel", "serial")),
+        ("widths", ()),
+        ("widths", (0.5,)),
+        ("widths", (0.0, 1.0)),
+        ("widths", (1.0, 0.5)),
+        ("widths", (0.5, 0.5, 1.0)),
+        ("widths", (float("nan"), 1.0)),
+        ("widths", (0.5, 1.0, 1.5)),
         ("patch", 0),
         ("patch", 1.5),
         ("residual", 1),
@@ -104,6 +151,11 @@ def test_invalid_spaces(field, value):
     fields = {"channels": (4, 8), "branches": (1, 2), "columns": (1, 1), field: value}
     with pytest.raises(UserError, match=rf"space\.{field} ="):
         SearchSpace(**fields)
+
+
+def test_widths_need_a_parallel_column():
+    with pytest.raises(UserError, match=r"space\.widths .* column_choices has parallel"):
+        SearchSpace((4,), (1,), (1,), column_choices=("fusion",), widths=(0.5, 1.0))
 
 
 def test_derive_chooses_the_most_probable_but_never_none():

@@ -202,8 +202,11 @@ def network(graph: Graph, genotype: Genotype, x: Map, pool_cell: int | None) -> 
         name = f"cell{cell}"
         branches = transition(graph, branches, f"{name}_transition", space.channels[:count])
         for i, choice in enumerate(genotype.columns[cell]):
-            column = {"parallel": parallel, "fusion": fusion}[choice]
-            branches = column(graph, branches, f"{name}_column{i}/{choice}")
+            path = f"{name}_column{i}/{choice}"
+            if choice == "parallel":
+                branches = parallel(graph, branches, path, genotype.widths[cell][i])
+            elif choice == "fusion":
+                branches = fusion(graph, branches, path)
         for b in range(count):
             chosen = genotype.attention[cell][b]
             side = pool_cell and pool_cell // (space.patch * 2**b)
@@ -239,16 +242,22 @@ def bottleneck(graph: Graph, x: Map, path: str, features: int) -> Map:
     return graph.apply("Relu", graph.sum([x, shortcut]))
 
 
-def residual_block(graph: Graph, x: Map, path: str) -> Map:
+def residual_block(graph: Graph, x: Map, path: str, width: float) -> Map:
     """Mirrors `ResidualBlock`."""
-    y = conv_norm(graph, x, f"{path}/layer0", x.channels)
+    hidden = spaces.hidden_channels(x.channels, width)
+    y = conv_norm(graph, x, f"{path}/layer0", hidden)
     y = conv_norm(graph, y, f"{path}/layer1", x.channels, relu=False)
     return graph.apply("Relu", graph.sum([x, y]))
 
 
-def parallel(graph: Graph, branches: Sequence[Map], path: str) -> list[Map]:
+def parallel(
+    graph: Graph, branches: Sequence[Map], path: str, widths: Sequence[float]
+) -> list[Map]:
     """Mirrors `Parallel`."""
-    return [residual_block(graph, x, f"{path}/branch{b}") for b, x in enumerate(branches)]
+    return [
+        residual_block(graph, x, f"{path}/branch{b}", width)
+        for b, (x, width) in enumerate(zip(branches, widths, strict=True))
+    ]
 
 
 def fusion(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from manas_jax import space
 from manas_jax.models.layers import ConvNorm, ResidualBlock, upsample
@@ -19,16 +21,38 @@ Branches = tuple[jax.Array, ...]
 
 
 class Parallel(nn.Module):
-    """One residual block per branch; shapes unchanged."""
+    """One residual block per branch; shapes unchanged.
 
+    A block has the hidden channels of its width. To mix widths it has those of the widest, which is
+    the sum of the narrower ones' first channels weighed by their probabilities: so all of them
+    share its weights, at its cost (Wan et al., "FBNetV2: Differentiable Neural Architecture Search
+    for Spatial and Channel Dimensions", CVPR 2020, section 3.2). BatchNorm before the mask sees
+    every channel as it is in a narrower block, so that only the one after it adapts to the mixture.
+
+    Attributes:
+      widths: for each branch the widths to mix, in increasing order, or the chosen one; None for
+        as many hidden channels as the branch has.
+    """
+
+    widths: Sequence[Sequence[float]] | None = None
     ops: Ops = XLA
 
     @nn.compact
-    def __call__(self, branches: Branches, train: bool) -> Branches:
-        """Applies the blocks."""
-        return tuple(
-            ResidualBlock(self.ops, name=f"branch{b}")(x, train) for b, x in enumerate(branches)
-        )
+    def __call__(
+        self, branches: Branches, train: bool, probabilities: jax.Array | None = None
+    ) -> Branches:
+        """Applies the blocks; `probabilities` are (branches, widths), where widths are mixed."""
+
+        def block(b: int, x: jax.Array) -> jax.Array:
+            widths = (1.0,) if self.widths is None else self.widths[b]
+            hidden = [space.hidden_channels(x.shape[-1], width) for width in widths]
+            mask = None
+            if probabilities is not None:
+                masks = np.arange(hidden[-1]) < np.array(hidden)[:, None]
+                mask = jnp.sum(probabilities[b][:, None] * masks, axis=0)
+            return ResidualBlock(hidden[-1], self.ops, name=f"branch{b}")(x, train, mask)
+
+        return tuple(block(b, x) for b, x in enumerate(branches))
 
 
 class Fusion(nn.Module):
@@ -73,30 +97,48 @@ class Fusion(nn.Module):
 
 
 class Column(nn.Module):
-    """A searched column: the chosen module, or the mixture of both, both fed the same input.
+    """A searched column: the chosen module, or the mixture of several, all fed the same input.
 
     Attributes:
-      choice: 'parallel' or 'fusion'; None for the mixture.
+      choices: 'parallel', 'fusion' or 'identity': those to mix, or the chosen one.
+      widths: see `Parallel`.
     """
 
-    choice: str | None = None
+    choices: Sequence[str] = space.COLUMNS
+    widths: Sequence[Sequence[float]] | None = None
     ops: Ops = XLA
 
     @nn.compact
     def __call__(
-        self, branches: Branches, train: bool, probabilities: jax.Array | None = None
+        self,
+        branches: Branches,
+        train: bool,
+        probabilities: jax.Array | None = None,
+        width_probabilities: jax.Array | None = None,
     ) -> Branches:
-        """Applies the column; shapes unchanged. `probabilities` is (2,), ordered as COLUMNS."""
+        """Applies the column; shapes unchanged.
+
+        Args:
+          branches: the input.
+          train: whether BatchNorm uses the batch.
+          probabilities: one per choice; None for a single choice.
+          width_probabilities: (branches, widths), where widths are mixed.
+        """
 
         def run(choice):
-            module = {"parallel": Parallel, "fusion": Fusion}[choice]
-            return module(ops=self.ops, name=choice)(branches, train)
+            if choice == "identity":
+                return branches
+            if choice == "fusion":
+                return Fusion(ops=self.ops, name=choice)(branches, train)
+            parallel = Parallel(self.widths, ops=self.ops, name=choice)
+            return parallel(branches, train, width_probabilities)
 
-        if self.choice is not None:
-            return run(self.choice)
+        if probabilities is None:
+            (choice,) = self.choices
+            return run(choice)
         weights = probabilities.astype(branches[0].dtype)
-        mixed = zip(*(run(choice) for choice in space.COLUMNS), strict=True)
-        return tuple(weights[0] * first + weights[1] * second for first, second in mixed)
+        mixed = zip(*(run(choice) for choice in self.choices), strict=True)
+        return tuple(sum(w * x for w, x in zip(weights, xs, strict=True)) for xs in mixed)
 
 
 class Transition(nn.Module):

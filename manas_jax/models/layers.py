@@ -74,16 +74,21 @@ class Bottleneck(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut, shape unchanged: He et al., figure 5 (left)."""
+    """Two 3x3 convolutions with a shortcut, shape unchanged: He et al., figure 5 (left).
 
+    Attributes:
+      hidden: channels between the two; None for those of the input.
+    """
+
+    hidden: int | None = None
     ops: Ops = XLA
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies the block."""
-        features = x.shape[-1]
-        y = ConvNorm(features, ops=self.ops, name="layer0")(x, train)
-        y = ConvNorm(features, relu=False, ops=self.ops, name="layer1")(y, train)
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Applies the block. `mask` (hidden,) multiplies the channels between."""
+        y = ConvNorm(self.hidden or x.shape[-1], ops=self.ops, name="layer0")(x, train)
+        y = y if mask is None else y * mask.astype(y.dtype)
+        y = ConvNorm(x.shape[-1], relu=False, ops=self.ops, name="layer1")(y, train)
         return nn.relu(x + y)
 
 

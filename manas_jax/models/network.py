@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,11 +18,12 @@ from manas_jax.models.columns import Branches, Column, Fusion, Transition
 from manas_jax.models.layers import KERNEL_INIT, Bottleneck, Conv, pad_to_multiple
 from manas_jax.ops import XLA, Ops
 from manas_jax.ops.blocking import depth_to_space, space_to_depth
-from manas_jax.space import COLUMNS, STEM_EXPANSION, Genotype, SearchSpace
+from manas_jax.space import STEM_EXPANSION, Genotype, SearchSpace
 
 Architecture = Mapping[str, jax.Array]
-"""Logits of the relaxed architecture: 'columns' (columns, 2), 'attention' (modules, edges,
-candidates); columns cell by cell, modules as in `SearchSpace.modules`."""
+"""Logits of the relaxed architecture: 'columns' (columns, choices), 'attention' (modules, edges,
+candidates) and, of several widths, 'widths' (residual blocks, widths); columns cell by cell, the
+rest as in `SearchSpace.modules` and `SearchSpace.residual_blocks`."""
 
 OFF = -1e4  # a logit so low that the probability of its choice is exactly 0
 
@@ -29,29 +31,24 @@ OFF = -1e4  # a logit so low that the probability of its choice is exactly 0
 def init_architecture(space: SearchSpace, seed: int, scale: float = 1e-3) -> dict[str, jax.Array]:
     """Logits near zero: all choices about equally likely, ties broken by the seed."""
     rng = np.random.default_rng(seed)
-    shapes = {
-        "columns": (sum(space.columns), len(COLUMNS)),
-        "attention": (len(space.modules), space.edges, len(space.candidates)),
+    return {
+        kind: jnp.asarray(scale * rng.standard_normal((*shape, len(choices)), np.float32))
+        for (kind, shape), choices in zip(
+            space.decisions.items(), space.choices.values(), strict=True
+        )
     }
-    return {k: jnp.asarray(scale * rng.standard_normal(shapes[k], np.float32)) for k in shapes}
 
 
 def genotype_logits(genotype: Genotype) -> dict[str, np.ndarray]:
     """Logits that make the supernet compute the genotype's derived network."""
-    names = genotype.space.candidates
-    chosen = {
-        "columns": [COLUMNS.index(choice) for cell in genotype.columns for choice in cell],
-        "attention": [
-            [names.index(name) for name in edges] for cell in genotype.attention for edges in cell
-        ],
-    }
-    widths = {"columns": len(COLUMNS), "attention": len(names)}
-    return {
-        kind: np.where(np.array(rows, int)[..., None] == np.arange(widths[kind]), 0, OFF).astype(
-            np.float32
-        )
-        for kind, rows in chosen.items()
-    }
+    space = genotype.space
+    logits = {}
+    for kind, picks in genotype.picks.items():
+        choices = space.choices[kind]
+        rows = np.array([choices.index(pick) for pick in picks], int).reshape(space.decisions[kind])
+        chosen = rows[..., None] == np.arange(len(choices))
+        logits[kind] = np.where(chosen, 0, OFF).astype(np.float32)
+    return logits
 
 
 class Network(nn.Module):
@@ -111,9 +108,8 @@ class Network(nn.Module):
         """The modules between `preprocess` and `head`, in order of computation."""
         space, genotype = self.space, self.genotype
 
-        def block(name, module, *args, branch=None, logits=None, **kwargs):
-            module = functools.partial(module, *args, ops=self.ops, **kwargs)
-            return Block(name, module, branch, logits)
+        def block(name, module, *args, branch=None, **logits):
+            return Block(name, functools.partial(module, *args, ops=self.ops), branch, logits)
 
         def searched(module):
             return _remat(module) if self.remat else module
@@ -123,28 +119,29 @@ class Network(nn.Module):
             for i in range(space.stem_blocks)
         ]
         columns, modules = iter(range(sum(space.columns))), iter(range(len(space.modules)))
+        residual_blocks = itertools.count()
         for cell, count in enumerate(space.branches):
             name = f"cell{cell}"
             blocks.append(block(f"{name}_transition", Transition, space.channels[:count]))
             rows = [next(columns) for _ in range(space.columns[cell])]
+            width_rows = [[next(residual_blocks) for _ in range(count)] for _ in rows]
+            mixed = space.column_choices, (space.widths,) * count
             if self.scan and genotype is None and rows:
-                logits = "columns", np.array(rows)
-                blocks.append(block(f"{name}_columns", ScannedColumns, self.remat, logits=logits))
+                logits = {"columns": np.array(rows), "widths": np.array(width_rows)}
+                module = ScannedColumns
+                blocks.append(block(f"{name}_columns", module, *mixed, self.remat, **logits))
             else:
                 for i, row in enumerate(rows):
-                    choice = None if genotype is None else genotype.columns[cell][i]
-                    logits = "columns", row
-                    blocks.append(
-                        block(f"{name}_column{i}", searched(Column), choice, logits=logits)
-                    )
+                    chosen = mixed if genotype is None else _column(genotype, cell, i)
+                    logits = {"columns": row, "widths": np.array(width_rows[i])}
+                    blocks.append(block(f"{name}_column{i}", searched(Column), *chosen, **logits))
             for b in range(count):
                 chosen = None if genotype is None else genotype.attention[cell][b]
                 pool_cell = self.pool_cell and self.pool_cell // (space.patch * 2**b)
-                logits = "attention", next(modules)
                 blocks.append(
                     block(
                         f"{name}_attention{b}", searched(Attention), space, chosen, pool_cell,
-                        branch=b, logits=logits,
+                        branch=b, attention=next(modules),
                     )
                 )  # fmt: skip
         blocks.append(block("head_fusion", Fusion, 1))
@@ -154,16 +151,22 @@ class Network(nn.Module):
     def probabilities(self, architecture: Architecture) -> dict[str, Any]:
         """The probabilities that each block of the supernet mixes by, under the block's name.
 
-        Those of an attention module are one array per edge: edges then share compiled code, where
-        each would else index another row.
+        They are the last arguments of its module. Those of an attention module are one array per
+        edge: edges then share compiled code, where each would else index another row.
         """
         probabilities = jax.tree.map(nn.softmax, dict(architecture))
 
-        def select(kind, row):
-            selected = probabilities[kind][row]
+        def select(kind, rows):
+            selected = probabilities[kind][rows]
             return tuple(selected) if kind == "attention" else selected
 
-        return {block.name: select(*block.logits) for block in self.blocks() if block.logits}
+        return {
+            block.name: tuple(
+                select(kind, rows) for kind, rows in block.logits.items() if kind in probabilities
+            )
+            for block in self.blocks()
+            if block.logits
+        }
 
     @nn.nowrap
     def preprocess(self, images: jax.Array) -> Branches:
@@ -195,19 +198,19 @@ class Block:
       name: of the module and its variables.
       module: constructs the module; takes its name.
       branch: index of the branch that it acts on; None for all of them.
-      logits: kind and row (or rows) of the logits that select its operation, if it is searched.
+      logits: by kind the rows of the logits that select its operation, if it is searched.
     """
 
     name: str
     module: Callable[..., nn.Module]
     branch: int | None = None
-    logits: tuple[str, int | np.ndarray] | None = None
+    logits: Mapping[str, int | np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __call__(
         self, module: nn.Module, branches: Branches, train: bool, probabilities: Mapping[str, Any]
     ) -> Branches:
         """The branches after the module; `probabilities` are those of `Network.probabilities`."""
-        own = (probabilities.get(self.name),) if self.logits else ()
+        own = probabilities.get(self.name, ())
         return self.update(branches, module(self.select(branches), train, *own))
 
     def select(self, branches: Branches) -> jax.Array | Branches:
@@ -226,19 +229,28 @@ def _remat(module: type[nn.Module]) -> type[nn.Module]:
     return nn.remat(module, static_argnums=(2,))
 
 
-class ScannedColumns(nn.Module):
-    """The mixed columns of a cell as one scan over stacked variables."""
+def _column(genotype: Genotype, cell: int, index: int) -> tuple[Any, Any]:
+    """The chosen module of a column, and the chosen width of each of its branches."""
+    widths = tuple((width,) for width in genotype.widths[cell][index])
+    return (genotype.columns[cell][index],), widths
 
+
+class ScannedColumns(nn.Module):
+    """The mixed columns of a cell as one scan over stacked variables; see `Column`."""
+
+    choices: Sequence[str]
+    widths: Sequence[Sequence[float]]
     remat: bool
     ops: Ops = XLA
 
     @nn.compact
-    def __call__(self, branches: Branches, train: bool, probabilities: jax.Array) -> Branches:
-        """Applies the columns in order; `probabilities` is (columns, 2)."""
+    def __call__(self, branches: Branches, train: bool, *probabilities: jax.Array) -> Branches:
+        """Applies the columns in order; `probabilities` are a column's, stacked."""
         column = _remat(Column) if self.remat else Column
 
-        def body(_, branches, row):
-            return column(None, self.ops, name="column")(branches, train, row), None
+        def body(_, branches, rows):
+            module = column(self.choices, self.widths, self.ops, name="column")
+            return module(branches, train, *rows), None
 
         scan = nn.scan(
             body, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}

@@ -33,7 +33,7 @@ def variable_shapes(network: Network) -> dict[str, Any]:
         )
     shapes = {}
     for block in network.blocks():
-        own = (probabilities[block.name],) if block.name in probabilities else ()
+        own = probabilities.get(block.name, ())
         inputs = block.select(branches)
         outputs, shapes[block.name] = _init_shapes(block.module(), (False,), inputs, *own)
         branches = block.update(branches, outputs)
@@ -83,6 +83,8 @@ def init_variables(network: Network, seed: int) -> dict[str, Any]:
 def inherit(variables: Mapping[str, Any], template: Mapping[str, Any]) -> Any:
     """Picks from a supernet's variables those that a derived network has, by name.
 
+    Of the hidden channels of a residual block it picks the first, see `columns.Parallel`.
+
     Args:
       variables: the supernet's 'params' and 'batch_stats'.
       template: the derived network's variables, or their shapes (`variable_shapes`).
@@ -91,7 +93,7 @@ def inherit(variables: Mapping[str, Any], template: Mapping[str, Any]) -> Any:
       Variables of the derived network's structure with the supernet's values.
 
     Raises:
-      ValueError: a variable is missing in the supernet or has another shape.
+      ValueError: a variable is missing in the supernet or smaller there.
     """
 
     def pick(path, wanted):
@@ -100,11 +102,12 @@ def inherit(variables: Mapping[str, Any], template: Mapping[str, Any]) -> Any:
             if key.key not in value:
                 raise ValueError(f"the supernet has no {jax.tree_util.keystr(path)}")
             value = value[key.key]
-        if value.shape != wanted.shape:
+        fits = value.ndim == len(wanted.shape) and np.all(np.array(value.shape) >= wanted.shape)
+        if not fits:
             raise ValueError(
                 f"{jax.tree_util.keystr(path)}: {value.shape} in the supernet, {wanted.shape} here"
             )
-        return value
+        return value[tuple(map(slice, wanted.shape))]
 
     return jax.tree_util.tree_map_with_path(pick, template)
 

@@ -149,7 +149,10 @@ def _network(genotype: Genotype) -> dict[str, Any]:
         (f"Cell {c + 1}, branch {b + 1}", *genotype.attention[c][b])
         for c, b in genotype.space.modules
     ]
-    columns = [(str(i + 1), ", ".join(c) or "none") for i, c in enumerate(genotype.columns)]
+    columns = [
+        (str(i + 1), ", ".join(map(_column_text, *cell)) or "none")
+        for i, cell in enumerate(zip(genotype.columns, genotype.widths, strict=True))
+    ]
     edges = svg.edge_names(genotype.space.attention_groups)
     return {
         "drawing": svg.draw_genotype(genotype),
@@ -159,12 +162,19 @@ def _network(genotype: Genotype) -> dict[str, Any]:
     }
 
 
+def _column_text(choice: str, widths: Sequence[float]) -> str:
+    """A column's choice, with the widths of its branches where they are not all 1."""
+    if set(widths) <= {1.0}:
+        return choice
+    return f"{choice} ({' / '.join(f'{width:g}' for width in widths)})"
+
+
 def _costs(genotype: Genotype) -> Table:
     space = genotype.space
     columns = [
-        cost.column(space, cell, choice, *MACS_SIZE)
+        cost.column(space, cell, choice, *MACS_SIZE, widths)
         for cell, choices in enumerate(genotype.columns)
-        for choice in choices
+        for choice, widths in zip(choices, genotype.widths[cell], strict=True)
     ]
     edges = [
         cost.edge(space, branch, name, *MACS_SIZE)

@@ -10,7 +10,7 @@ import numpy as np
 from manas_jax.report import charts, svg, trust
 from manas_jax.report.curves import Chart
 from manas_jax.report.reader import Curve, Run
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype
+from manas_jax.space import ALL_COLUMNS, CANDIDATES, Genotype
 
 Rows = Sequence[tuple[str, Sequence[str]]]
 """Heading of each row, labels of its strips."""
@@ -53,13 +53,20 @@ class Kind:
 
 
 def kinds(run: Run) -> list[Kind]:
-    """Columns and attention edges, as far as a search has recorded them."""
+    """Columns, widths and attention edges, as far as a search has recorded them."""
     events = run.stages["search"].events if "search" in run.stages else {}
     found = []
     if (columns := events.get("architecture/columns")) is not None and columns[1].size:
         rows = _column_rows(run.genotype, columns[1].shape[1])
         derived = trust.derived_choices(run.genotype, "columns")
-        found.append(_kind("Columns", columns, rows, COLUMNS, derived))
+        names = run.genotype.space.column_choices if run.genotype else ALL_COLUMNS
+        found.append(_kind("Columns", columns, rows, names[: columns[1].shape[-1]], derived))
+    if (widths := events.get("architecture/widths")) is not None and run.genotype:
+        names = _width_names(run.genotype.space.widths)
+        derived = _width_names(trust.derived_choices(run.genotype, "widths"))
+        found.append(
+            _kind("Widths of residual blocks", widths, _width_rows(run.genotype), names, derived)
+        )
     if (attention := events.get("architecture/attention")) is not None and attention[1].size:
         rows, candidates = _edge_rows(run.genotype, *attention[1].shape[1:])
         derived = trust.derived_choices(run.genotype, "attention")
@@ -134,6 +141,20 @@ def _column_rows(genotype: Genotype | None, count: int) -> Rows:
         for i, n in enumerate(per_cell)
         if n
     ]
+
+
+def _width_rows(genotype: Genotype) -> Rows:
+    """One row per column."""
+    space = genotype.space
+    return [
+        (f"Cell {i + 1}, column {j + 1}", [f"branch {b + 1}" for b in range(branches)])
+        for i, (branches, columns) in enumerate(zip(space.branches, space.columns, strict=True))
+        for j in range(columns)
+    ]
+
+
+def _width_names(widths: Sequence[float]) -> list[str]:
+    return [f"width {width:g}" for width in widths]
 
 
 def _edge_rows(

@@ -18,7 +18,10 @@ COLOURS = {
     "CBAM": "#9563b3",
     "parallel": "#5f87b3",
     "fusion": "#cc5f45",
+    "identity": "#c3ccd8",
 }
+
+_WIDEST = 0x3D, 0x6A, 0x9E
 
 _SHORT = {
     "skip_connect": "skip",
@@ -30,7 +33,10 @@ _SHORT = {
 
 
 def colour(name: str) -> str:
-    """The colour of a candidate or a column's choice; grey for other names."""
+    """The colour of a candidate, a column's choice or a "width W"; grey for other names."""
+    if name.startswith("width "):  # wider is darker
+        depth = 0.2 + 0.8 * float(name.removeprefix("width "))
+        return "#" + "".join(f"{round(255 - depth * (255 - c)):02x}" for c in _WIDEST)
     return COLOURS.get(name, "#888888")
 
 
@@ -93,8 +99,12 @@ def draw_genotype(genotype: Genotype) -> str:
         for index, choice in enumerate(columns):
             marks.append(_text(x + _COLUMN / 2, top - 36, str(index + 1), "soft", "middle"))
             title = f"cell {cell + 1}, column {index + 1}: {choice}"
-            draw = _parallel if choice == "parallel" else _fusion
-            draw(x, lanes[:branches], title, wires, marks)
+            if choice == "parallel":
+                widths = genotype.widths[cell][index]
+                _parallel(x, lanes[:branches], title, wires, marks, widths)
+            else:
+                draw = _fusion if choice == "fusion" else _identity
+                draw(x, lanes[:branches], title, wires, marks)
             x += _COLUMN
         for branch in range(branches):
             wires.append(_line(x, lanes[branch], x + _GAP, lanes[branch], "lane"))
@@ -154,13 +164,22 @@ def _transition(x, lanes, before, after) -> list[str]:
     return wires
 
 
-def _parallel(x, lanes, title, wires, marks) -> None:
-    for y in lanes:
+def _parallel(x, lanes, title, wires, marks, widths) -> None:
+    """A block on each lane, as high as it is wide."""
+    for y, width in zip(lanes, widths, strict=True):
         wires.append(_line(x, y, x + _COLUMN, y, "lane"))
+        text = title if width == 1 else f"{title}, width {width:g}"
         marks.append(
-            f'<rect x="{x + 8:.1f}" y="{y - 11:.1f}" width="{_COLUMN - 16}" height="22" rx="5" '
-            f'fill="{COLOURS["parallel"]}"><title>{escape(title)}</title></rect>'
+            f'<rect x="{x + 8:.1f}" y="{y - 11 * width:.1f}" width="{_COLUMN - 16}" '
+            f'height="{22 * width:.1f}" rx="{5 * width:.1f}" fill="{COLOURS["parallel"]}">'
+            f"<title>{escape(text)}</title></rect>"
         )
+
+
+def _identity(x, lanes, title, wires, marks) -> None:
+    for y in lanes:
+        path = f'<path class="lane" d="M{x},{y} H{x + _COLUMN}">'
+        wires.append(f"{path}<title>{escape(title)}</title></path>")
 
 
 def _fusion(x, lanes, title, wires, marks, targets=None) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from manas_jax.report.reader import STAGES, Run, Stage
 from manas_jax.report.values import get, is_number
 from manas_jax.search import collapse
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype
+from manas_jax.space import CANDIDATES, Genotype
 
-_SEARCHED = {"columns": "columns", "attention": "attention edges"}
+_SEARCHED = {"columns": "columns", "attention": "attention edges", "widths": "residual blocks"}
 _CONVERGED = 0.5  # of the highest possible entropy
 
 
@@ -57,13 +58,9 @@ def findings(run: Run) -> list[str]:
     return sentences
 
 
-def derived_choices(genotype: Genotype | None, what: str) -> list[str]:
-    """Choices of 'columns' or 'attention' in the order of the search's probabilities."""
-    if genotype is None:
-        return []
-    if what == "columns":
-        return [choice for cell in genotype.columns for choice in cell]
-    return [choice for cell in genotype.attention for module in cell for choice in module]
+def derived_choices(genotype: Genotype | None, what: str) -> list[Any]:
+    """Choices of a kind ('columns', ...) in the order of the search's probabilities."""
+    return genotype.picks.get(what, []) if genotype else []
 
 
 def _final_probabilities(search: Stage) -> dict[str, np.ndarray]:
@@ -79,7 +76,7 @@ def _derived_indices(genotype: Genotype | None, what: str, shape: tuple[int, int
     chosen = derived_choices(genotype, what)
     if genotype is None or len(chosen) != shape[0]:
         return []
-    names = COLUMNS if what == "columns" else genotype.space.candidates
+    names = genotype.space.choices[what]
     return [names.index(choice) for choice in chosen] if len(names) == shape[1] else []
 
 

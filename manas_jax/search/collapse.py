@@ -44,8 +44,9 @@ def collapse_warnings(
     """Warnings about a finished search: skip/none collapse, undecided logits, discretisation gap.
 
     Args:
-      probabilities: 'columns' (columns, 2) and 'attention' (modules, edges, candidates).
-      candidates: names of the latter's last axis.
+      probabilities: 'columns' (columns, choices), 'attention' (modules, edges, candidates) and, of
+        several, 'widths' (residual blocks, widths).
+      candidates: names of the last axis of 'attention'.
       gap: validation PSNR in dB of the relaxed supernet minus that of the derived network with
         inherited weights; None if not measured.
 
@@ -53,7 +54,9 @@ def collapse_warnings(
       Sentences without a full stop.
     """
     found = collapsed(probabilities, candidates)
-    for kind, what in (("columns", "columns"), ("attention", "attention edges")):
+    for kind, what in (
+        ("columns", "columns"), ("attention", "attention edges"), ("widths", "widths"),
+    ):  # fmt: skip
         rows = probabilities.get(kind, np.zeros((0, 2)))
         if (share := entropy(rows)) > UNDECIDED:
             found.append(

@@ -55,7 +55,7 @@ def scene_grad(network: Network, loss_weights: LossWeights, internal_from: int) 
             own_params, own_stats = (tree.get(block.name, {}) for tree in (params, batch_stats))
             outputs, stats, pullback = run(
                 _forward, module, own_params, own_stats,
-                block.select(branches), probabilities.get(block.name),
+                block.select(branches), probabilities.get(block.name, ()),
             )  # fmt: skip
             branches = block.update(branches, outputs)
             new_stats |= {block.name: stats} if stats else {}
@@ -72,7 +72,7 @@ def scene_grad(network: Network, loss_weights: LossWeights, internal_from: int) 
             )
             grads = block.update(grads, inputs_grad)
             params_grad |= {block.name: own_grad} if own_grad else {}
-            if own_probabilities_grad is not None:
+            if own_probabilities_grad:
                 probabilities_grad[block.name] = own_probabilities_grad
         architecture_grad = run(_architecture_grad, network, architecture, probabilities_grad)
         return (params_grad, architecture_grad), (new_stats, metrics)
@@ -101,14 +101,17 @@ def _preprocess(network: Network, rainy: jax.Array) -> PyTree:
 
 @partial(jax.jit, static_argnums=0)
 def _forward(
-    module: nn.Module, params: PyTree, batch_stats: PyTree, inputs: PyTree, probabilities: Any
+    module: nn.Module,
+    params: PyTree,
+    batch_stats: PyTree,
+    inputs: PyTree,
+    probabilities: tuple[Any, ...],
 ) -> tuple[PyTree, PyTree, Callable]:
     """Outputs, updated statistics, and the pullback, which is a pytree of the residuals."""
 
     def apply(params, inputs, probabilities):
-        own = () if probabilities is None else (probabilities,)
         outputs, updates = module.apply(
-            {"params": params, "batch_stats": batch_stats}, inputs, True, *own,
+            {"params": params, "batch_stats": batch_stats}, inputs, True, *probabilities,
             mutable=["batch_stats"],
         )  # fmt: skip
         return outputs, updates.get("batch_stats", {})

@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.buckets import as_path
+from manas_jax.config import budget
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding
 from manas_jax.search import collapse, selection
+from manas_jax.search.derivation import likeliest_within
 from manas_jax.search.selection import SupernetEvaluator, softmax
 from manas_jax.search.step import SearchStep
-from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
+from manas_jax.space import Genotype, SearchSpace, derive
 from manas_jax.training import build, losses, stage
 from manas_jax.training.evaluator import Validation
 from manas_jax.training.metric_logger import MetricLogger
@@ -90,7 +94,11 @@ def search(
 
     def finish(state, scores, checkpoints):
         probabilities = softmax(state.architecture)
-        genotype = derive(space, probabilities["columns"], probabilities["attention"])
+        genotype, facts = derive(space, **probabilities), {}
+        if limit := budget(config):
+            logs = jax.device_get(jax.tree.map(jax.nn.log_softmax, dict(state.architecture)))
+            likeliest, genotype = genotype, likeliest_within(space, logs, limit)
+            facts["budget"] = _within(limit, likeliest, genotype)
         if options.choice == "perturbation":
             held_out = sources(0)[1].iterate(0, options.choice_batches)
             held_out = [sharding.shard_batch(batch, mesh) for batch in held_out]
@@ -106,6 +114,7 @@ def search(
             "parameters": cost.supernet(space, 1, 1).parameters,
             "derived": {"psnr": derived.y_psnr, "ssim": derived.y_ssim},
             "warnings": warnings,
+            **facts,
         }
 
     stage.run(
@@ -131,8 +140,7 @@ def make_step(config: ConfigDict, network: Network, devices: int) -> SearchStep:
     options = config.search
     return SearchStep(
         network,
-        build.search_weight_optimizer(options),
-        build.architecture_optimizer(options),
+        *build.search_optimizers(config),
         hypergradient=options.hypergradient,
         loss_weights=build.loss_weights(config),
         complexity_model=losses.ComplexityModel(network.space, *config.objectives.complexity_size),
@@ -172,6 +180,22 @@ def supernet_evaluator(
     return SupernetEvaluator(config, state, list(held_out), list(seen))
 
 
+def _within(limit: cost.Budget, likeliest: Genotype, genotype: Genotype) -> dict[str, Any]:
+    """How the likeliest choices and the derived network meet the budget, also for the log."""
+    costs = {name: limit.cost(g) for name, g in (("likeliest", likeliest), ("derived", genotype))}
+    decisions = [
+        zip(likeliest.picks[kind], picks, strict=True) for kind, picks in genotype.picks.items()
+    ]
+    changed = sum(a != b for pairs in decisions for a, b in pairs)
+    logging.info(
+        "search: a budget of %s %s; the likeliest choices cost %.1f%% of it, the derived network "
+        "%.1f%%, with %d other choices",
+        f"{limit.limit:,}", limit.unit,
+        *(100 * value / limit.limit for value in costs.values()), changed,
+    )  # fmt: skip
+    return {"limit": limit.limit, "unit": limit.unit, **costs, "changed_choices": changed}
+
+
 def _after_warmup(warmup, batches, start, stop):
     """None for each step of the warm-up, then the batches of the steps after it."""
     first = min(max(start, warmup), stop)
@@ -186,14 +210,13 @@ def _log_architecture(
     logger.tensors(step, {f"architecture/{k}": v for k, v in probabilities.items()})
     for warning in collapse.collapsed(probabilities, space.candidates):
         logging.warning("search: step %d: %s", step, warning)
-    kinds = {"columns": COLUMNS, "attention": space.candidates}
     shares = {
-        f"share/{name}": probabilities[kind][..., i].mean() if probabilities[kind].size else 0.0
-        for kind, names in kinds.items()
-        for i, name in enumerate(names)
+        f"share/{choice}": probabilities[kind][..., i].mean() if probabilities[kind].size else 0.0
+        for kind, choices in space.choices.items()
+        for i, choice in enumerate(choices)
     }
     entropies = {
-        f"architecture/entropy_{kind}": losses.binary_entropy(state.architecture[kind])
-        for kind in kinds
+        f"architecture/entropy_{kind}": losses.binary_entropy(rows)
+        for kind, rows in state.architecture.items()
     }
     logger.scalars(step, {**shares, **entropies})

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from manas_jax.models.network import OFF, Architecture, genotype_logits
-from manas_jax.space import COLUMNS, Genotype, SearchSpace, derive
+from manas_jax.space import Genotype, SearchSpace, derivable, derive
 from manas_jax.training import build, losses
 from manas_jax.training.state import SearchState
 
@@ -128,8 +128,7 @@ def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: i
       seed: of the order.
     """
     logits = {kind: np.array(rows) for kind, rows in logits.items()}
-    names = {"columns": COLUMNS, "attention": space.candidates}
-    decisions = [(kind, where) for kind in names for where in np.ndindex(logits[kind].shape[:-1])]
+    decisions = [(k, where) for k, shape in space.decisions.items() for where in np.ndindex(shape)]
     random.Random(seed).shuffle(decisions)
     for kind, where in decisions:
 
@@ -138,10 +137,10 @@ def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: i
             changed[kind][where][choice] = OFF
             return score(changed)
 
-        allowed = [i for i, name in enumerate(names[kind]) if name != "none"]
-        chosen = min(allowed, key=without)
-        logits[kind][where] = np.where(np.arange(len(names[kind])) == chosen, 0, OFF)
-    return derive(space, logits["columns"], logits["attention"])
+        choices = space.choices[kind]
+        chosen = min(derivable(choices), key=without)
+        logits[kind][where] = np.where(np.arange(len(choices)) == chosen, 0, OFF)
+    return derive(space, **logits)
 
 
 def best(genotypes: Sequence[Genotype], score: Score) -> tuple[Genotype, list[float]]:

@@ -20,6 +20,7 @@ from manas_jax.search import bilevel
 from manas_jax.search.modular_grad import scene_grad
 from manas_jax.training import losses
 from manas_jax.training.accumulation import accumulate, microbatch_shapes
+from manas_jax.training.budget import BudgetState
 from manas_jax.training.state import SearchState
 
 PyTree = Any
@@ -196,6 +197,9 @@ class SearchStep:
         grad = jax.tree.map(jnp.add, grad, own_grad)
         updates, opt_state = self._architecture_optimizer.update(grad, opt_state, architecture)
         metrics["architecture_gradient_norm"] = optax.tree.norm(grad)
+        for name in BudgetState._fields:
+            value = optax.tree.get(opt_state, name)
+            metrics |= {} if value is None else {f"budget_{name}": value}
         return optax.apply_updates(architecture, updates), opt_state, metrics
 
     def _update_params(self, step, params, opt_state, grad):

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from manas_jax import ops
-from manas_jax.config import LossWeights
+from manas_jax.config import LossWeights, budget
 from manas_jax.data import pipeline
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
 from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
 from manas_jax.space import Genotype, SearchSpace
+from manas_jax.training.budget import dual_ascent
 
 PyTree = Any
 MUON_RATE = 5.0  # times Adam's: its updates have singular values of about 1
@@ -66,6 +67,18 @@ def architecture_optimizer(options: ConfigDict) -> optax.GradientTransformation:
         optax.add_decayed_weights(options.architecture_weight_decay),
         optax.adam(options.architecture_learning_rate, *options.architecture_betas),
     )
+
+
+def search_optimizers(
+    config: ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Those of weights and architecture; the latter holds the budget, if there is one."""
+    options, limit = config.search, budget(config)
+    weights, architecture = search_weight_optimizer(options), architecture_optimizer(options)
+    if limit is None:
+        return weights, architecture
+    held = dual_ascent(SearchSpace(**config.space), limit, options.budget_rate)
+    return weights, optax.chain(held, architecture)
 
 
 def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 from manas_jax import cost
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Architecture, Network
-from manas_jax.space import COLUMNS, SearchSpace
+from manas_jax.space import SearchSpace
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
@@ -118,16 +118,13 @@ def architecture_loss(
       complexity_model: the costs of all choices.
 
     Returns:
-      The loss and its unweighted terms 'entropy_columns', 'entropy_attention' and 'complexity'.
+      The loss and its unweighted terms 'complexity' and, for each kind of decision, 'entropy_KIND'.
     """
     macs = complexity_model.macs(logits)
     parameters = complexity_model.parameters(logits)
     share = loss_weights.complexity_macs_share
-    metrics = {
-        "entropy_columns": binary_entropy(logits["columns"]),
-        "entropy_attention": binary_entropy(logits["attention"]),
-        "complexity": share * macs + (1 - share) * parameters,
-    }
+    metrics = {f"entropy_{kind}": binary_entropy(rows) for kind, rows in logits.items()}
+    metrics["complexity"] = share * macs + (1 - share) * parameters
     loss = sum(getattr(loss_weights, name) * value for name, value in metrics.items())
     return loss, metrics
 
@@ -217,10 +214,7 @@ def binary_entropy(logits: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class ComplexityModel:
-    """Costs of all choices, each relative to the dearest architecture's total over choices.
-
-    The paper weighs modules by their share of parameters; here the costs are those of the
-    search space itself, so that 1 is the dearest architecture and 0 one whose choices are free.
+    """Expected costs of the relaxed architecture, whose decisions are independent.
 
     Attributes:
       space: the search space.
@@ -233,32 +227,42 @@ class ComplexityModel:
     width: int
 
     def parameters(self, logits: Architecture) -> jax.Array:
-        """Expected parameters of the choices, in [0, 1]."""
-        return self._expected(logits, "parameters")
+        """Expected parameters of the choices as a share of those of the dearest, in [0, 1].
+
+        The paper weighs modules by their share of parameters; here the costs are those of the
+        search space itself, so that 1 is the dearest architecture and 0 one whose choices are free.
+        """
+        return self._share(logits, "parameters")
 
     def macs(self, logits: Architecture) -> jax.Array:
-        """Expected multiply-accumulates of the choices, in [0, 1]."""
-        return self._expected(logits, "macs")
+        """Expected multiply-accumulates of the choices, as `parameters`."""
+        return self._share(logits, "macs")
 
-    def _expected(self, logits: Architecture, unit: str) -> jax.Array:
-        costs = self._costs(unit)
-        expected = sum(jnp.sum(jax.nn.softmax(logits[k]) * costs[k]) for k in costs)
-        dearest = sum(np.sum(np.max(c, axis=-1)) for c in costs.values())
-        return expected / max(dearest, 1.0)  # 0 where every choice is free
+    def expected(self, logits: Architecture, unit: str) -> jax.Array:
+        """Expected 'parameters' or 'macs' of the whole network, exactly.
 
-    def _costs(self, unit: str) -> Mapping[str, np.ndarray]:
-        space, size = self.space, (self.height, self.width)
-        columns = [
-            [getattr(cost.column(space, cell, choice, *size), unit) for choice in COLUMNS]
-            for cell, number in enumerate(space.columns)
-            for _ in range(number)
-        ]
-        edges = [
-            [getattr(cost.edge(space, branch, name, *size), unit) for name in space.candidates]
-            for _, branch in space.modules
-        ]
-        attention = np.repeat(np.array(edges, np.float64)[:, None], space.edges, axis=1)
-        return {
-            "columns": np.array(columns, np.float64).reshape(-1, len(COLUMNS)),
-            "attention": attention,
-        }
+        A residual block counts where its column is parallel: the product of both probabilities.
+        """
+        return self._fixed(unit) + self._of_choices(logits, unit)
+
+    def _fixed(self, unit: str) -> float:  # beyond the integers of arrays
+        return float(getattr(cost.fixed(self.space, self.height, self.width), unit))
+
+    def _share(self, logits: Architecture, unit: str) -> jax.Array:
+        _, dearest = cost.extremes(self.space, self.height, self.width, unit)
+        dearest -= self._fixed(unit)
+        return self._of_choices(logits, unit) / max(dearest, 1.0)  # 0 where every choice is free
+
+    def _of_choices(self, logits: Architecture, unit: str) -> jax.Array:
+        space = self.space
+        probabilities = {"widths": jnp.ones((len(space.residual_blocks), 1))}
+        probabilities |= jax.tree.map(jax.nn.softmax, dict(logits))
+        if space.residual_blocks:
+            parallel = probabilities["columns"][:, space.column_choices.index("parallel")]
+            columns = np.array([column for column, _ in space.residual_blocks])
+            probabilities["widths"] *= parallel[columns, None]
+        tables = cost.tables(space, self.height, self.width, unit)
+        return sum(
+            jnp.sum(probabilities[kind] * np.array(table, float).reshape(probabilities[kind].shape))
+            for kind, table in tables.items()
+        )

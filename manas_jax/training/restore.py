@@ -26,12 +26,7 @@ PyTree = Any
 
 def fresh_search_state(config: ConfigDict, network: Network) -> SearchState:
     """The state that a search of the configuration starts from."""
-    return init_search(
-        network,
-        build.search_weight_optimizer(config.search),
-        build.architecture_optimizer(config.search),
-        config.seed,
-    )
+    return init_search(network, *build.search_optimizers(config), config.seed)
 
 
 def load_search(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:

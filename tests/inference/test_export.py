@@ -16,15 +16,22 @@ from manas_jax.inference.tiling import multiple
 from manas_jax.models import layers
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+from manas_jax.space import ALL_COLUMNS, CANDIDATES, Genotype, SearchSpace
 from manas_jax.workdir import weights
 
 PLAIN = Genotype(
     SearchSpace(
-        channels=(4, 8), branches=(2, 2), columns=(1, 1), stem_blocks=1, attention_groups=1
+        channels=(4, 8),
+        branches=(2, 2),
+        columns=(1, 2),
+        stem_blocks=1,
+        attention_groups=1,
+        column_choices=ALL_COLUMNS,
+        widths=(0.25, 0.5, 1),
     ),
-    (("parallel",), ("fusion",)),
+    (("parallel",), ("identity", "fusion")),
     ((("skip_connect",), ("sep_conv_3x3",)), (("SE_A_M",), ("dil_conv_3x3_spatial",))),
+    (((0.5, 0.25),), ((), ())),
 )
 RESIDUAL = Genotype(
     SearchSpace(
@@ -95,7 +102,7 @@ def test_both_networks_together_have_all_choices():
     edges = {
         name for g in (PLAIN, RESIDUAL) for cell in g.attention for edges in cell for name in edges
     }
-    assert columns == set(COLUMNS) and edges == set(CANDIDATES)
+    assert columns == set(ALL_COLUMNS) and edges == set(CANDIDATES)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 8, 9, 16])

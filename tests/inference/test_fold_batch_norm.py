@@ -17,7 +17,7 @@ from manas_jax.ops.region import Region
 from manas_jax.space import COLUMNS, Genotype, SearchSpace
 from manas_jax.workdir.weights import flatten
 
-SPACE = SearchSpace((4, 16), (1, 2), (1, 2), stem_blocks=2)
+SPACE = SearchSpace((4, 16), (1, 2), (1, 2), stem_blocks=2, widths=(0.25, 1))
 
 
 def _genotype():
@@ -27,6 +27,7 @@ def _genotype():
         SPACE,
         [[next(columns) for _ in range(n)] for n in SPACE.columns],
         [[[next(names) for _ in range(SPACE.edges)] for _ in range(n)] for n in SPACE.branches],
+        (((0.25,),), ((), (1.0, 0.25))),
     )
 
 

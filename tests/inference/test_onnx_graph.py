@@ -16,7 +16,7 @@ from manas_jax.models import layers
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
 from manas_jax.runtime.onnx_session import open_session
-from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace
+from manas_jax.space import ALL_COLUMNS, CANDIDATES, SearchSpace, assemble
 from manas_jax.workdir.weights import flatten, unflatten
 
 SPACE = SearchSpace((4, 8, 12), (1, 3), (1, 1), stem_blocks=1, attention_groups=2)
@@ -24,18 +24,29 @@ SIZES = [(79, 67), (1, 31), (15, 9), (37, 29), (63, 33)]
 
 
 def genotype(space):
-    """Both columns, and all candidates one after the other."""
-    columns, names = iter(COLUMNS * 9), iter(CANDIDATES * 9)
-    return Genotype(
-        space,
-        [[next(columns) for _ in range(n)] for n in space.columns],
-        [[[next(names) for _ in range(space.edges)] for _ in range(n)] for n in space.branches],
-    )
+    """All columns and all candidates one after the other, in the least width."""
+    columns, names = iter(space.column_choices * 9), iter(CANDIDATES * 9)
+    picks = {
+        "columns": [next(columns) for _ in range(sum(space.columns))],
+        "attention": [next(names) for _ in range(len(space.modules) * space.edges)],
+        "widths": [space.widths[0]] * len(space.residual_blocks),
+    }
+    return assemble(space, picks)
 
 
 GENOTYPES = {
     "paper": genotype(SPACE),
-    "residual": genotype(dataclasses.replace(SPACE, patch=2, residual=True, attention_groups=1)),
+    "residual": genotype(
+        dataclasses.replace(
+            SPACE,
+            columns=(1, 2),
+            attention_groups=1,
+            column_choices=ALL_COLUMNS,
+            widths=(0.5, 1),
+            patch=2,
+            residual=True,
+        )
+    ),
 }
 
 

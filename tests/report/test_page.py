@@ -14,9 +14,11 @@ from manas_jax.errors import UserError
 from manas_jax.report import page as report
 from manas_jax.report import pictures
 from manas_jax.report.__main__ import main
-from manas_jax.space import Genotype, SearchSpace, random_genotype
+from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace, random_genotype
 
-SPACE = SearchSpace(channels=(8, 16), branches=(1, 2), columns=(2, 1), stem_blocks=1)
+SPACE = SearchSpace(
+    (8, 16), (1, 2), (2, 1), stem_blocks=1, column_choices=ALL_COLUMNS, widths=(0.5, 1)
+)
 
 
 def _softmax(logits):
@@ -26,7 +28,7 @@ def _softmax(logits):
 
 def _search_points():
     rng = np.random.default_rng(0)
-    columns, attention = rng.normal(size=(3, 2)), rng.normal(size=(3, 3, 9))
+    columns, attention, widths = (rng.normal(size=s) for s in ((3, 3), (3, 3, 9), (4, 2)))
     for step in range(0, 500, 2):
         yield (
             step,
@@ -39,6 +41,7 @@ def _search_points():
                 "architecture/entropy_attention": 0.2,
                 "architecture/columns": _softmax(columns * step / 100),
                 "architecture/attention": _softmax(attention * step / 100),
+                "architecture/widths": _softmax(widths * step / 100),
             },
         )
 
@@ -240,9 +243,10 @@ def test_pictures_are_compared_with_their_scores(page):
 def test_page_draws_all_choices_and_curves(page):
     texts = [i["alt"] for i in page.all("img") if i["src"].startswith("data:image/svg")]
     areas = [text for text in texts if ", at the end: " in text]
-    assert len(areas) == 1 + 3 + 1 + 3 * 3
+    assert len(areas) == 1 + 3 + 1 + 3 * 3 + 1 + 4
     assert areas[0].startswith("Mean of all columns, at the end: parallel 0.")
     assert areas[1].startswith("Cell 1 column 1, at the end: parallel 0.")
+    assert areas[4].startswith("Mean of all widths of residual blocks, at the end: width 0.5 0.")
     assert areas[-1].startswith("Cell 2, branch 2 op(U0), at the end: none 0.")
     losses = "Losses, steps 0 to 498: restoration: the weighted sum from 2 to 0.004008; MSE from"
     assert any(text.startswith(losses) for text in texts)

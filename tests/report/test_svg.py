@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from manas_jax.report import svg
-from manas_jax.space import CANDIDATES, SearchSpace, random_genotype
+from manas_jax.space import ALL_COLUMNS, CANDIDATES, SearchSpace, random_genotype
 
 SVG = "{http://www.w3.org/2000/svg}"
 SPACES = [
@@ -13,6 +13,7 @@ SPACES = [
     SearchSpace(),
     SearchSpace(channels=(12, 24), branches=(1, 2), columns=(0, 2), attention_groups=3, patch=2),
     SearchSpace(channels=(4,), branches=(1,), columns=(1,), residual=True),
+    SearchSpace((8, 16), (1, 2), (2, 3), column_choices=ALL_COLUMNS, widths=(0.25, 1)),
 ]
 
 
@@ -24,7 +25,10 @@ def test_genotype_drawing_is_complete(space):
     for cell, columns in enumerate(genotype.columns):
         for index, choice in enumerate(columns):
             title = f"cell {cell + 1}, column {index + 1}: {choice}"
-            assert titles.count(title) == space.branches[cell]  # one mark per branch
+            widths = genotype.widths[cell][index] or (1,) * space.branches[cell]
+            for width in widths:  # one mark per branch
+                suffix = "" if width == 1 else f", width {width:g}"
+                assert titles.count(title + suffix) == widths.count(width)
     edges = svg.edge_names(space.attention_groups)
     drawn = [title for title in titles if " = " in title]
     assert drawn == [
@@ -65,5 +69,5 @@ def test_edge_names_follow_the_genotype():
 
 
 def test_every_choice_has_its_own_colour():
-    names = (*CANDIDATES, "parallel", "fusion")
+    names = (*CANDIDATES, *ALL_COLUMNS, "width 0.25", "width 0.5", "width 1")
     assert len({svg.colour(name) for name in names}) == len(names)

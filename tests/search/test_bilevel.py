@@ -19,13 +19,15 @@ from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.search import bilevel
 from manas_jax.search.step import SearchStep
-from manas_jax.space import CANDIDATES, SearchSpace
+from manas_jax.space import ALL_COLUMNS, CANDIDATES, SearchSpace
 from manas_jax.training import build, losses
 from manas_jax.training.state import SearchState, init_search
 
 LEARNING_RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 H = 1e-5  # of the central differences
-RESTORATION_ALONE = LossWeights(tv=0.1, entropy_columns=0.0, entropy_attention=0.0, complexity=0.0)
+RESTORATION_ALONE = LossWeights(
+    tv=0.1, entropy_columns=0.0, entropy_attention=0.0, entropy_widths=0.0, complexity=0.0
+)
 
 
 BATCHES = scene_batch(seed=0), scene_batch(seed=1)  # for weights and architecture
@@ -209,17 +211,17 @@ def _moved(step, state, *batches):
 
 
 @pytest.mark.parametrize(
-    "candidates",
+    "choices",
     [
-        ("none", "SE", "sep_conv_3x3_spatial"),
-        pytest.param(CANDIDATES, marks=pytest.mark.slow, id="all"),
+        {"candidates": ("none", "SE", "sep_conv_3x3_spatial")},
+        {"candidates": ("none", "SE"), "column_choices": ALL_COLUMNS, "widths": (0.5, 1.0)},
+        pytest.param({"candidates": CANDIDATES}, marks=pytest.mark.slow),
     ],
+    ids=["papers", "widths", "all"],
 )
-def test_exact_step_equals_central_differences_for_every_logit(float64, candidates):
-    """Columns and attention, through the step that the search runs."""
-    space = SearchSpace(
-        (4, 8), (2,), (1,), stem_blocks=1, attention_groups=1, candidates=candidates
-    )
+def test_exact_step_equals_central_differences_for_every_logit(float64, choices):
+    """Columns, attention and widths, through the step that the search runs."""
+    space = SearchSpace((4, 8), (2,), (1,), stem_blocks=1, attention_groups=1, **choices)
     network, state, step = _real(space, "exact", dtype=np.float64)
     train, val = (scene_batch(seed=s, dtype=np.float64) for s in (0, 1))
     ours = _moved(step, state, train, val)

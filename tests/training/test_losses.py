@@ -1,7 +1,9 @@
 """Each loss term off, on and alone, by its formula; values and gradients."""
 
+import collections
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from manas_jax import cost
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.models.variables import init_variables
-from manas_jax.space import COLUMNS, SearchSpace
+from manas_jax.space import ALL_COLUMNS, COLUMNS, SearchSpace, assemble
 from manas_jax.training import losses
 
 RESTORATION = ("mse", "charbonnier", "ssim", "tv", "internal")
@@ -238,6 +240,29 @@ def test_complexity_is_the_expected_cost(unit):
     for kind, index, row in costs():
         pick[kind][(*index, int(np.argmax(row)))] = 0.0
     np.testing.assert_allclose(getattr(model, unit)(pick), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["parameters", "macs"])
+def test_expected_cost_is_the_mean_over_all_genotypes(float64, unit):
+    """Enumerated: every genotype's cost times its probability."""
+    space = SearchSpace(
+        (4, 8), (2,), (2,), 1, 1, ("none", "CBAM"), column_choices=ALL_COLUMNS, widths=(0.5, 1.0)
+    )
+    logits = jax.tree.map(jnp.float64, init_architecture(space, 0, scale=1.0))
+    rows = [
+        (kind, dict(zip(space.choices[kind], p, strict=True)))
+        for kind, values in jax.tree.map(jax.nn.softmax, logits).items()
+        for p in np.asarray(values).reshape(-1, values.shape[-1])
+    ]
+    mean = 0.0
+    for chosen in itertools.product(*(row for _, row in rows)):
+        picks = collections.defaultdict(list)
+        for (kind, _), choice in zip(rows, chosen, strict=True):
+            picks[kind].append(choice)
+        probability = math.prod(row[choice] for (_, row), choice in zip(rows, chosen, strict=True))
+        mean += probability * getattr(cost.derived(assemble(space, picks), 16, 24), unit)
+    expected = losses.ComplexityModel(space, 16, 24).expected(logits, unit)
+    np.testing.assert_allclose(expected, mean, rtol=1e-12)
 
 
 def test_complexity_share_mixes_both_units():

@@ -1,0 +1,60 @@
+"""The best network for what a picture may cost: depth and widths are searched within a budget.
+
+python -m manas_jax.main --config=configs/budget.py --workdir=runs/budget \\
+    --config.data.root=DIR --config.search.budget=8
+
+DIR is a folder as configs/rain100l.py describes it, or any other that docs/data.md lists. The
+budget is in billions of multiply-accumulates for an image of `objectives.complexity_size`, or with
+--config.search.budget_of=parameters a number of parameters. A budget that no network of the space
+is within is refused with the costs of the cheapest and of the dearest one. The run ends with a
+trained network within the budget, runs/budget/weights.safetensors.
+"""
+
+from ml_collections import ConfigDict
+
+from manas_jax.config import default
+from manas_jax.space import ALL_COLUMNS
+
+
+def get_config() -> ConfigDict:
+    """A deep supernet of which the search leaves out what the budget does not allow."""
+    config = default()
+    config.log_every = 50
+    config.space.update(
+        channels=(32, 64, 96),
+        branches=(2, 3),
+        columns=(4, 4),
+        stem_blocks=1,
+        patch=2,
+        residual=True,
+        column_choices=ALL_COLUMNS,
+        widths=(0.25, 0.5, 0.75, 1.0),
+    )
+    # The budget has the place of the complexity loss. The terms of the restoration are those of the
+    # shipped weights (docs/weights.md), as is the final training but for its length.
+    config.objectives.update(mse=0.0, charbonnier=1.0, ssim=0.1, complexity=0.0)
+    config.data.update(real=1.0, transfer=1.0, versions=2, validation_scenes=12)
+    config.search.update(
+        budget=8.0,
+        steps=1000,
+        scenes=4,
+        learning_rate=0.02,
+        final_learning_rate=1e-3,
+        clip=5.0,
+        architecture_learning_rate=0.01,
+        architecture_weight_decay=0.0,
+        architecture_warmup=0.2,
+        checkpoint_every=250,
+    )
+    config.train.update(
+        steps=8000,
+        scenes=6,
+        optimizer="muon",
+        learning_rate=3e-3,
+        decay=0.4,
+        batch_norm=0.05,
+        ema=0.999,
+        checkpoint_every=500,
+        validation_crop=320,
+    )
+    return config

@@ -1,0 +1,40 @@
+"""A whole run within a budget, from a folder of pairs to de-rained pictures."""
+
+import json
+
+import numpy as np
+
+from manas_jax import Derainer, cost, main
+from manas_jax.config import budget
+from manas_jax.report import reader
+from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace
+
+
+def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config):
+    config = loop_config(
+        space__columns=(2,),
+        space__column_choices=ALL_COLUMNS,
+        space__widths=(0.25, 1.0),
+        search__hypergradient="first_order",
+        search__budget_of="parameters",
+    )
+    cheapest, dearest = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
+    config.search.budget = float((cheapest + dearest) // 2)
+    report = main.run(config, tmp_path)
+
+    limit, genotype = budget(config), Genotype.load(tmp_path / "genotype.json")
+    summary = json.loads((tmp_path / "search" / "summary.json").read_text())["budget"]
+    assert cheapest <= limit.cost(genotype) <= limit.limit < dearest
+    assert summary["limit"] == limit.limit and summary["derived"] == limit.cost(genotype)
+    assert summary["changed_choices"] > 0 or summary["likeliest"] <= limit.limit
+    curves = reader.read(tmp_path).stages["search"].events
+    for name in ("multiplier", "excess"):
+        steps, values = curves[f"loss/budget_{name}"]
+        assert len(steps) and np.all(np.isfinite(values))
+    assert "Widths of residual blocks" in report.read_text()
+
+    derain = Derainer.from_pretrained(tmp_path / "weights.safetensors")
+    parameters = json.loads((tmp_path / "train" / "summary.json").read_text())["parameters"]
+    assert parameters == limit.cost(genotype)
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    assert derain(picture).shape == picture.shape

@@ -1,0 +1,70 @@
+"""The multiplier that holds a budget."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from manas_jax import cost
+from manas_jax.models.network import init_architecture
+from manas_jax.space import ALL_COLUMNS, SearchSpace
+from manas_jax.training.budget import dual_ascent
+from manas_jax.training.losses import ComplexityModel
+
+SPACE = SearchSpace(
+    (4, 8), (2,), (3,), 1, 1, ("none", "SE"), column_choices=ALL_COLUMNS, widths=(0.5, 1.0)
+)
+MODEL = ComplexityModel(SPACE, 32, 32)
+
+
+def _search(budget, steps):
+    """The multiplier and the expected cost at every step of a loss that wants the dearest."""
+    logits = init_architecture(SPACE, 0)
+    optimizer = optax.chain(dual_ascent(SPACE, budget, 0.02), optax.adam(0.02))
+    model = ComplexityModel(SPACE, budget.height, budget.width)
+    gradient = jax.grad(lambda a: -0.1 * model.expected(a, "macs") / float(budget.limit))
+
+    def step(carry, _):
+        logits, state = carry
+        updates, state = optimizer.update(gradient(logits), state, logits)
+        logits = optax.apply_updates(logits, updates)
+        return (logits, state), (state[0].multiplier, model.expected(logits, "macs"))
+
+    run = jax.jit(lambda *carry: jax.lax.scan(step, carry, length=steps))
+    return run(logits, optimizer.init(logits))[1]
+
+
+def test_multiplier_holds_the_expected_cost_at_the_budget():
+    cheapest, dearest = cost.extremes(SPACE, 32, 32, "macs")
+    for share in (0.2, 0.5):
+        budget = cost.Budget(int(cheapest + share * (dearest - cheapest)), "macs", 32, 32)
+        multipliers, costs = _search(budget, 1000)
+        np.testing.assert_allclose(multipliers[-1], 0.1, rtol=0.02)  # what the loss pays
+        np.testing.assert_allclose(costs[-200:] / budget.limit, 1, atol=0.02)
+
+
+def test_multiplier_stays_zero_where_the_budget_is_no_constraint():
+    """Of a size whose costs 32 bits do not hold."""
+    _, dearest = cost.extremes(SPACE, 4096, 4096, "macs")
+    assert dearest > 2**33
+    multipliers, costs = _search(cost.Budget(2 * dearest, "macs", 4096, 4096), 50)
+    assert np.all(multipliers == 0) and costs[-1] > costs[0]
+
+
+def test_gradient_is_that_of_the_lagrangian(float64):
+    budget = cost.Budget(cost.extremes(SPACE, 32, 32, "parameters")[0], "parameters", 32, 32)
+    logits = jax.tree.map(jnp.float64, init_architecture(SPACE, 0, scale=1.0))
+    ascent = dual_ascent(SPACE, budget, 0.5)
+    zeros = jax.tree.map(jnp.zeros_like, logits)
+    updates, state = ascent.update(zeros, ascent.init(logits), logits)
+    excess = MODEL.expected(logits, "parameters") / budget.limit - 1
+    np.testing.assert_allclose(state.multiplier, 0.5 * excess)
+    price = 1.5 * excess  # multiplier and square
+    h = 1e-6
+    for kind, values in logits.items():
+        at = (0,) * values.ndim
+        ahead, behind = (
+            MODEL.expected({**logits, kind: values.at[at].add(d)}, "parameters") for d in (h, -h)
+        )
+        slope = (ahead - behind) / (2 * h) / budget.limit
+        np.testing.assert_allclose(updates[kind][at], price * slope, rtol=1e-5)
