@@ -41,7 +41,7 @@ def pod() -> str:
                 f"{reduces['bytes'] / 1e6:.3f}",
                 f"{found['flops'] / 1e9:.3g}",
                 f"{found['estimate_seconds'] * 1e3:.3g}",
-                f"{found['share_of_peak']:.2%}",
+                f"{100 * found['share_of_peak']:.2g}%",
                 f"{found['images_per_second']:,.0f}",
                 f"{found['host_bytes_per_second'] / 1e6:,.0f}",
             ]
