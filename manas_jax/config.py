@@ -24,6 +24,8 @@ OPTIMIZERS = ("adam", "muon")
 """Of the final training, see `manas_jax.training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
+METHODS = ("bilevel", "random", "halving")
+"""Ways to search, see `manas_jax.search.methods`."""
 BUDGETS = {"gmacs": ("macs", 10**9), "parameters": ("parameters", 1)}
 """What a budget limits: a unit of `manas_jax.cost`, and how much of it a budget of 1 is."""
 RAIN_LEVELS = ("light", "medium", "heavy", "mixed")
@@ -173,6 +175,8 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "data.cache_dir": ("", _LOCAL),  # larger ones on disk, in this folder; "": decoded each time
     "data.limit": (0, _at_least(0)),  # use this many training scenes; 0 = all
 
+    "search.method": ("bilevel", _one_of(*METHODS)),
+    "search.candidates": (16, _at_least(1)),  # trained by the methods random and halving
     "search.hypergradient": ("first_order", _one_of(*HYPERGRADIENTS)),
     "search.steps": (200_000, _at_least(1)),
     "search.scenes": (16, _at_least(1)),  # a batch has scenes x versions rainy patches
@@ -266,6 +270,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
     if config.search.fuse and config.search.accumulate > 1:
         raise UserError("search.fuse and search.accumulate > 1 exclude each other")
+    if config.search.method != "bilevel" and config.train.inherit:
+        raise UserError(
+            f"train.inherit needs the weights of a supernet, and search.method = "
+            f"{config.search.method} has none: leave it out"
+        )
     starts = [key for key in ("inherit", "genotype", "weights") if config.train[key]]
     if len(starts) > 1:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")

@@ -24,7 +24,7 @@ from manas_jax.evaluate import evaluate
 from manas_jax.inference import pretrained
 from manas_jax.report import page as report
 from manas_jax.runtime import distributed
-from manas_jax.search.run import search
+from manas_jax.search.methods import search
 from manas_jax.training import checks
 from manas_jax.training.run import train
 from manas_jax.workdir import lock, provenance

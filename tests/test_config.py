@@ -8,10 +8,10 @@ import operator
 import ml_collections
 import pytest
 
-from manas_jax.config import _KEYS, HYPERGRADIENTS, RAIN_LEVELS, default, validate
+from manas_jax.config import _KEYS, HYPERGRADIENTS, METHODS, RAIN_LEVELS, default, validate
 from manas_jax.data import rain
 from manas_jax.errors import UserError
-from manas_jax.search import bilevel
+from manas_jax.search import bilevel, methods
 from manas_jax.space import SearchSpace
 
 
@@ -102,6 +102,14 @@ def test_two_initial_weights_of_a_training_are_refused(make_config):
     config = make_config(stage="train", train__inherit=True, train__genotype="other.json")
     with pytest.raises(UserError, match=r"train\.inherit and train\.genotype exclude each other"):
         validate(config)
+
+
+def test_methods_are_those_of_the_search(make_config):
+    assert tuple(methods.METHODS) == METHODS
+    with pytest.raises(
+        UserError, match=r"train\.inherit needs .* search\.method = random has none"
+    ):
+        validate(make_config(search__method="random", train__inherit=True))
 
 
 def test_hypergradients_are_those_of_the_search():

@@ -29,16 +29,18 @@ from ml_collections import ConfigDict
 
 from manas_jax import app, cost
 from manas_jax.buckets import check_local
-from manas_jax.config import validate
+from manas_jax.config import budget, validate
+from manas_jax.cost import Budget
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
+from manas_jax.search import methods, selection
 from manas_jax.search import run as search_run
-from manas_jax.search import selection
+from manas_jax.search.sampling import random_within
 from manas_jax.search.selection import SupernetEvaluator
-from manas_jax.space import COLUMNS, Genotype, SearchSpace, random_genotype
+from manas_jax.space import COLUMNS, Genotype, SearchSpace, assemble, random_genotype
 from manas_jax.study import summary as study_summary
 from manas_jax.training import build
 from manas_jax.training import run as train_run
@@ -48,9 +50,10 @@ from manas_jax.workdir.claim import claim_inputs, claim_workdir
 
 CHOICES = (
     "derived", "perturbation", "proxy", "matched",  # from a search
+    "within", "uniform",  # of a search's budget
     "random", "all_parallel", "all_fusion", "all_skip", "hand_made",
 )  # fmt: skip
-NEED_A_SEARCH = CHOICES[:4]
+NEED_A_SEARCH, BUDGETED = CHOICES[:4], CHOICES[4:6]
 _MAX_DRAWS = 100_000
 
 _INDEX = flags.DEFINE_integer("index", 0, "Index of this machine, from 0.")
@@ -66,9 +69,10 @@ class Source:
       name: its name in tables.
       choice: one of `CHOICES`: 'derived', the likeliest choices of a search; 'perturbation' and
         'proxy' (best of `study.candidates` random ones), those with which the search's supernet
-        scores best; 'matched', random among those of the same cost as the derived one; 'random';
-        and four that need no search, see `fixed`.
-      search: which search of `study.searches`, if the choice is from one.
+        scores best; 'matched', random among those of the same cost as the derived one; 'within',
+        random within the search's budget, and 'uniform', made by hand for it, see `uniform_within`;
+        'random'; and four that need no search, see `fixed`.
+      search: which search of `study.searches`, if the choice is from one or from its budget.
       cells: number of cells; cell i has seed i modulo `study.seeds`.
       tier: cells of lower tiers run first.
       changes: keys of the configuration in which its training differs from the study.
@@ -117,11 +121,19 @@ def grid(config: ConfigDict) -> list[Cell]:
                 f"give one of {', '.join(CHOICES)}"
             )
         source = Source(name, **fields)
-        if (source.choice in NEED_A_SEARCH or source.rank) and source.search not in study.searches:
+        named = source.choice in (*NEED_A_SEARCH, *BUDGETED) or source.rank
+        if named and source.search not in study.searches:
             raise UserError(
                 f"study.sources.{name}.search = {source.search!r}: "
                 f"give one of {', '.join(sorted(study.searches))}"
             )
+        if source.choice in BUDGETED:
+            changes = study.searches[source.search].get("search", {})
+            if not changes.get("budget", config.search.budget):
+                raise UserError(
+                    f"study.sources.{name}: its search {source.search} has no budget: set "
+                    f"study.searches.{source.search}.search.budget"
+                )
         sources.append(source)
     cells = [Cell(s, i, i % study.seeds) for s in sources for i in range(s.cells)]
     return sorted(cells, key=lambda c: (c.source.tier, c.index, c.source.name))
@@ -250,6 +262,38 @@ def fixed(space: SearchSpace, choice: str) -> Genotype:
     )
 
 
+def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
+    """The dearest genotype within a budget of those that a person would make.
+
+    The first columns alternate, as many in each cell, and the rest are left out; all residual
+    blocks have one width; all edges have SE.
+
+    Raises:
+      UserError: none is within the budget, or the space has no such genotypes.
+    """
+    alternating = fixed(space, "hand_made").columns
+    made = []
+    for depth, width in itertools.product(range(max(space.columns) + 1), space.widths):
+        columns = [
+            [choice if i < depth else "identity" for i, choice in enumerate(cell)]
+            for cell in alternating
+        ]
+        blocks = len(space.residual_blocks)
+        picks = {
+            "columns": [choice for cell in columns for choice in cell],
+            "attention": ["SE"] * len(space.modules) * space.edges,
+            "widths": [width] * blocks,
+        }
+        made.append(assemble(space, picks))
+    within = [genotype for genotype in made if limit.cost(genotype) <= limit.limit]
+    if not within:
+        raise UserError(
+            f"study: no uniform genotype costs at most {limit.limit:,} {limit.unit}: give a larger "
+            "search.budget or leave out the sources with the choice 'uniform'"
+        )
+    return max(within, key=limit.cost)
+
+
 def random_genotypes(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:
     """The first `count` random genotypes of the study; another salt gives other ones."""
     space = SearchSpace(**config.space)
@@ -281,15 +325,22 @@ def _genotype(
     source, space = cell.source, SearchSpace(**config.space)
     if source.choice == "random":
         return random_genotypes(config, cell.index + 1)[-1], {}
-    if source.choice not in NEED_A_SEARCH:
+    if source.choice not in (*NEED_A_SEARCH, *BUDGETED):
         return fixed(space, source.choice), {}
 
     changed = _changed(config, cell.seed, config.study.searches[source.search].to_dict())
+    if source.choice == "within":
+        return random_within(space, budget(changed), cell.index), {}
+    if source.choice == "uniform":
+        return uniform_within(space, budget(changed)), {}
     folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
     folder.mkdir(parents=True, exist_ok=True)
-    derived = search_run.search(changed, folder)
+    derived = methods.search(changed, folder)
     if source.choice == "matched":
         return matched(config, derived, cell.index), {}
+    if changed.search.method != "bilevel":  # no supernet to evaluate in
+        summary = json.loads((folder / "search" / "summary.json").read_text())
+        return derived, {"seconds_of_search": summary["seconds"]}
     evaluator = search_run.supernet_evaluator(changed, folder, config.study.judged_batches)
     genotype, facts = derived, {}
     if source.choice == "perturbation":

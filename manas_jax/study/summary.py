@@ -40,6 +40,19 @@ COMPARISONS = (
     ("perturbation", "random"),
     ("proxy", "first_order"),
     ("proxy", "random"),
+    # Of configs/study_budget.py.
+    *(
+        (f"{ours}_{budget}", f"{theirs}_{budget}")
+        for budget in ("small", "medium", "large")
+        for ours, theirs in (
+            ("bilevel", "within"),
+            ("bilevel", "uniform"),
+            ("bilevel", "random"),
+            ("bilevel", "halving"),
+            ("random", "within"),
+            ("halving", "within"),
+        )
+    ),
 )
 
 ONE_GENOTYPE = ("all_parallel", "all_fusion", "all_skip", "hand_made")

@@ -189,7 +189,7 @@ def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
         summary = {"validation": {"psnr": 31.0, "ssim": 0.9}, "seconds": 3.0, "compile_seconds": 1}
         (folder / "train" / "summary.json").write_text(json.dumps(summary))
 
-    monkeypatch.setattr(study_run.search_run, "search", search)
+    monkeypatch.setattr(study_run.methods, "search", search)
     monkeypatch.setattr(study_run.train_run, "train", train)
     monkeypatch.setattr(study_run.search_run, "supernet_evaluator", lambda *_: None)
     monkeypatch.setattr(study_run, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
@@ -220,6 +220,26 @@ def test_fixed_genotypes():
     assert hand.columns == skip.columns == (("parallel", "fusion", "parallel"),)
     assert {e for m in hand.attention[0] for e in m} == {"SE"}
     assert {e for m in skip.attention[0] for e in m} == {"skip_connect"}
+
+
+def test_sources_of_a_budget(experiments, tmp_path):
+    config = experiments["study_budget"]()
+    config.data.root = "somewhere"
+    cells = {cell.name: cell for cell in study_run.grid(config)}
+    size = config.objectives.complexity_size
+    for name, budget in (("small", 4.5e9), ("large", 11e9)):
+        first, second, uniform = (
+            study_run._genotype(config, cells[f"{cell}_{name}-0{i}"], tmp_path)[0]
+            for cell, i in (("within", 0), ("within", 1), ("uniform", 0))
+        )
+        for genotype in (first, second):
+            assert 0.97 * budget <= cost.derived(genotype, *size).macs <= budget
+        assert first != second
+        assert 0.8 * budget <= cost.derived(uniform, *size).macs <= budget
+        assert len({w for cell in uniform.widths for column in cell for w in column}) <= 1
+    config.study.searches.bilevel_small.search.budget = 0.0
+    with pytest.raises(UserError, match="its search bilevel_small has no budget: set"):
+        study_run.grid(config)
 
 
 def test_matched_genotypes_cost_the_same_and_differ(experiments, monkeypatch):

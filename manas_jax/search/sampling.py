@@ -1,0 +1,182 @@
+"""The search without a supernet: random genotypes, within a budget if there is one, are trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from manas_jax.buckets import Path, as_path
+from manas_jax.config import budget
+from manas_jax.cost import Budget
+from manas_jax.data.splits import Splits
+from manas_jax.files import write_json
+from manas_jax.runtime import distributed
+from manas_jax.space import Genotype, SearchSpace, assemble, derivable, random_genotype
+from manas_jax.training import run as train_run
+from manas_jax.training.losses import ComplexityModel
+from manas_jax.training.restore import load_genotype
+
+DRAWS = 64  # per genotype within a budget
+STEEPEST = 1e4  # fall of the log-probability per budget, where only the cheapest is drawn
+
+
+def search(
+    config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None
+) -> Genotype:
+    """Trains random genotypes and takes the best; resumes with the training that was interrupted.
+
+    All trainings together have `search.steps` steps. Leaves them in `search/candidates/` and, at
+    the end, `genotype.json` and `search/summary.json`.
+
+    Args:
+      config: of the run; `search.method` is 'random' or 'halving'.
+      workdir: of the run.
+      splits: not used, as each training loads scenes for patches of its own size.
+
+    Raises:
+      UserError: no data, a diverged loss, a folder that cannot be written.
+      Stopped: a signal came; the state is saved.
+    """
+    workdir, options = as_path(workdir), config.search
+    summary = workdir / "search" / "summary.json"
+    if not summary.exists():
+        seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
+        candidates = [_random(config, int(seed)) for seed in seeds]
+        results: dict[int, dict[str, float]] = {}
+
+        def score(number: int, steps: int) -> float:
+            folder = workdir / "search" / "candidates" / f"{number:03d}"
+            results[number] = _trained(config, candidates[number], folder, steps)
+            return results[number]["psnr"]
+
+        rounds = 1 if options.method == "random" else max(1, math.ceil(math.log2(len(candidates))))
+        best, history = successive_halving(len(candidates), score, options.steps, rounds)
+        facts = {
+            "steps": options.steps,
+            "seconds": sum(result["seconds"] for result in results.values()),
+            "validation": {name: results[best][name] for name in ("psnr", "ssim")},
+            "rounds": history,
+        }
+        distributed.broadcast_from_primary(lambda: candidates[best].save(workdir / "genotype.json"))
+        distributed.broadcast_from_primary(lambda: write_json(summary, facts))
+    return load_genotype(workdir)
+
+
+def _random(config: ConfigDict, seed: int) -> Genotype:
+    space, limit = SearchSpace(**config.space), budget(config)
+    return random_within(space, limit, seed) if limit else random_genotype(space, seed)
+
+
+def successive_halving(
+    count: int, score: Callable[[int, int], float], steps: int, rounds: int
+) -> tuple[int, list[dict[int, float]]]:
+    """Trains all candidates, then round by round the better half of them for longer.
+
+    Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
+    Optimization", AISTATS 2016. The candidates of a round share its steps, and all rounds have
+    equally many. With one round it is the random search of Li and Talwalkar, "Random Search and
+    Reproducibility for Neural Architecture Search", UAI 2019.
+
+    Args:
+      count: number of candidates.
+      score: (candidate, steps that its training has then had) -> its score, higher is better.
+      steps: of all trainings together.
+      rounds: at least 1.
+
+    Returns:
+      The best candidate of the last round, and the scores of each round.
+    """
+    left, trained, history = list(range(count)), 0, []
+    for _ in range(rounds):
+        trained += max(1, steps // (rounds * len(left)))
+        scores = {candidate: score(candidate, trained) for candidate in left}
+        history.append(scores)
+        ranked = sorted(left, key=scores.__getitem__, reverse=True)
+        left = ranked[: math.ceil(len(left) / 2)]
+    return left[0], history
+
+
+def random_within(space: SearchSpace, limit: Budget, seed: int) -> Genotype:
+    """A random genotype that costs about as much as the budget and no more.
+
+    It is the dearest within the budget of many that are drawn with probabilities proportional to
+    exp(-rate * cost), times the uniform ones of `random_genotype`. The rate is such that the mean
+    cost is the budget; genotypes of equal cost keep their relative probabilities.
+
+    Args:
+      space: the search space.
+      limit: at least the cost of the cheapest genotype.
+      seed: of the draws.
+    """
+    model = ComplexityModel(space, limit.height, limit.width)
+    expected = jax.jit(lambda logits: model.expected(logits, limit.unit))
+    tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
+    flat, steep = -STEEPEST, STEEPEST
+    for _ in range(50):
+        rate = (flat + steep) / 2
+        if float(expected(_tilted(space, tables, rate))) > limit.limit:
+            flat = rate
+        else:
+            steep = rate
+    logits, draw = _tilted(space, tables, steep), np.random.default_rng(seed)
+    while True:
+        drawn = [_draw(space, logits, draw) for _ in range(DRAWS)]
+        if within := [genotype for genotype in drawn if limit.cost(genotype) <= limit.limit]:
+            return max(within, key=limit.cost)
+
+
+def _tilted(
+    space: SearchSpace, tables: Mapping[str, np.ndarray], rate: float
+) -> dict[str, np.ndarray]:
+    """Logits with which a genotype is as likely as exp(-rate * cost), and `none` never drawn."""
+    logits = {kind: -rate * tables[kind] for kind in space.choices}
+    allowed = derivable(space.candidates)
+    logits["attention"] = np.where(
+        np.isin(np.arange(len(space.candidates)), allowed), logits["attention"], -np.inf
+    ).reshape(*space.decisions["attention"], -1)
+    if space.residual_blocks:
+        parallel = space.column_choices.index("parallel")
+        blocks = -rate * tables["widths"]
+        for (column, _), row in zip(space.residual_blocks, blocks, strict=True):
+            logits["columns"][column, parallel] += np.logaddexp.reduce(row) - math.log(len(row))
+    return logits
+
+
+def _draw(
+    space: SearchSpace, logits: Mapping[str, np.ndarray], draw: np.random.Generator
+) -> Genotype:
+    """A genotype drawn with the probabilities of the logits, by adding Gumbel noise to them."""
+    picks = {}
+    for kind, choices in space.choices.items():
+        rows = logits[kind].reshape(-1, len(choices))
+        picks[kind] = [choices[i] for i in np.argmax(rows + draw.gumbel(size=rows.shape), axis=1)]
+    return assemble(space, picks)
+
+
+def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:
+    """Scores and seconds of a training of this many steps; it continues one of fewer."""
+    file = folder / f"scores-{steps}.json"
+    if not file.exists():
+        training = config.copy_and_resolve_references()
+        training.train.update(
+            genotype="", weights="", inherit=False, steps=steps, checkpoint_every=steps
+        )
+        distributed.broadcast_from_primary(lambda: _start(folder, genotype))
+        train_run.train(training, folder)
+        summary = json.loads((folder / "train" / "summary.json").read_text())
+        result = {"seconds": summary["seconds"], **summary["validation"]}
+        distributed.broadcast_from_primary(lambda: write_json(file, result))
+        logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, result["psnr"])
+    return json.loads(file.read_text())
+
+
+def _start(folder: Path, genotype: Genotype) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    genotype.save(folder / "genotype.json")

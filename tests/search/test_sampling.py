@@ -1,0 +1,97 @@
+"""Random genotypes within a budget, and the choice of one of them by training."""
+
+import collections
+import json
+import math
+
+import numpy as np
+import pytest
+
+from manas_jax import cost
+from manas_jax.search import methods, sampling
+from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace, random_genotype
+
+SPACE = SearchSpace(
+    (8, 16), (1, 2), (2, 3), 1, column_choices=ALL_COLUMNS, widths=(0.25, 0.5, 0.75, 1.0)
+)
+
+
+@pytest.mark.parametrize("unit", ["macs", "parameters"])
+def test_random_genotypes_cost_about_the_budget(unit):
+    cheapest, dearest = cost.extremes(SPACE, 64, 64, unit)
+    for share in (0.0, 0.2, 0.7, 1.0):
+        budget = cost.Budget(int(cheapest + share * (dearest - cheapest)), unit, 64, 64)
+        drawn = [sampling.random_within(SPACE, budget, seed) for seed in range(3)]
+        for genotype in drawn:
+            assert 0.97 * budget.limit <= budget.cost(genotype) <= budget.limit
+        assert drawn[0] == sampling.random_within(SPACE, budget, 0)
+        if 0 < share < 1:
+            assert drawn[0] != drawn[1]
+
+
+def test_probabilities_depend_on_the_cost_alone():
+    """Relative to uniform choices, a genotype has exp(-rate * cost) of them, up to a constant."""
+    budget = cost.Budget(10**6, "macs", 64, 64)
+    tables = {k: np.array(rows, float) / budget.limit for k, rows in budget.tables(SPACE).items()}
+    logits = sampling._tilted(SPACE, tables, rate=3.0)
+    allowed = logits["attention"] > -np.inf
+    assert np.array_equal(allowed.any((0, 1)), [name != "none" for name in SPACE.candidates])
+
+    def relative(genotype):
+        total = 3.0 * budget.cost(genotype) / budget.limit
+        widths = [w for cell in genotype.widths for column in cell for w in column]
+        parallel = np.repeat([c == "parallel" for c in genotype.picks["columns"]], [1, 1, 2, 2, 2])
+        for kind, picks in genotype.picks.items():
+            rows = logits[kind].reshape(len(picks), -1)
+            rows = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+            chosen = [r[SPACE.choices[kind].index(p)] for r, p in zip(rows, picks, strict=True)]
+            total += np.sum(np.array(chosen)[parallel] if kind == "widths" else chosen)
+        return total + len(widths) * math.log(len(SPACE.widths))  # the uniform probability of them
+
+    values = [relative(random_genotype(SPACE, seed)) for seed in range(10)]
+    np.testing.assert_allclose(values, values[0], rtol=1e-9)
+
+
+def test_halving_trains_the_better_half_for_longer():
+    quality = [0.3, 0.9, 0.1, 0.8, 0.5]
+    had = collections.Counter()
+
+    def score(candidate, steps):
+        assert steps > had[candidate]
+        had[candidate] = steps
+        return quality[candidate]
+
+    best, history = sampling.successive_halving(5, score, 300, rounds=3)
+    assert best == 1
+    assert [sorted(scores) for scores in history] == [[0, 1, 2, 3, 4], [1, 3, 4], [1, 3]]
+    assert had == {2: 20, 0: 20, 4: 53, 1: 103, 3: 103}
+    assert sum(had.values()) <= 300
+    had.clear()
+    best, (scores,) = sampling.successive_halving(5, score, 300, rounds=1)  # random search
+    assert best == 1 and list(scores.values()) == quality and set(had.values()) == {60}
+
+
+def test_search_by_training_leaves_the_files_of_a_search(tmp_path, monkeypatch, loop_config):
+    """Of a space with one genotype, so that all trainings share compiled steps."""
+    config = loop_config(
+        space__column_choices=("parallel",),
+        space__candidates=("SE",),
+        search__method="halving",
+        search__candidates=3,
+        search__steps=12,
+        train__inherit=False,
+    )
+    genotype = methods.search(config, tmp_path)
+    assert genotype == Genotype.load(tmp_path / "genotype.json")
+    summary = json.loads((tmp_path / "search" / "summary.json").read_text())
+    first, second = summary["rounds"]
+    assert len(first) == 3 and len(second) == 2 and summary["seconds"] > 0
+    assert summary["validation"]["psnr"] == max(second.values())
+    trained = sorted((tmp_path / "search" / "candidates").glob("*/scores-*.json"))
+    assert [file.name for file in trained].count("scores-2.json") == 3
+    assert [file.name for file in trained].count("scores-5.json") == 2
+
+    (tmp_path / "search" / "summary.json").unlink()  # as if interrupted at the very end
+    monkeypatch.setattr(sampling.train_run, "train", None)
+    assert methods.search(config, tmp_path) == genotype
+    assert json.loads((tmp_path / "search" / "summary.json").read_text()) == summary
