@@ -29,7 +29,7 @@ def stand_in():
 
 def test_all_stages_on_the_stand_in(stand_in, make_config):
     found = preflight.run(make_config(search__accumulate=2), stand_in)
-    assert json.loads(json.dumps(found)) | {"chip": None} == found | {"chip": None}
+    assert json.loads(json.dumps(found))["stages"].keys() == found["stages"].keys()
     search, train, evaluation = (found["stages"][name] for name in preflight.STAGES)
     # Two gradients a step, two microbatches each; the updates once.
     assert {program["calls"] for program in search["programs"]} >= {1, 4}

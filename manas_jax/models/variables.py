@@ -23,6 +23,11 @@ def variable_shapes(network: Network) -> dict[str, Any]:
     Block by block, with the reference kernels: equal blocks are traced once, so that this takes a
     second or two where `jax.eval_shape(network.init, ...)` takes many.
     """
+    with jax.enable_x64(False):  # variables are float32, whatever the caller computes in
+        return _variable_shapes(network)
+
+
+def _variable_shapes(network: Network) -> dict[str, Any]:
     network = network.clone(ops=XLA)
     side = network.space.multiple  # the smallest image that needs no padding
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)

@@ -140,6 +140,11 @@ def test_statistics_move_in_training_alone():
     assert _relative(_apply(network, images), output) > 1e-3  # running ones are used otherwise
 
 
+def test_variables_are_float32_in_float64_as_well(float64):
+    shapes = variable_shapes(Network(DERIVED, random_genotype(DERIVED, 4)))
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_bfloat16_computes_but_does_not_keep(train):
     network = Network(DERIVED, random_genotype(DERIVED, 2))
