@@ -1,7 +1,7 @@
 """Image de-raining networks found by architecture search: MANAS (IEEE TCSVT 2023) in JAX.
 
 `Derainer.from_pretrained` restores pictures; `list_pretrained` names the weights that ship with
-the package.
+the package; `register_candidate` adds an attention candidate of one's own to the search space.
 """
 
 import importlib
@@ -14,11 +14,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 __version__ = "0.1.0"
-__all__ = ["Derainer", "__version__", "list_pretrained"]
+__all__ = ["Derainer", "__version__", "list_pretrained", "register_candidate"]
 
 _LAZY = {
     "Derainer": "manas_jax.inference.derainer",
     "list_pretrained": "manas_jax.inference.pretrained",
+    "register_candidate": "manas_jax.registry",
 }
 
 

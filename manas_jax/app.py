@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from manas_jax import buckets
+from manas_jax import buckets, registry
 from manas_jax.errors import UserError, check_extra, one_line
 from manas_jax.runtime import compilation, distributed, log, malloc, signals
 
@@ -32,6 +32,7 @@ CONFIG_FOLDERS = (
     pathlib.Path(__file__).parents[1] / "configs",  # of a checkout
     pathlib.Path(sysconfig.get_path("data")) / "share/manas_jax/configs",  # of a wheel
 )
+_IMPORT = flags.DEFINE_multi_string("import", [], f"{registry.IMPORT_HELP}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
 
 
@@ -87,6 +88,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         buckets.check(_WORKDIR.value)
     except UserError as error:
         sys.exit(f"error: --workdir={error}")
+    try:
+        registry.import_modules(_IMPORT.value)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     return rest
 
 

@@ -11,7 +11,8 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, short_repr
+from manas_jax.registry import registered
 from manas_jax.space import (
     CANDIDATE_REDUCTION,
     GROUP_SE_REDUCTION,
@@ -280,7 +281,11 @@ def _gate(channels: int, reduction: int, pools: int = 1) -> Cost:
 
 
 def _candidate(name: str, channels: int, pixels: int) -> Cost:
-    """One candidate of an attention edge."""
+    """One candidate of an attention edge.
+
+    Raises:
+      UserError: it is neither of the paper nor registered, or its cost is no `Cost`.
+    """
 
     def separable(inputs: int, outputs: int) -> int:
         return 9 * inputs + inputs * outputs
@@ -299,6 +304,11 @@ def _candidate(name: str, channels: int, pixels: int) -> Cost:
         return _gate(channels, CANDIDATE_REDUCTION)
     if name == "SE_A_M":
         return _gate(channels, CANDIDATE_REDUCTION, pools=2)
-    biases = squeezed(channels, CANDIDATE_REDUCTION) + channels
-    channel_gate = _gate(channels, CANDIDATE_REDUCTION, pools=2) + Cost(biases)
-    return channel_gate + _conv(7, 2, 1, pixels)
+    if name == "CBAM":
+        biases = squeezed(channels, CANDIDATE_REDUCTION) + channels
+        channel_gate = _gate(channels, CANDIDATE_REDUCTION, pools=2) + Cost(biases)
+        return channel_gate + _conv(7, 2, 1, pixels)
+    own = registered(name).cost(channels, pixels)
+    if not isinstance(own, Cost):
+        raise UserError(f"candidate {name}: its cost is {short_repr(own)}: return a Cost")
+    return own

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from manas_jax import __version__, buckets, files, metrics
+from manas_jax import __version__, buckets, files, metrics, registry
 from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, page, video
@@ -234,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), signals.unwinding():
             warnings.filterwarnings("ignore", module="PIL")  # about files that it reads anyway
+            registry.import_modules(options.imports)
             return _main(options) if options.serve is None else _serve(options)
     except UserError as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
@@ -640,6 +641,7 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_WEIGHTS,
         help=f"{', '.join(list_pretrained())} or a weights file (default: {DEFAULT_WEIGHTS})",
     )
+    registry.add_import_option(parser)
     parser.add_argument(
         "--list", action=_ListWeights, nargs=0, help="list the weights that ship with the package"
     )

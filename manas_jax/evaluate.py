@@ -56,7 +56,7 @@ def restorer(network: Network, variables: PyTree) -> Callable[[np.ndarray], np.n
       network: a derived network.
       variables: its 'params' and 'batch_stats'.
     """
-    if network.ops.dtype is None and default_engine() == "onnx":
+    if network.ops.dtype is None and default_engine(network.genotype) == "onnx":
         on_host = jax.device_get(variables)
         engine = OnnxEngine(onnx_graph.build(network.genotype, on_host, network.pool_cell))
 

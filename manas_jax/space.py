@@ -16,9 +16,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from manas_jax import registry
 from manas_jax.buckets import as_path
 from manas_jax.errors import UserError, reading, short_repr
 from manas_jax.files import replacing
+from manas_jax.registry import CANDIDATES
 
 COLUMNS = ("parallel", "fusion")
 """The paper's choices of a column, in the order of its logits."""
@@ -26,19 +28,6 @@ COLUMNS = ("parallel", "fusion")
 ALL_COLUMNS = (*COLUMNS, "identity")
 """What `SearchSpace.column_choices` may name: the paper's, which are its default, and none at all,
 so that the depth of a cell is searched."""
-
-CANDIDATES = (
-    "none",
-    "skip_connect",
-    "sep_conv_3x3",
-    "dil_conv_3x3",
-    "sep_conv_3x3_spatial",
-    "dil_conv_3x3_spatial",
-    "SE",
-    "SE_A_M",
-    "CBAM",
-)
-"""The nine candidates of an attention edge, in the order of its logits."""
 
 STEM_EXPANSION = 4  # output channels of a bottleneck per inner channel
 GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # of the fixed gates of an attention module
@@ -50,7 +39,7 @@ _MOST = {
     "channels": 16,  # branches
     "branches": 64,  # cells
     "columns": 64,
-    "candidates": len(CANDIDATES),
+    "candidates": 64,
     "column_choices": len(ALL_COLUMNS),
     "widths": 16,
     "stem_blocks": 1000,
@@ -82,7 +71,8 @@ class SearchSpace:
       columns: number of searched columns of each cell.
       stem_blocks: bottleneck blocks before the first cell.
       attention_groups: groups that an attention module splits its channels into.
-      candidates: what an attention edge may choose, a subset of `CANDIDATES`.
+      candidates: what an attention edge may choose, of `CANDIDATES` and of those that
+        `manas_jax.register_candidate` has added.
       column_choices: what a column may choose, a subset of `ALL_COLUMNS`.
       widths: what each residual block of a parallel column may choose, as fractions of its branch's
         channels: how many it has between its two convolutions, where nothing else depends on their
@@ -143,9 +133,9 @@ class SearchSpace:
             f"a number per cell, {len(self.branches)} in all, none negative, together at most "
             f"{_MOST_COLUMNS}",
         )
-        for field, known, nothing in (
-            ("candidates", CANDIDATES, "none"),
-            ("column_choices", ALL_COLUMNS, "identity"),
+        for field, known, nothing, more in (
+            ("candidates", registry.names(), "none", " and those that --import MODULE registers"),
+            ("column_choices", ALL_COLUMNS, "identity", ""),
         ):
             names = getattr(self, field)
             self._check(
@@ -154,7 +144,7 @@ class SearchSpace:
                 and set(names) - {nothing}
                 and set(names) <= set(known)
                 and len(set(names)) == len(names),
-                f"distinct names among {', '.join(known)}, and not '{nothing}' alone",
+                f"distinct names among {', '.join(known)}{more}, and not '{nothing}' alone",
             )
         self._check(
             "widths",
@@ -212,17 +202,31 @@ class SearchSpace:
         """Height and width inside the network are padded to a multiple of this many pixels."""
         return self.patch * 2 ** (len(self.channels) - 1)
 
+    @property
+    def imports(self) -> dict[str, str]:
+        """The modules that have registered candidates of the space, by candidate."""
+        own = [name for name in self.candidates if name not in CANDIDATES]
+        return {name: registry.registered(name).home for name in own}
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields with the types of JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        """The fields with the types of JSON, and `imports` if there are any."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return fields | ({"imports": self.imports} if self.imports else {})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SearchSpace:
-        """The inverse of `to_dict`; missing fields have their default.
+        """The inverse of `to_dict`; missing fields have their default. Imports nothing.
 
         Raises:
-          UserError: an unknown field, or a value out of its range.
+          UserError: an unknown field, a value out of its range, or a candidate that is not
+            registered; names the module to import.
         """
+        fields = dict(fields)
+        for name, module in dict(fields.pop("imports", {})).items():
+            if name not in registry.names():
+                is_module = all(part.isidentifier() for part in module.split("."))
+                how = registry.how_to_import(module if is_module else "")
+                raise UserError(f"space.candidates: {short_repr(name)} is not registered; {how}")
         known = [f.name for f in dataclasses.fields(cls)]
         for key in fields:
             if key not in known:

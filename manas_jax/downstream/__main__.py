@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from manas_jax import registry
 from manas_jax.buckets import check_local_options
 from manas_jax.downstream import detection, pictures, segmentation
 from manas_jax.errors import UserError, one_line
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
         check_local_options(options)
+        registry.import_modules(options.imports)
         with signals.unwinding():
             _run(options)
     except UserError as error:
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         added = tasks.add_parser(name, description=described[0], epilog=described[1])
         task.add_arguments(added)
         pictures.add_arguments(added)
+        registry.add_import_option(added)
     return parser
 
 

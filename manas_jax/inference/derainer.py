@@ -20,8 +20,9 @@ from manas_jax.errors import UserError, reading
 from manas_jax.inference import hub, image_files, pretrained
 from manas_jax.inference.image_files.pixels import luma
 from manas_jax.inference.tiling import TileGrid, multiple
+from manas_jax.registry import registered
 from manas_jax.runtime.devices import find, has_accelerator
-from manas_jax.space import STEM_EXPANSION, Genotype, SearchSpace
+from manas_jax.space import CANDIDATES, STEM_EXPANSION, Genotype, SearchSpace
 from manas_jax.workdir.weights import flatten, load_derived, mismatch
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ class Engine(Protocol):
         """(N, H, W, 3) float32 in [0, 1], sides multiples of `multiple`, to the same, restored."""
 
 
-def default_engine() -> str:
-    """'jax' where JAX has an accelerator, else 'onnx'."""
-    return "jax" if has_accelerator() else "onnx"
+def default_engine(genotype: Genotype) -> str:
+    """'jax' where JAX has an accelerator or a candidate has no form in ONNX, else 'onnx'."""
+    own = set(genotype.picks["attention"]) - set(CANDIDATES)
+    has_form = all(registered(name).onnx for name in own)
+    return "onnx" if has_form and not has_accelerator() else "jax"
 
 
 def fitting_tile(space: SearchSpace, free: int) -> int:
@@ -122,7 +125,7 @@ class Derainer:
         self.provenance = dict(provenance or {})
         self.pool_cell = pool_cell and math.lcm(pool_cell, genotype.space.multiple)
         dtype = None if dtype == "float32" else dtype
-        self.engine = engine or ("jax" if devices or dtype else default_engine())
+        self.engine = engine or ("jax" if devices or dtype else default_engine(genotype))
         self._cell = multiple(genotype.space, self.pool_cell)
         self._overlap = -(-_OVERLAP // self._cell) * self._cell
         if tile is not None and tile <= 2 * self._overlap:
@@ -174,7 +177,7 @@ class Derainer:
           pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
             gates look at all of a picture or tile.
           engine: 'onnx' for ONNX Runtime on the CPU, which compiles nothing, or 'jax' for the
-            devices of JAX; None for 'jax' where it has an accelerator, else 'onnx'.
+            devices of JAX; None for `default_engine`.
           devices: of JAX, to compute on; None for all of this process.
           dtype: type of the computation by JAX, such as 'bfloat16'; None for float32.
 

@@ -44,6 +44,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from manas_jax import registry
 from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError, install
 from manas_jax.inference import onnx_graph
@@ -347,10 +348,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=onnx_graph.LAYOUTS,
         help=f"onnx: axes of input and output (default: {onnx_graph.LAYOUT})",
     )
+    registry.add_import_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parser.parse_args(arguments)
     try:
         check_local_options(args)
+        registry.import_modules(args.imports)
         options = {"layout": args.layout} if args.layout else {}
         if (args.size or options) and not FORMATS[args.format].options:
             given = "--size" if args.size else "--layout"

@@ -124,6 +124,9 @@ def model_card(genotype: Genotype, provenance: Mapping[str, str], address: str) 
     rows, columns = _COST_AT
     space = json.dumps(genotype.space.to_dict())
     origin = "\n".join(f"- {name}: {text}" for name, text in provenance.items())
+    modules = sorted(set(genotype.space.imports.values()))
+    imports = "".join(f"import {module}  # registers candidates\n" for module in modules)
+    options = "".join(f" --import {module}" for module in modules)
     return f"""---
 library_name: manas_jax
 pipeline_tag: image-to-image
@@ -135,13 +138,13 @@ tags: [de-raining, image-restoration, neural-architecture-search, jax, flax]
 Remove rain from pictures with the network of this repository (`pip install 'manas_jax[hub]'`):
 
 ```python
-from manas_jax import Derainer
+{imports}from manas_jax import Derainer
 
 derain = Derainer.from_pretrained("{address}")
 clean = derain(picture)
 ```
 
-or from a terminal: `manas-derain rainy.jpg -o clean.jpg --weights {address}`.
+or from a terminal: `manas-derain rainy.jpg -o clean.jpg --weights {address}{options}`.
 
 ## Network
 

@@ -23,6 +23,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import first_few
 from manas_jax.inference.fold_batch_norm import fold
 from manas_jax.inference.tiling import multiple
+from manas_jax.registry import registered
 from manas_jax.space import Genotype, SearchSpace
 from manas_jax.workdir.weights import flatten
 
@@ -356,9 +357,9 @@ def gated(graph: Graph, x: Map, name: str, path: str, cell: int | None) -> Map:
         return x
     if name == "none":
         return graph.apply("Mul", x, Map(graph.constant(0, np.float32), 1))
-    if name not in GATES:
+    if not (gate := GATES.get(name) or registered(name).onnx):
         raise UserError(f"candidate {name}: has no form in ONNX; de-rain with --engine jax")
-    return graph.apply("Mul", x, GATES[name](graph, x, path, cell))
+    return graph.apply("Mul", x, gate(graph, x, path, cell))
 
 
 def pool(graph: Graph, x: Map, kind: str, cell: int | None) -> Map:

@@ -17,6 +17,7 @@ from manas_jax import space
 from manas_jax.models.layers import KERNEL_INIT, Conv
 from manas_jax.models.pooling import PooledFeatures
 from manas_jax.ops import XLA, Ops
+from manas_jax.registry import registered
 
 
 class FactoredConv(nn.Module):
@@ -150,7 +151,7 @@ GATES: dict[str, Callable[..., nn.Module]] = {
     "SE_A_M": functools.partial(ChannelGate, space.CANDIDATE_REDUCTION, use_maximum=True),
     "CBAM": CBAMGate,
 }
-"""The candidates with parameters; 'none' and 'skip_connect' are the numbers 0 and 1."""
+"""The paper's candidates with parameters; 'none' and 'skip_connect' are the numbers 0 and 1."""
 
 
 class Edge(nn.Module):
@@ -181,7 +182,8 @@ class Edge(nn.Module):
         def gate(name: str) -> jax.Array | float:
             if name in ("none", "skip_connect"):
                 return float(name == "skip_connect")
-            return GATES[name](ops=self.ops, name=name)(pooled, train)
+            make = GATES.get(name) or registered(name).module
+            return make(ops=self.ops, name=name)(pooled, train)
 
         if probabilities is None:
             (name,) = self.candidates

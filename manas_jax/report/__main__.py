@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from manas_jax import registry
 from manas_jax.errors import UserError, check_extra
 from manas_jax.report import page
 
@@ -21,9 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="folder that a run has written to"
     )
+    registry.add_import_option(parser)
+    options = parser.parse_args(arguments)
     try:
         check_extra("train", "jinja2", "matplotlib", "tensorboard")
-        print(page.write(parser.parse_args(arguments).workdir))
+        registry.import_modules(options.imports)
+        print(page.write(options.workdir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from manas_jax import metrics
+from manas_jax import cost, metrics, registry
 from manas_jax.buckets import Path, as_path
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits, log_splits
 from manas_jax.data.splits import Splits
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
+from manas_jax.models.candidates import Edge
 from manas_jax.runtime import distributed, sharding
+from manas_jax.space import SearchSpace
 from manas_jax.training import build
 from manas_jax.training.evaluator import validation_side
 from manas_jax.training.restore import find_genotype
@@ -36,6 +41,7 @@ def check_stages(
       UserError: a stage could not run to its end; names the key, the file or the scene.
     """
     mesh = sharding.make_mesh(config.devices, config.height_shards)
+    check_candidates(SearchSpace.from_dict(config.space))
     crops = {stage: config["search" if stage == "search" else "train"].crop for stage in stages}
     by_crop: dict[int, Splits] = {}
     for crop in crops.values():
@@ -51,6 +57,38 @@ def check_stages(
             _check_training(config, splits[stage], stage, mesh)
     distributed.broadcast_from_primary(lambda: _check_files(config, as_path(workdir), stages))
     return splits
+
+
+def check_candidates(space: SearchSpace) -> None:
+    """Traces all registered candidates at the sizes of a space, and counts their parameters.
+
+    Raises:
+      UserError: one fails, changes the shape of its input, or has not the parameters of its cost.
+    """
+    names = [candidate.name for candidate in registry.others()]
+    for name, branch in itertools.product(names, range(len(space.channels))):
+        channels, edge = space.channels[branch] // space.attention_groups, Edge((name,))
+        x = jnp.zeros((1, 8, 8, channels))
+        try:
+            made, variables = jax.eval_shape(
+                lambda x, edge=edge: edge.init_with_output(jax.random.key(0), x, True), x
+            )
+        except Exception as error:  # of somebody's code
+            raise UserError(
+                f"candidate {name}: {type(error).__name__}: {one_line(error)}"
+            ) from error
+        found = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
+        stated = cost.edge(space, branch, name, 8, 8).parameters
+        if made.shape != x.shape:
+            raise UserError(
+                f"candidate {name}: its gate makes {made.shape} of {x.shape}; return what is "
+                "broadcast to the shape of the input"
+            )
+        if found != stated:
+            raise UserError(
+                f"candidate {name}: has {found} parameters for {channels} channels, but its cost "
+                f"says {stated}: correct the cost"
+            )
 
 
 def evaluated_scenes(config: ConfigDict, splits: Splits) -> tuple[Scene, ...]:
