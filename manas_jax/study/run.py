@@ -8,8 +8,9 @@ genotype, trained with the training budget of the study and scored on the valida
 of one seed have the same initial weights' seed and the same batches. Each cell is a function of the
 configuration alone and writes one file, DIR/cells/NAME.json; the command, run again, continues with
 the cells that have none. DIR/summary.json aggregates them. With --index and --count it runs its
-share of the cells, so that N machines run all; the files of all machines, copied into one folder
-cells/, form one study.
+share of the cells, so that N machines run all, in one shared folder or in one each; the files of
+all machines, copied into one folder cells/, form one study. A cell that another process runs is
+refused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from manas_jax.study import summary as study_summary
 from manas_jax.training import build
 from manas_jax.training import run as train_run
 from manas_jax.training.evaluator import Validation
-from manas_jax.workdir import provenance
+from manas_jax.workdir import lock, provenance
 from manas_jax.workdir.claim import claim_inputs, claim_workdir
 
 CHOICES = (
@@ -174,7 +175,8 @@ def run(
     """Runs the unfinished cells of this machine; see the module.
 
     Raises:
-      UserError: what the user can correct; the message says how.
+      UserError: what the user can correct; the message says how. So is a cell or a search that
+        another process runs, as with the same index.
       Stopped: a signal came; run again, the current cell is resumed.
     """
     plain = _plain(config)  # cells may be added to a study that has begun
@@ -192,8 +194,11 @@ def run(
         logging.info("study: %d cells, %d of them done", len(cells), len(done))
         begin = time.monotonic()
         for number, cell in enumerate(todo, 1):
-            result = run_cell(config, cell, workdir)
-            write_json(folder / f"{cell.name}.json", result)
+            with lock.hold(workdir / "trainings" / cell.name):
+                if _is_done(cell, folder):  # since this start, by another process
+                    continue
+                result = run_cell(config, cell, workdir)
+                write_json(folder / f"{cell.name}.json", result)
             _summarize(workdir, len(planned))
             signals.check()
             left = (time.monotonic() - begin) / number * (len(todo) - number)
@@ -334,8 +339,8 @@ def _genotype(
     if source.choice == "uniform":
         return uniform_within(space, budget(changed)), {}
     folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    derived = methods.search(changed, folder)
+    with lock.hold(folder):
+        derived = methods.search(changed, folder)
     if source.choice == "matched":
         return matched(config, derived, cell.index), {}
     if changed.search.method != "bilevel":  # no supernet to evaluate in

@@ -12,6 +12,7 @@ from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
 from manas_jax.study import run as study_run
 from manas_jax.study import summary as study_summary
 from manas_jax.training.restore import load_search
+from manas_jax.workdir import lock
 
 SOURCES = {
     "first_order": {"choice": "derived", "search": "plain", "cells": 2, "rank": True},
@@ -171,6 +172,46 @@ def test_machines_of_one_study_write_to_one_folder(tmp_path, fake_cells):
     assert len(fake_cells) == len(set(fake_cells)) == 13
     study_run.run(study_config(), tmp_path)
     assert len(fake_cells) == 13
+
+
+def test_another_process_may_run_other_cells_only(tmp_path, fake_cells):
+    """Two starts with one index share all cells, two with different ones none."""
+    cells = study_run.grid(study_config())
+    first = {i: study_run.shard(cells, i, 2)[0].name for i in range(2)}
+    with lock.hold(tmp_path / "trainings" / first[0]):  # as the first process of index 0 does
+        with pytest.raises(UserError, match=rf"trainings/{first[0]} is in use by process \d+"):
+            study_run.run(study_config(), tmp_path, 0, 2)
+        assert fake_cells == []
+        study_run.run(study_config(), tmp_path, 1, 2)
+        assert fake_cells[0] == first[1]
+    study_run.run(study_config(), tmp_path, 0, 2)
+    assert len(fake_cells) == len(set(fake_cells)) == 13
+    assert not (tmp_path / "trainings").exists() or not list((tmp_path / "trainings").iterdir())
+
+
+def test_a_cell_that_another_process_has_finished_meanwhile_is_not_run_again(
+    tmp_path, fake_cells, monkeypatch
+):
+    hold = lock.hold
+
+    def finish_it_first(path):
+        monkeypatch.setattr(lock, "hold", hold)
+        study_run.run(study_config(), tmp_path)  # the other process
+        return hold(path)
+
+    monkeypatch.setattr(lock, "hold", finish_it_first)
+    study_run.run(study_config(), tmp_path)
+    assert len(fake_cells) == 13
+
+
+def test_a_search_that_another_process_runs_is_refused(tmp_path):
+    config = study_config()
+    cell = next(c for c in study_run.grid(config) if c.source.name == "first_order")
+    with (
+        lock.hold(tmp_path / "searches" / f"plain-{cell.seed:02d}"),
+        pytest.raises(UserError, match=r"searches/plain-00 is in use by process"),
+    ):
+        study_run.run_cell(config, cell, tmp_path)
 
 
 def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
