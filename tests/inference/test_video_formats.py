@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from manas_jax.errors import UserError
 from manas_jax.inference import video
-from manas_jax.inference.video import encoder, pixels, reader
+from manas_jax.inference.video import chroma, encoder, pixels, reader
 
 RATE, COUNT = 25, 3
 LIMITED, FULL = 1, 2
@@ -362,6 +362,32 @@ def test_other_codecs_get_the_mastering_display_or_it_is_named(tmp_path, caplog)
     assert after[Type.CONTENT_LIGHT_LEVEL] == before[Type.CONTENT_LIGHT_LEVEL]
     assert Type.MASTERING_DISPLAY_METADATA in after
     assert "written without its codec hevc (now av1)" in caplog.text
+
+
+def _place_of_chroma(path):
+    with reader.open_video(path) as container:
+        return chroma.location(container.streams.video[0])
+
+
+@pytest.mark.parametrize("place", ["left", "center", "topleft", "top"])
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("libx264", "mp4"), ("libx264", "avi"), ("libx265", "mp4"), ("ffv1", "mkv")],
+)
+def test_the_place_of_chroma_samples_is_kept(tmp_path, codec, suffix, place, caplog):
+    options = LOSSLESS.get(codec, {}) | {"chroma_sample_location": place}
+    source = film(tmp_path / f"in.{suffix}", codec, options=options)
+    assert _place_of_chroma(source) == place
+    video.derain(source, tmp_path / f"out.{suffix}", identity)
+    assert _place_of_chroma(tmp_path / f"out.{suffix}") == place
+    assert caplog.text == ""
+
+
+def test_the_place_of_chroma_samples_is_named_where_it_is_lost(tmp_path, caplog):
+    options = {"chroma_sample_location": "topleft"}
+    source = film(tmp_path / "in.mkv", "ffv1", options=options)
+    video.derain(source, tmp_path / "out.avi", identity)
+    assert "written without its place of chroma samples" in caplog.text
 
 
 def test_repeated_times_are_a_tick_later(tmp_path):

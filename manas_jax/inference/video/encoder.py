@@ -20,7 +20,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
 
 from manas_jax.errors import UserError
-from manas_jax.inference.video import hdr, pixels
+from manas_jax.inference.video import chroma, hdr, pixels
 from manas_jax.inference.video.pixels import Samples
 from manas_jax.inference.video.reader import Reader
 
@@ -168,6 +168,8 @@ class Encoding:
         profile = _PRORES_PROFILES.get(reader.video.codec_context.codec_tag)
         if self.encoder == "prores_ks" and profile:
             options["profile"] = profile
+        if place := chroma.location(reader.video):
+            options["chroma_sample_location"] = place
         return options
 
 
@@ -187,12 +189,12 @@ def choose(reader: Reader, target: str | os.PathLike) -> Encoding:
             tick = 1 / reader.rate
         encoding = Encoding(encoder, pixel_format, container, tick)
         try:
-            frames, container_tick = _tried(encoding, reader)
+            frames, container_tick, place = _tried(encoding, reader)
         except (av.error.FFmpegError, ValueError, UserError):  # not of this size or container
             continue
         lost = _essential_losses(reader, frames)
         if not lost:
-            losses = _other_losses(reader, frames[0])
+            losses = _other_losses(reader, frames[0], place)
             if codec != source_codec:
                 losses.append(f"codec {source_codec} (now {codec})")
             tick = max(tick, container_tick)
@@ -262,8 +264,11 @@ def _distance(source: av.VideoFormat, wanted: Samples, format: av.VideoFormat) -
     return converts, not same_kind, samples.depth, samples.alpha, chroma, not is_plain
 
 
-def _tried(encoding: Encoding, reader: Reader) -> tuple[list[av.VideoFrame], Fraction]:
-    """Encodes the first frame a few times; returns what is read back and the container's tick.
+def _tried(encoding: Encoding, reader: Reader) -> tuple[list[av.VideoFrame], Fraction, str | None]:
+    """Encodes the first frame a few times.
+
+    Returns:
+      The frames that are read back, the container's tick, and the place of chroma samples.
 
     Raises:
       FFmpegError, ValueError, UserError: it cannot be encoded or read.
@@ -283,8 +288,9 @@ def _tried(encoding: Encoding, reader: Reader) -> tuple[list[av.VideoFrame], Fra
         first.pts, first.duration, first.time_base = own
     file.seek(0)
     with av.open(file) as container:
-        items = list(Reader(container, "the output"))
-    return [item for item in items if isinstance(item, av.VideoFrame)], tick
+        again = Reader(container, "the output")
+        frames = [item for item in again if isinstance(item, av.VideoFrame)]
+        return frames, tick, chroma.location(again.video)
 
 
 def _essential_losses(reader: Reader, after: Sequence[av.VideoFrame]) -> list[str]:
@@ -308,12 +314,14 @@ def _essential_losses(reader: Reader, after: Sequence[av.VideoFrame]) -> list[st
     return [what for what, is_kept in kept.items() if not is_kept]
 
 
-def _other_losses(reader: Reader, after: av.VideoFrame) -> list[str]:
-    """What else the output does not keep, in words."""
+def _other_losses(reader: Reader, after: av.VideoFrame, place: str | None) -> list[str]:
+    """What else an output with such frames and chroma samples does not keep, in words."""
     before = reader.first
     types = pixels.side_data(before).keys() - pixels.side_data(after).keys()
     lost = {word for type, word in _SIDE_DATA.items() if type in types}
     tags = ((getattr(before, tag), getattr(after, tag)) for tag in COLOUR_TAGS[1:])
     if any(old not in _NO_TAG and old != new for old, new in tags):
         lost.add("colour tags")
+    if chroma.location(reader.video) not in (None, place):
+        lost.add("place of chroma samples")
     return sorted(lost)
