@@ -56,6 +56,7 @@ from manas_jax.inference.image_files import (
     jxl,
     png,
     ppm,
+    previews,
     tiff,
     webp,
 )
@@ -291,7 +292,7 @@ def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
         raise UserError(f"{file.name}: {problem} do not fit a Pillow image; use the command")
     image = encoders.pillow_image(dataclasses.replace(page, orientation=1))
     with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as original:
-        image.info |= convert.metadata(original)
+        image.info |= previews.in_options(convert.metadata(original), page)
     exif = image.getexif()
     if exif.pop(ExifTags.Base.Orientation, 1) != 1:
         image.info["exif"] = exif.tobytes()

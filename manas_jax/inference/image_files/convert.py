@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
-from manas_jax.inference.image_files import encoders, tiff
+from manas_jax.inference.image_files import encoders, previews, tiff
 from manas_jax.inference.image_files.pixels import Page, rgb
 
 
@@ -61,12 +61,14 @@ STORAGE = {"TIFF": {"compression": "tiff_adobe_deflate"}}
 
 _WRITTEN = ("exif", "icc_profile", "xmp", "dpi")
 _EXIF_ID = b"Exif\0\0"
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/note/"
 _XMP_TAG = 700
 _NOT_EXIF = tiff.PIXEL_TAGS | {_XMP_TAG, 33723, 34377, 34675, 330, 37724}  # of a TIFF
 _NAMES = {
     "exif": "EXIF",
     "icc_profile": "ICC profile",
     "xmp": "XMP",
+    "extended_xmp": "extended XMP",
     "photoshop": "Photoshop resources",
     "comment": "comment",
     "text": "text",
@@ -85,6 +87,11 @@ def metadata(image: Image.Image) -> dict[str, Any]:
         for tag in _NOT_EXIF & exif.keys():
             del exif[tag]
         found |= {"exif": exif.tobytes()} if exif else {}
+    if image.format in ("JPEG", "MPO") and _EXTENDED_XMP in found.get("xmp", b""):
+        # It is beside the XMP, in segments that no other format has.
+        namespace, name = _EXTENDED_XMP, rb"HasExtendedXMP"
+        found["xmp"] = previews.without_properties(found["xmp"], namespace, name)
+        found["extended_xmp"] = True
     texts = getattr(image, "text", {}).keys() - {"XML:com.adobe.xmp"}
     return found | ({"text": sorted(texts)} if image.format == "PNG" and texts else {})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import hashlib
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -10,12 +12,10 @@ from typing import Any
 from PIL import Image, JpegImagePlugin
 
 from manas_jax.inference.image_files import encoders, previews
+from manas_jax.inference.image_files.jpeg_segments import END, SCAN, segments
 from manas_jax.inference.image_files.pixels import Page
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _JFIF, _EXIF_OR_XMP, _PHOTOSHOP, _ADOBE, _COMMENT = 0xE0, 0xE1, 0xED, 0xEE, 0xFE
-_SCAN, _END = 0xDA, 0xD9
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 _JFIF_BYTES = 18  # of a segment without a thumbnail
 _EXIF_ID, _XMP_ID, _PHOTOSHOP_ID = (
     b"Exif\0\0",
@@ -23,15 +23,11 @@ _EXIF_ID, _XMP_ID, _PHOTOSHOP_ID = (
     b"Photoshop 3.0\0",
 )
 _JFIF_EXTENSION_ID = b"JFXX\0"  # a thumbnail
+_EXTENSION_ID = b"http://ns.adobe.com/xmp/extension/\0"
+_EXTENSION = struct.Struct(">35s32sLL")  # identifier, name, bytes of all parts, place of this one
+_EXTENSION_PART = 65_000  # bytes
 # Segments that say what lies behind the first image: further images (CIPA DC-007), a gain map.
 _BEHIND_IDS = (b"MPF\0", b"urn:iso:std:iso:ts:21496:-1\0")
-# Properties in XMP that say so: a namespace and a pattern of names.
-_BEHIND_PROPERTIES = (
-    (b"http://ns.google.com/photos/1.0/camera/", rb"(?:MicroVideo|MotionPhoto)\w*"),
-    (b"http://ns.google.com/photos/1.0/container/", rb"\w+"),
-    (b"http://ns.adobe.com/hdr-gain-map/1.0/", rb"\w+"),
-    (b"http://ns.apple.com/HDRGainMap/1.0/", rb"\w+"),
-)
 _GAIN_MAP = re.compile(rb"hdr-gain-map|HDRGainMap|21496:-1")
 
 
@@ -52,11 +48,13 @@ def encode(content: bytes, pages: Sequence[Page]) -> bytes:
     image = encoders.pillow_image(page)
     encoded = encoders.with_pillow(image, "JPEG", **page.storage)
     thumbnail_source = image.convert("RGB")
-    kept = [
-        _metadata(marker, content[start:end], thumbnail_source)
-        for marker, start, end in _before_scan(content)
-        if _is_metadata(marker, content[start:end])
-    ]
+    kept = _with_extended_xmp(
+        [
+            _metadata(marker, content[start:end], thumbnail_source)
+            for marker, start, end in _before_scan(content)
+            if _is_metadata(marker, content[start:end])
+        ]
+    )
     parts = list(_before_scan(encoded))
     tables = [encoded[a:b] for marker, a, b in parts if not _is_metadata(marker, encoded[a:b])]
     return b"".join([b"\xff\xd8", *kept, *tables, encoded[parts[-1][2] :]])
@@ -78,27 +76,47 @@ def _metadata(marker: int, segment: bytes, image: Image.Image) -> bytes:
         data = _EXIF_ID + previews.in_exif(data[len(_EXIF_ID) :], image)
     elif marker == _EXIF_OR_XMP and data.startswith(_XMP_ID):
         data = previews.in_xmp(data)
-        for namespace, names in _BEHIND_PROPERTIES:
-            data = _without_properties(data, namespace, names)
     elif marker == _PHOTOSHOP and data.startswith(_PHOTOSHOP_ID):
         resources = previews.in_photoshop_resources(data[len(_PHOTOSHOP_ID) :])
         data = _PHOTOSHOP_ID + resources
+    elif not data.startswith(_EXTENSION_ID):
+        data = previews.in_bytes(data, image)
+    return _segment(marker, data)
+
+
+def _with_extended_xmp(kept: Sequence[bytes]) -> list[bytes]:
+    """Segments with extended XMP (XMP Specification, part 3, 1.1.3.1) as `previews.in_xmp` has it.
+
+    Its name, by which the main XMP refers to it, is its digest.
+    """
+    others: list[bytes] = []
+    extensions: dict[bytes, dict[int, bytes]] = collections.defaultdict(dict)
+    for segment in kept:
+        if segment[4:].startswith(_EXTENSION_ID) and len(segment) >= 4 + _EXTENSION.size:
+            _, name, _, place = _EXTENSION.unpack_from(segment, 4)
+            extensions[name][place] = segment[4 + _EXTENSION.size :]
+        else:
+            others.append(segment)
+    for name, parts in extensions.items():
+        old = b"".join(part for _, part in sorted(parts.items()))
+        new, new_name = previews.in_xmp(old), name
+        if new != old:
+            new_name = hashlib.md5(new, usedforsecurity=False).hexdigest().upper().encode()
+        others = [s.replace(name, new_name) if s[4:].startswith(_XMP_ID) else s for s in others]
+        for place in range(0, len(new), _EXTENSION_PART):
+            header = _EXTENSION.pack(_EXTENSION_ID, new_name, len(new), place)
+            part = new[place : place + _EXTENSION_PART]
+            others.append(_segment(_EXIF_OR_XMP, header + part))
+    return others
+
+
+def _segment(marker: int, data: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-
-
-def _without_properties(xmp: bytes, namespace: bytes, names: bytes) -> bytes:
-    """XMP without the properties of a namespace whose names match, as attributes or elements."""
-    prefixes = re.findall(rb"xmlns:([\w.-]+)\s*=\s*[\"']" + re.escape(namespace), xmp)
-    if not prefixes:
-        return xmp
-    name = rb"(?:" + b"|".join(map(re.escape, prefixes)) + rb"):" + names
-    xmp = re.sub(rb"\s" + name + rb"\s*=\s*(\"[^\"]*\"|'[^']*')", b"", xmp)
-    return previews.without_elements(xmp, name)
 
 
 def _behind(content: bytes) -> list[str]:
     """What lies behind the first image, in words."""
-    end = next((end for marker, _, end in _segments(content) if marker == _END), len(content))
+    end = next((end for marker, _, end in segments(content) if marker == END), len(content))
     rest = content[end:].strip(b"\0")
     if not rest:
         return []
@@ -114,27 +132,8 @@ def _behind(content: bytes) -> list[str]:
 
 
 def _before_scan(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """`_segments` before the first scan."""
-    for marker, start, end in _segments(content):
-        if marker in (_SCAN, _END):
+    """`segments` before the first scan."""
+    for marker, start, end in segments(content):
+        if marker in (SCAN, END):
             return
         yield marker, start, end
-
-
-def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment of the first image, without SOI and restart markers.
-
-    Bytes between segments are skipped, as decoders do: junk, or the entropy-coded data of a scan.
-    """
-    position = 2
-    while found := _MARKER.search(content, position):
-        marker, start, position = found[1][0], found.end() - 2, found.end()
-        if marker in _WITHOUT_LENGTH:
-            continue
-        if marker != _END:
-            if position + 2 > len(content):
-                return
-            position = start + 2 + struct.unpack_from(">H", content, position)[0]
-        yield marker, start, min(position, len(content))
-        if marker == _END:
-            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BIT_DEPTH, _COLOUR_TYPE = 16, 17  # their bytes in the IHDR chunk, its length and type included
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND"})
 _COLOUR_TYPE_CHUNKS = frozenset({b"tRNS", b"bKGD", b"sBIT", b"hIST"})  # their layout depends on it
+_XMP = re.compile(rb"XML:com\.adobe\.xmp\0(?P<compressed>[\0\1])\0[^\0]*\0[^\0]*\0")
+_MAX_XMP = 64 * 2**20  # bytes
 _PIXEL_FORMATS = {"LA": "ya16be", "RGB": "rgb48be", "RGBA": "rgba64be"}  # FFmpeg's, of 16 bits
 
 
@@ -110,8 +113,25 @@ def _with_pixels(source: bytes, encoded: bytes, first: Page) -> bytes:
         elif kind not in _PIXEL_CHUNKS and (same_type or kind not in _COLOUR_TYPE_CHUNKS):
             if kind == b"eXIf":
                 chunk = _chunk(kind, previews.in_exif(chunk[8:-4], image))
+            elif kind == b"iTXt":
+                chunk = _chunk(kind, _with_clean_xmp(chunk[8:-4]))
             result.append(chunk)
     return b"".join([_SIGNATURE, *result, new[-1][1]])
+
+
+def _with_clean_xmp(data: bytes) -> bytes:
+    """The data of an iTXt chunk of XMP (PNG specification, section 11.3.3.4) without previews."""
+    if not (found := _XMP.match(data)):
+        return data
+    header, xmp = data[: found.end()], data[found.end() :]
+    if found["compressed"] == b"\0":
+        return header + previews.in_xmp(xmp)
+    decompressor = zlib.decompressobj()
+    try:
+        xmp = decompressor.decompress(xmp, _MAX_XMP)
+    except zlib.error:  # damaged: nothing shows it
+        return data
+    return header + zlib.compress(previews.in_xmp(xmp)) if decompressor.eof else data
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -93,7 +93,7 @@ def _directory(page: Page, encoded: bytes) -> tuple[Directory, bytes]:
             for tag in tags:
                 if all_tags or tag in PIXEL_TAGS:
                     directory.tagtype[tag] = tags.tagtype[tag]
-                    directory[tag] = tags[tag]
+                    directory[tag] = _with_new_previews(tags[tag], page)
         places = list(zip(image.tag_v2[_OFFSETS], image.tag_v2[_COUNTS], strict=True))
     if encoders.is_16_bit_colour(page) and "predictor" in page.storage:
         directory[_PREDICTOR] = page.storage["predictor"]
@@ -106,6 +106,15 @@ def _directory(page: Page, encoded: bytes) -> tuple[Directory, bytes]:
     directory[_COUNTS] = tuple(counts)
     directory[_OFFSETS] = tuple(np.cumsum([0, *counts[:-1]]).tolist())
     return directory, b"".join(encoded[offset : offset + count] for offset, count in places)
+
+
+def _with_new_previews(value: Any, page: Page) -> Any:
+    """The value of a tag; its bytes, or those of a directory, may hold previews."""
+    if isinstance(value, bytes) and b"\xff\xd8\xff" in value:
+        return previews.in_bytes(value, encoders.thumbnail_source(page))
+    if isinstance(value, dict):
+        return {tag: _with_new_previews(entry, page) for tag, entry in value.items()}
+    return value
 
 
 def _by_pillow(page: Page) -> bytes:
