@@ -5,12 +5,14 @@ python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_
 
 DIR holds train/{rain,norain}; the test pairs are not used. Space and training are those of
 configs/budget.py, with fewer steps. Each method of searching has as many multiply-accumulates as
-the bilevel search: that takes two gradients of the supernet a step, the others one of a network of
-the budget.
+the bilevel search: that takes two gradients of the supernet a step, random search and halving one
+of a network of the budget. So does the single-path supernet, which computes all candidates of the
+attention edges besides, and ends with an evolution whose scores take a pass of the supernet each.
 """
 
 import pathlib
 import runpy
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -56,4 +58,30 @@ def get_config() -> ConfigDict:
         study.sources[f"uniform_{name}"] = ConfigDict(
             {"choice": "uniform", "cells": SEEDS, **of_budget}
         )
+    for name, search in _evolutions(config, bilevel).items():
+        study.searches[f"evolution_{name}"] = ConfigDict({"search": search})
+        study.sources[f"evolution_{name}"] = ConfigDict(
+            {
+                "choice": "derived",
+                "search": f"evolution_{name}",
+                "cells": SEEDS,
+                "tier": study.sources[f"random_{name}"].tier,
+            }
+        )
     return config
+
+
+def _evolutions(config: ConfigDict, total: float) -> dict[str, dict[str, Any]]:
+    """The options of the evolution at each budget, with at most `total` as in `get_config`."""
+    size, scenes = config.objectives.complexity_size, config.search.scenes
+    space = SearchSpace(**config.space)
+    evolution = {"method": "evolution", "population": 20, "generations": 10, "choice_batches": 4}
+    batches = evolution["population"] * evolution["generations"] * evolution["choice_batches"]
+    # A pass forwards costs a third of a gradient.
+    left = total - batches * scenes * cost.supernet(space, *size).macs / 3
+    candidates = cost.candidates(space, *size).macs
+    return {
+        name: evolution
+        | {"budget": budget, "steps": int(left / (scenes * (budget * 1e9 + candidates)))}
+        for name, budget in BUDGETS.items()
+    }

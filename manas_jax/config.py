@@ -24,7 +24,7 @@ OPTIMIZERS = ("adam", "muon")
 """Of the final training, see `manas_jax.training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
-METHODS = ("bilevel", "random", "halving")
+METHODS = ("bilevel", "evolution", "random", "halving")
 """Ways to search, see `manas_jax.search.methods`."""
 BUDGETS = {"gmacs": ("macs", 10**9), "parameters": ("parameters", 1)}
 """What a budget limits: a unit of `manas_jax.cost`, and how much of it a budget of 1 is."""
@@ -177,6 +177,8 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
 
     "search.method": ("bilevel", _one_of(*METHODS)),
     "search.candidates": (16, _at_least(1)),  # trained by the methods random and halving
+    "search.population": (50, _at_least(2)),  # of the method evolution, in each generation
+    "search.generations": (20, _at_least(1)),
     "search.hypergradient": ("first_order", _one_of(*HYPERGRADIENTS)),
     "search.steps": (200_000, _at_least(1)),
     "search.scenes": (16, _at_least(1)),  # a batch has scenes x versions rainy patches
@@ -198,7 +200,8 @@ _KEYS: dict[str, tuple[Any, _Range]] = {
     "search.budget_rate": (0.02, _POSITIVE),  # of the multiplier that holds the budget
     # How the genotype is derived: by probability, or by what the supernet loses most without.
     "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),
-    "search.choice_batches": (8, _at_least(1)),  # of architecture scenes, for the latter
+    # Of architecture scenes, for the latter and for the score of a genotype in an evolution.
+    "search.choice_batches": (8, _at_least(1)),
     "search.xi": (1.0, _NOT_NEGATIVE),  # length of the virtual step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
     "search.accumulate": (1, _at_least(1)),  # microbatches of a batch, to save memory
@@ -270,10 +273,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
     if config.search.fuse and config.search.accumulate > 1:
         raise UserError("search.fuse and search.accumulate > 1 exclude each other")
-    if config.search.method != "bilevel" and config.train.inherit:
+    if config.search.method in ("random", "halving") and config.train.inherit:
         raise UserError(
             f"train.inherit needs the weights of a supernet, and search.method = "
             f"{config.search.method} has none: leave it out"
+        )
+    if config.search.method != "bilevel" and config.search.choice != "likeliest":
+        raise UserError(
+            f"search.choice = {config.search.choice}: search.method = {config.search.method} "
+            "has no probabilities; leave it out"
         )
     starts = [key for key in ("inherit", "genotype", "weights") if config.train[key]]
     if len(starts) > 1:

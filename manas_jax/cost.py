@@ -101,6 +101,22 @@ def supernet(space: SearchSpace, height: int, width: int) -> Cost:
     for cell, number in enumerate(space.columns):
         for choice in space.column_choices * number:
             total += column(space, cell, choice, height, width)
+    return total + candidates(space, height, width)
+
+
+def path(genotype: Genotype, height: int, width: int) -> Cost:
+    """Cost of a genotype's path through the supernet: its columns, and all attention candidates."""
+    space = genotype.space
+    total = fixed(space, height, width) + candidates(space, height, width)
+    for cell, columns in enumerate(genotype.columns):
+        for choice, widths in zip(columns, genotype.widths[cell], strict=True):
+            total += column(space, cell, choice, height, width, widths)
+    return total
+
+
+def candidates(space: SearchSpace, height: int, width: int) -> Cost:
+    """Cost of all candidates of all attention edges."""
+    total = Cost()
     for _, branch in space.modules:
         for candidate in space.candidates * space.edges:
             total += edge(space, branch, candidate, height, width)

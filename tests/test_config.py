@@ -72,6 +72,9 @@ def test_default_needs_data():
         ("search.learning_rate", -1e-3),
         ("search.xi", -1.0),
         ("search.epsilon", 0.0),
+        ("search.population", 1),
+        ("search.generations", 0),
+        ("search.choice_batches", 0),
         ("search.budget", -1.0),
         ("search.budget", float("nan")),
         ("search.budget_of", "seconds"),
@@ -110,6 +113,11 @@ def test_methods_are_those_of_the_search(make_config):
         UserError, match=r"train\.inherit needs .* search\.method = random has none"
     ):
         validate(make_config(search__method="random", train__inherit=True))
+    validate(make_config(search__method="evolution", train__inherit=True))
+    with pytest.raises(
+        UserError, match=r"search\.choice = perturbation: search\.method = evolution"
+    ):
+        validate(make_config(search__method="evolution", search__choice="perturbation"))
 
 
 def test_hypergradients_are_those_of_the_search():

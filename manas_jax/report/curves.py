@@ -53,8 +53,13 @@ class Chart:
     not_finite: int = 0
 
 
-def chart(title: str, curves: Mapping[str, Curve], logarithmic: bool = False) -> Chart:
-    """One chart of several curves, each with its last value in the legend."""
+def chart(
+    title: str, curves: Mapping[str, Curve], logarithmic: bool = False, over: str = "steps"
+) -> Chart:
+    """One chart of several curves, each with its last value in the legend.
+
+    `over` says in the text alternative what the curves run over.
+    """
     finite = {name: points[np.isfinite(points)] for name, (_, points) in curves.items()}
     drawn = {name: points for name, points in finite.items() if points.size}
     steps = np.concatenate([steps for steps, _ in curves.values()])
@@ -62,7 +67,7 @@ def chart(title: str, curves: Mapping[str, Curve], logarithmic: bool = False) ->
         f"{name} from {values.number(points[0])} to {values.number(points[-1])}".lstrip()
         for name, points in drawn.items()
     )
-    span = f"steps {values.number(steps.min())} to {values.number(steps.max())}"
+    span = f"{over} {values.number(steps.min())} to {values.number(steps.max())}"
     return Chart(
         title=title,
         source=charts.data_uri(charts.line_chart(curves, logarithmic)),

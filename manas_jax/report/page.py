@@ -28,6 +28,11 @@ MACS_SIZE = (256, 256)  # height and width for which multiply-accumulates are gi
 
 _STAGE_TITLES = {"search": "Search", "train": "Training"}
 _MEASURES = {"y_psnr": "Y PSNR", "y_ssim": "Y SSIM", "rgb_psnr": "RGB PSNR", "rgb_ssim": "RGB SSIM"}
+_SEARCHED = {
+    "bilevel": "Relaxed supernet",
+    "evolution": "Chosen network with the supernet’s weights",
+}
+"""By method of the search, the network that its summary scores."""
 _MISSING = "–"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -70,7 +75,7 @@ def render(run: Run) -> str:
         network=_network(run.genotype) if run.genotype else None,
         probabilities=probabilities.kinds(run),
         curves={
-            title: curves.stage_charts(run.stages[stage].events) if stage in run.stages else []
+            title: _charts(run.stages[stage]) if stage in run.stages else []
             for stage, title in _STAGE_TITLES.items()
         },
         timings=_timings(run),
@@ -80,6 +85,17 @@ def render(run: Run) -> str:
         scores=_scores(run),
         config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
     )
+
+
+def _charts(stage: reader.Stage) -> list[curves.Chart]:
+    """The curves of a stage, and what its evolution found generation by generation."""
+    charts = curves.stage_charts(stage.events)
+    if len(best := np.array(stage.summary.get("generations", []))):
+        curve = {"": (np.arange(1, len(best) + 1), best)}
+        charts.append(
+            curves.chart("Best genotype of the evolution, PSNR in dB", curve, over="generations")
+        )
+    return charts
 
 
 def _key_figures(run: Run) -> list[tuple[str, str, str]]:
@@ -242,8 +258,9 @@ def _evaluation_time(run: Run) -> str:
 
 def _validation(run: Run) -> Table | None:
     """Scores of the networks on the validation scenes."""
+    method = values.get(run.config, "search", "method") or "bilevel"
     networks = {
-        "Relaxed supernet": ("search", "validation"),
+        _SEARCHED.get(method, "Best training of the search"): ("search", "validation"),
         "Derived network with the supernet’s weights": ("search", "derived"),
         "Derived network, trained on its own": ("train", "validation"),
     }

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from manas_jax.data.splits import Splits
-from manas_jax.search import run, sampling
+from manas_jax.search import evolution, run, sampling
 from manas_jax.space import Genotype
 
 METHODS: dict[str, Callable[..., Genotype]] = {
     "bilevel": run.search,
+    "evolution": evolution.search,
     "random": sampling.search,
     "halving": sampling.search,
 }

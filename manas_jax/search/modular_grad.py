@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network
@@ -38,46 +39,68 @@ def scene_grad(network: Network, loss_weights: LossWeights, internal_from: int) 
       internal_from: step from which on the internal loss counts.
 
     Returns:
-      A function (params, architecture, batch_stats, step, batch, run=...) -> ((params_grad,
-      architecture_grad), (batch_stats, metrics)). `run(program, *args)` calls a jitted program;
-      another one may compile it and return the shapes of its outputs.
+      A function (params, architecture, batch_stats, step, batch, run=..., path=None) ->
+      ((params_grad, architecture_grad), (batch_stats, metrics)). `run(program, *args)` calls a
+      jitted program; another one may compile it and return the shapes of its outputs. `path` are
+      the blocks to compute in place of all, see `single_path.blocks`: parameters of others have
+      the gradient zero, their statistics do not change, and `architecture_grad` is None.
     """
-    blocks = network.blocks()
-    modules = [block.module() for block in blocks]
+    all_blocks = network.blocks()
     loss = network, loss_weights, internal_from
 
-    def grad_fn(params, architecture, batch_stats, step, batch, run=_call):
+    def grad_fn(params, architecture, batch_stats, step, batch, run=_call, path=None):
+        blocks = all_blocks if path is None else path
         probabilities = run(_probabilities, network, architecture)
         branches = run(_preprocess, network, batch["rainy"])
-        new_stats, pullbacks = {}, []
-        for block, module in zip(blocks, modules, strict=True):
-            # A transition that adds no branch has no variables.
-            own_params, own_stats = (tree.get(block.name, {}) for tree in (params, batch_stats))
+        new_stats, pullbacks = {} if path is None else batch_stats, []
+        for block in blocks:
+            own_params, own_stats = (_own(tree, block.name) for tree in (params, batch_stats))
             outputs, stats, pullback = run(
-                _forward, module, own_params, own_stats,
+                _forward, block.module(), own_params, own_stats,
                 block.select(branches), probabilities.get(block.name, ()),
             )  # fmt: skip
             branches = block.update(branches, outputs)
-            new_stats |= {block.name: stats} if stats else {}
+            new_stats = _replace(new_stats, block.name, stats) if stats else new_stats
             pullbacks.append(pullback)
 
         head_grad, grads, metrics = run(
             _head_grad, loss, params["head_conv"], branches[0], step, batch
         )
         grads = (grads,)
-        params_grad, probabilities_grad = {"head_conv": head_grad}, {}
+        params_grad = {} if path is None else run(_zeros, params)
+        params_grad, probabilities_grad = params_grad | {"head_conv": head_grad}, {}
         for block in reversed(blocks):
             own_grad, inputs_grad, own_probabilities_grad = run(
                 _backward, pullbacks.pop(), block.select(grads)
             )
             grads = block.update(grads, inputs_grad)
-            params_grad |= {block.name: own_grad} if own_grad else {}
+            params_grad = _replace(params_grad, block.name, own_grad) if own_grad else params_grad
             if own_probabilities_grad:
                 probabilities_grad[block.name] = own_probabilities_grad
-        architecture_grad = run(_architecture_grad, network, architecture, probabilities_grad)
+        architecture_grad = None
+        if path is None:
+            architecture_grad = run(_architecture_grad, network, architecture, probabilities_grad)
         return (params_grad, architecture_grad), (new_stats, metrics)
 
     return grad_fn
+
+
+def _own(tree: PyTree, name: str) -> PyTree:
+    """A block's variables; a transition that adds no branch has none."""
+    for key in name.split("/"):
+        tree = tree.get(key, {})
+    return tree
+
+
+def _replace(tree: PyTree, name: str, own: PyTree) -> dict[str, Any]:
+    """The tree with other variables of a block."""
+    key, _, rest = name.partition("/")
+    return {**tree, key: _replace(tree.get(key, {}), rest, own) if rest else own}
+
+
+@jax.jit
+def _zeros(params: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, params)
 
 
 def _call(program: Callable, *args: Any) -> Any:

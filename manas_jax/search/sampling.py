@@ -6,12 +6,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from manas_jax import cost
 from manas_jax.buckets import Path, as_path
 from manas_jax.config import budget
 from manas_jax.cost import Budget
@@ -25,6 +27,9 @@ from manas_jax.training.restore import load_genotype
 
 DRAWS = 64  # per genotype within a budget
 STEEPEST = 1e4  # fall of the log-probability per budget, where only the cheapest is drawn
+
+Picks = Mapping[str, np.ndarray]
+"""Index of the choice of every decision, by kind; see `SearchSpace.decisions`."""
 
 
 def search(
@@ -103,21 +108,75 @@ def successive_halving(
     return left[0], history
 
 
+class Sampler:
+    """Draws genotypes: uniform ones or, within a budget, those that cost about as much as it.
+
+    Within a budget probabilities are proportional to exp(-rate * cost), times the uniform ones of
+    `random_genotype`. The rate is such that the mean cost is the budget; genotypes of equal cost
+    keep their relative probabilities. A budget above the dearest genotype changes nothing.
+    """
+
+    def __init__(self, space: SearchSpace, limit: Budget | None = None):
+        """Args:
+        space: the search space.
+        limit: at least the cost of the cheapest genotype; None for any cost."""
+        self.space, self.limit = space, limit
+        self._logits = _logits(space, limit)
+
+    def picks(self, draw: np.random.Generator) -> Picks:
+        """Drawn choices, whatever they cost.
+
+        Gumbel noise added to the logits draws with their probabilities.
+        """
+        picks = {}
+        for kind, choices in self.space.choices.items():
+            rows = self._logits[kind].reshape(-1, len(choices))
+            picks[kind] = np.argmax(rows + draw.gumbel(size=rows.shape), axis=1)
+        return picks
+
+    def within(self, draw: np.random.Generator) -> tuple[Picks, Genotype]:
+        """The first drawn choices that are within the budget, and their genotype."""
+        while True:
+            picks = self.picks(draw)
+            if self.allows(genotype := self.genotype(picks)):
+                return picks, genotype
+
+    def genotype(self, picks: Picks) -> Genotype:
+        """The genotype of these choices."""
+        choices = self.space.choices
+        return assemble(self.space, {k: [choices[k][i] for i in v] for k, v in picks.items()})
+
+    def allows(self, genotype: Genotype) -> bool:
+        """Whether a genotype is within the budget."""
+        return self.limit is None or self.limit.cost(genotype) <= self.limit.limit
+
+
 def random_within(space: SearchSpace, limit: Budget, seed: int) -> Genotype:
     """A random genotype that costs about as much as the budget and no more.
 
-    It is the dearest within the budget of many that are drawn with probabilities proportional to
-    exp(-rate * cost), times the uniform ones of `random_genotype`. The rate is such that the mean
-    cost is the budget; genotypes of equal cost keep their relative probabilities.
+    It is the dearest within the budget of many that `Sampler` draws.
 
     Args:
       space: the search space.
       limit: at least the cost of the cheapest genotype.
       seed: of the draws.
     """
+    sampler, draw = Sampler(space, limit), np.random.default_rng(seed)
+    while True:
+        drawn = [sampler.genotype(sampler.picks(draw)) for _ in range(DRAWS)]
+        if within := list(filter(sampler.allows, drawn)):
+            return max(within, key=limit.cost)
+
+
+def _logits(space: SearchSpace, limit: Budget | None) -> dict[str, np.ndarray]:
+    """Logits of the choices with which the mean cost is the budget."""
+    if limit is None:
+        return _tilted(space, cost.tables(space, 1, 1, "parameters"), 0.0)
+    tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
+    if cost.extremes(space, limit.height, limit.width, limit.unit)[1] < limit.limit:
+        return _tilted(space, tables, 0.0)
     model = ComplexityModel(space, limit.height, limit.width)
     expected = jax.jit(lambda logits: model.expected(logits, limit.unit))
-    tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
     flat, steep = -STEEPEST, STEEPEST
     for _ in range(50):
         rate = (flat + steep) / 2
@@ -125,17 +184,12 @@ def random_within(space: SearchSpace, limit: Budget, seed: int) -> Genotype:
             flat = rate
         else:
             steep = rate
-    logits, draw = _tilted(space, tables, steep), np.random.default_rng(seed)
-    while True:
-        drawn = [_draw(space, logits, draw) for _ in range(DRAWS)]
-        if within := [genotype for genotype in drawn if limit.cost(genotype) <= limit.limit]:
-            return max(within, key=limit.cost)
+    return _tilted(space, tables, steep)
 
 
-def _tilted(
-    space: SearchSpace, tables: Mapping[str, np.ndarray], rate: float
-) -> dict[str, np.ndarray]:
+def _tilted(space: SearchSpace, tables: Mapping[str, Any], rate: float) -> dict[str, np.ndarray]:
     """Logits with which a genotype is as likely as exp(-rate * cost), and `none` never drawn."""
+    tables = {kind: np.array(rows, float) for kind, rows in tables.items()}
     logits = {kind: -rate * tables[kind] for kind in space.choices}
     allowed = derivable(space.candidates)
     logits["attention"] = np.where(
@@ -147,17 +201,6 @@ def _tilted(
         for (column, _), row in zip(space.residual_blocks, blocks, strict=True):
             logits["columns"][column, parallel] += np.logaddexp.reduce(row) - math.log(len(row))
     return logits
-
-
-def _draw(
-    space: SearchSpace, logits: Mapping[str, np.ndarray], draw: np.random.Generator
-) -> Genotype:
-    """A genotype drawn with the probabilities of the logits, by adding Gumbel noise to them."""
-    picks = {}
-    for kind, choices in space.choices.items():
-        rows = logits[kind].reshape(-1, len(choices))
-        picks[kind] = [choices[i] for i in np.argmax(rows + draw.gumbel(size=rows.shape), axis=1)]
-    return assemble(space, picks)
 
 
 def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:

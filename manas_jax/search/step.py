@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import optax
 
 from manas_jax import cost
 from manas_jax.config import LossWeights
-from manas_jax.models.network import Network
+from manas_jax.models.network import Block, Network
 from manas_jax.runtime import sharding
 from manas_jax.runtime.compilation import Compiler, CompileStats, ParallelCompiler
 from manas_jax.search import bilevel
@@ -26,6 +26,7 @@ from manas_jax.training.state import SearchState
 PyTree = Any
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Blocks = tuple[Block, ...]
 
 
 class SceneGrads(NamedTuple):
@@ -158,9 +159,16 @@ class SearchStep:
         state = state.replace(architecture=architecture, architecture_opt_state=opt_state)
         return state, {**metrics, **architecture_metrics}
 
-    def weight_step(self, state: SearchState, batch: Batch) -> tuple[SearchState, Metrics]:
-        """Updates weights and running statistics."""
-        grads = self._grads(state.params, state.architecture, state.batch_stats, state.step, batch)
+    def weight_step(
+        self, state: SearchState, batch: Batch, path: Blocks | None = None
+    ) -> tuple[SearchState, Metrics]:
+        """Updates weights and running statistics.
+
+        `path`, unless None, are the blocks to compute in place of all; see `single_path.blocks`.
+        """
+        grads = self._grads(
+            state.params, state.architecture, state.batch_stats, state.step, batch, path
+        )
         step, params, opt_state = self._update_params(
             state.step, state.params, state.opt_state, grads.params
         )
@@ -169,10 +177,12 @@ class SearchStep:
         )
         return state, grads.metrics
 
-    def _grads(self, params, architecture, batch_stats, step, batch) -> SceneGrads:
+    def _grads(self, params, architecture, batch_stats, step, batch, path=None) -> SceneGrads:
+        scene_grad = partial(self._scene_grad, path=path) if path else self._scene_grad
+
         def on_microbatch(microbatch, previous):
             stats = previous.batch_stats if previous else batch_stats
-            grads, aux = self._scene_grad(params, architecture, stats, step, microbatch)
+            grads, aux = scene_grad(params, architecture, stats, step, microbatch)
             return SceneGrads(*grads, *aux)
 
         return accumulate(on_microbatch, batch, self._microbatches, carry="batch_stats")
@@ -225,6 +235,30 @@ class SearchStep:
         macs = scenes * versions * cost.supernet(self._network.space, height, width).macs
         flops = 6.0 * macs * self._hypergradient.gradient_evals
         return dataclasses.replace(compiler.stats, flops=flops)
+
+    def compile_weight_steps(
+        self, state: SearchState, batch: Mapping[str, Any], paths: Sequence[Blocks | None]
+    ) -> CompileStats:
+        """Compiles `weight_step` for these paths, ahead of the first step; see `compile`."""
+        with ParallelCompiler(state.step.sharding) as compiler:
+            if self._fuse:
+                compiler(self.weight_step, state, batch)
+                return compiler.stats
+            params, architecture = state.params, state.architecture
+            compiler(self._update_params, state.step, params, state.opt_state, params)
+            batch = microbatch_shapes(batch, self._microbatches)
+            args = params, architecture, state.batch_stats, state.step, batch
+            for path in paths:
+                if self._modular:
+                    self._scene_grad(*args, run=compiler, path=path)
+                else:
+                    compiler(self._scene_grad, *args)
+        return compiler.stats
+
+    @property
+    def takes_paths(self) -> bool:
+        """Whether `weight_step` can compute a path alone: programs are then those of blocks."""
+        return self._modular and not self._fuse and not self._network.scan
 
     @property
     def compiles_while_running(self) -> bool:

@@ -343,7 +343,7 @@ def _genotype(
         derived = methods.search(changed, folder)
     if source.choice == "matched":
         return matched(config, derived, cell.index), {}
-    if changed.search.method != "bilevel":  # no supernet to evaluate in
+    if changed.search.method != "bilevel":  # no relaxed architecture to evaluate
         summary = json.loads((folder / "search" / "summary.json").read_text())
         return derived, {"seconds_of_search": summary["seconds"]}
     evaluator = search_run.supernet_evaluator(changed, folder, config.study.judged_batches)

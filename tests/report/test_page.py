@@ -254,6 +254,23 @@ def test_page_draws_all_choices_and_curves(page):
     assert any(text.startswith("Entropy of the architecture") for text in texts)
 
 
+def test_other_ways_to_search_have_no_relaxed_supernet(tmp_path):
+    (tmp_path / "search").mkdir()
+    summary = {"steps": 9, "validation": {"psnr": 30.0, "ssim": 0.5}, "generations": [20.5, 21.0]}
+    (tmp_path / "search" / "summary.json").write_text(json.dumps(summary))
+    for method, scored in (
+        ("evolution", "Chosen network with the supernet’s weights"),
+        ("halving", "Best training of the search"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"search": {"method": method}}))
+        html = report.write(tmp_path).read_text()
+        assert _cells(html, "Validation scenes")[1] == [scored, "30.00", "0.5000"]
+        assert (
+            "Best genotype of the evolution, PSNR in dB, generations 1 to 2: from 20.5 to 21"
+            in html
+        )
+
+
 def test_unfinished_run_states_what_is_missing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="nothing to report"):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.search import collapse, selection
+from manas_jax.search.sampling import Sampler
 from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
 from manas_jax.study import run as study_run
 from manas_jax.study import summary as study_summary
@@ -281,6 +282,29 @@ def test_sources_of_a_budget(experiments, tmp_path):
     config.study.searches.bilevel_small.search.budget = 0.0
     with pytest.raises(UserError, match="its search bilevel_small has no budget: set"):
         study_run.grid(config)
+
+
+def test_searches_of_a_budget_cost_the_same(experiments):
+    """In gradients of scenes times multiply-accumulates; a score takes a third of a gradient."""
+    config = experiments["study_budget"]()
+    size, space = config.objectives.complexity_size, SearchSpace(**config.space)
+    supernet = cost.supernet(space, *size).macs
+    bilevel = 2 * config.search.steps * config.search.scenes * supernet
+    for name, search in config.study.searches.items():
+        options, budget = search.search, search.search.budget * 1e9
+        if options.method == "bilevel":
+            continue
+        if options.method == "evolution":
+            genotypes = options.population * options.generations
+            scores = genotypes * options.choice_batches * config.search.scenes * supernet / 3
+            sampler = Sampler(space, cost.Budget(int(budget), "macs", *size))
+            draw = np.random.default_rng(0)
+            paths = [cost.path(sampler.within(draw)[1], *size).macs for _ in range(50)]
+            total = options.steps * config.search.scenes * np.mean(paths) + scores
+            assert 0.8 * bilevel <= total <= bilevel, name
+        else:
+            total = options.steps * config.train.scenes * budget
+            assert total == pytest.approx(bilevel, rel=1e-3), name
 
 
 def test_matched_genotypes_cost_the_same_and_differ(experiments, monkeypatch):
