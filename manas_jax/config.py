@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -61,7 +61,7 @@ class LossWeights:
     complexity_macs_share: float = 0.5
 
 
-class _Range(NamedTuple):
+class Range(NamedTuple):
     """The values that a key accepts.
 
     Attributes:
@@ -73,14 +73,14 @@ class _Range(NamedTuple):
     contains: Callable[[Any], bool]
 
 
-def _type_of(default: Any) -> _Range:
+def _type_of(default: Any) -> Range:
     """Values of the type of a key's default: finite, and of a size that arrays and steps can have.
 
     A tuple has as many entries as the default, each of the type of its own.
     """
     if isinstance(default, tuple):
         parts = [_type_of(part) for part in default]
-        return _Range(
+        return Range(
             f"{len(parts)} values, each {parts[0].description}",
             lambda value: (
                 isinstance(value, (tuple, list))
@@ -89,18 +89,18 @@ def _type_of(default: Any) -> _Range:
             ),
         )
     if isinstance(default, bool):
-        return _Range("True or False", lambda value: isinstance(value, bool))
+        return Range("True or False", lambda value: isinstance(value, bool))
     if isinstance(default, int):
-        return _Range(
+        return Range(
             "a whole number of less than 10 digits",
             lambda value: _is_number(value, int) and abs(value) < _MOST_INTEGER,
         )
     if isinstance(default, float):
-        return _Range(
+        return Range(
             "a finite number",
             lambda value: _is_number(value, (int, float)) and abs(value) < _MOST_FLOAT,
         )
-    return _Range(
+    return Range(
         "a text of one line", lambda value: isinstance(value, str) and not set("\n\0") & set(value)
     )
 
@@ -113,123 +113,125 @@ _MOST_INTEGER = 10**9
 _MOST_FLOAT = 1e38  # in float32
 
 
-def _one_of(*names: str) -> _Range:
-    return _Range(f"one of {', '.join(names)}", lambda value: value in names)
+def one_of(*names: str) -> Range:
+    """These texts."""
+    return Range(f"one of {', '.join(names)}", lambda value: value in names)
 
 
-def _at_least(least: int) -> _Range:
-    return _Range(f"at least {least}", lambda value: value >= least)
+def at_least(least: int) -> Range:
+    """Numbers from `least` on."""
+    return Range(f"at least {least}", lambda value: value >= least)
 
 
 # Of the type of the default; files and names are checked where they are used.
-_ANY = _Range("any value", lambda _: True)
-_LOCAL = _Range("a local path", lambda value: not buckets.scheme(value))
-_PATH = _Range(
+_ANY = Range("any value", lambda _: True)
+_LOCAL = Range("a local path", lambda value: not buckets.scheme(value))
+_PATH = Range(
     "a local path or gs://BUCKET/NAME",
     lambda value: buckets.scheme(value) in ("", buckets.SCHEME),
 )
-_NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
-_POSITIVE = _Range("more than 0", lambda value: value > 0)
-_SHARE = _Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
-_LEVEL = _one_of(*RAIN_LEVELS)
-_DECAY = _Range("at least 0 and less than 1", lambda value: 0 <= value < 1)
-_TWO_DECAYS = _Range(_DECAY.description, lambda value: all(map(_DECAY.contains, value)))
-_TWO_SIZES = _Range("two sizes", lambda value: min(value) > 0)
+NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
+_POSITIVE = Range("more than 0", lambda value: value > 0)
+_SHARE = Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
+_LEVEL = one_of(*RAIN_LEVELS)
+_DECAY = Range("at least 0 and less than 1", lambda value: 0 <= value < 1)
+_TWO_DECAYS = Range(_DECAY.description, lambda value: all(map(_DECAY.contains, value)))
+_TWO_SIZES = Range("two sizes", lambda value: min(value) > 0)
 
 # Every key as it is written after `--config.`, with its default and range. Those of `space` are the
 # fields of `SearchSpace`, which checks them.
-_KEYS: dict[str, tuple[Any, _Range]] = {
-    "stage": ("all", _one_of(*STAGES, "all")),
+_KEYS: dict[str, tuple[Any, Range]] = {
+    "stage": ("all", one_of(*STAGES, "all")),
     "note": ("", _ANY),  # on the run, for the top of its report
-    "seed": (0, _at_least(0)),
-    "log_every": (50, _at_least(1)),  # steps
-    "devices": (0, _at_least(0)),  # how many to use, in all processes together; 0 = all
-    "height_shards": (1, _at_least(1)),  # devices per image, which share its height
+    "seed": (0, at_least(0)),
+    "log_every": (50, at_least(1)),  # steps
+    "devices": (0, at_least(0)),  # how many to use, in all processes together; 0 = all
+    "height_shards": (1, at_least(1)),  # devices per image, which share its height
     # How often to return to the newest checkpoint after the loss diverged, with other batches.
-    "max_rollbacks": (0, _at_least(0)),
+    "max_rollbacks": (0, at_least(0)),
 
-    "network.dtype": ("float32", _one_of("float32", "bfloat16")),  # of activations, not parameters
+    "network.dtype": ("float32", one_of("float32", "bfloat16")),  # of activations, not parameters
     # Of float32 products on GPU and TPU.
-    "network.precision": ("default", _one_of("default", "high", "highest")),
+    "network.precision": ("default", one_of("default", "high", "highest")),
     "network.remat": (False, _ANY),  # compute activations twice to save memory
     "network.scan": (False, _ANY),  # loop over the supernet's columns: compiles less, slow on CPU
 
-    **{f"objectives.{f.name}": (f.default, _NOT_NEGATIVE) for f in dataclasses.fields(LossWeights)},
+    **{f"objectives.{f.name}": (f.default, NOT_NEGATIVE) for f in dataclasses.fields(LossWeights)},
     "objectives.complexity_macs_share": (LossWeights.complexity_macs_share, _SHARE),
     "objectives.complexity_size": ((320, 480), _TWO_SIZES),  # pixels at which MACs are counted
 
-    "data.source": ("folder", _one_of("folder", "photographs", "tfds", *catalog.DATASETS)),
+    "data.source": ("folder", one_of("folder", "photographs", "tfds", *catalog.DATASETS)),
     "data.root": ("", _PATH),  # the folder; for tfds its data_dir
     "data.tfds_name": ("", _ANY),
-    "data.versions": (3, _at_least(1)),  # K, rainy versions of a scene in a batch
-    "data.real": (1.0, _NOT_NEGATIVE),  # relative frequency of each kind of rain
-    "data.transfer": (0.0, _NOT_NEGATIVE),
-    "data.synthetic": (0.0, _NOT_NEGATIVE),
+    "data.versions": (3, at_least(1)),  # K, rainy versions of a scene in a batch
+    "data.real": (1.0, NOT_NEGATIVE),  # relative frequency of each kind of rain
+    "data.transfer": (0.0, NOT_NEGATIVE),
+    "data.synthetic": (0.0, NOT_NEGATIVE),
     "data.level": ("mixed", _LEVEL),  # of synthetic rain: light, medium, heavy or mixed
     "data.veil": (0.0, _SHARE),  # haze behind synthetic rain, 0 to 1
     "data.evaluation_level": ("medium", _LEVEL),  # where test scenes have no rain of their own
-    "data.validation_scenes": (8, _at_least(1)),
+    "data.validation_scenes": (8, at_least(1)),
     "data.architecture_share": (0.5, _SHARE),  # of the other training scenes
-    "data.split_seed": (0, _at_least(0)),
-    "data.cache_gib": (1.0, _NOT_NEGATIVE),  # decoded images are cached in memory up to this size
+    "data.split_seed": (0, at_least(0)),
+    "data.cache_gib": (1.0, NOT_NEGATIVE),  # decoded images are cached in memory up to this size
     "data.cache_dir": ("", _LOCAL),  # larger ones on disk, in this folder; "": decoded each time
-    "data.limit": (0, _at_least(0)),  # use this many training scenes; 0 = all
+    "data.limit": (0, at_least(0)),  # use this many training scenes; 0 = all
 
-    "search.method": ("bilevel", _one_of(*METHODS)),
-    "search.candidates": (16, _at_least(1)),  # trained by the methods random and halving
-    "search.population": (50, _at_least(2)),  # of the method evolution, in each generation
-    "search.generations": (20, _at_least(1)),
-    "search.hypergradient": ("first_order", _one_of(*HYPERGRADIENTS)),
-    "search.steps": (200_000, _at_least(1)),
-    "search.scenes": (16, _at_least(1)),  # a batch has scenes x versions rainy patches
-    "search.crop": (64, _at_least(8)),  # pixels
+    "search.method": ("bilevel", one_of(*METHODS)),
+    "search.candidates": (16, at_least(1)),  # trained by the methods random and halving
+    "search.population": (50, at_least(2)),  # of the method evolution, in each generation
+    "search.generations": (20, at_least(1)),
+    "search.hypergradient": ("first_order", one_of(*HYPERGRADIENTS)),
+    "search.steps": (200_000, at_least(1)),
+    "search.scenes": (16, at_least(1)),  # a batch has scenes x versions rainy patches
+    "search.crop": (64, at_least(8)),  # pixels
     "search.architecture_warmup": (0.05, _SHARE),  # of the steps, before its updates
     "search.internal_warmup": (0.025, _SHARE),  # of the steps, without the internal loss
-    "search.learning_rate": (2e-3, _NOT_NEGATIVE),
-    "search.final_learning_rate": (1e-4, _NOT_NEGATIVE),  # of the cosine schedule
+    "search.learning_rate": (2e-3, NOT_NEGATIVE),
+    "search.final_learning_rate": (1e-4, NOT_NEGATIVE),  # of the cosine schedule
     "search.momentum": (0.9, _DECAY),
-    "search.weight_decay": (3e-4, _NOT_NEGATIVE),
-    "search.clip": (0.0, _NOT_NEGATIVE),  # bound on the global norm of the gradient; 0 = none
-    "search.architecture_learning_rate": (3e-4, _NOT_NEGATIVE),
+    "search.weight_decay": (3e-4, NOT_NEGATIVE),
+    "search.clip": (0.0, NOT_NEGATIVE),  # bound on the global norm of the gradient; 0 = none
+    "search.architecture_learning_rate": (3e-4, NOT_NEGATIVE),
     "search.architecture_betas": ((0.5, 0.999), _TWO_DECAYS),
-    "search.architecture_weight_decay": (1e-3, _NOT_NEGATIVE),
+    "search.architecture_weight_decay": (1e-3, NOT_NEGATIVE),
     # What the network may cost; 0 = whatever the search finds. Of billions of multiply-accumulates
     # for an image of objectives.complexity_size, or of parameters.
-    "search.budget": (0.0, _NOT_NEGATIVE),
-    "search.budget_of": ("gmacs", _one_of(*BUDGETS)),
+    "search.budget": (0.0, NOT_NEGATIVE),
+    "search.budget_of": ("gmacs", one_of(*BUDGETS)),
     "search.budget_rate": (0.02, _POSITIVE),  # of the multiplier that holds the budget
     # How the genotype is derived: by probability, or by what the supernet loses most without.
-    "search.choice": ("likeliest", _one_of("likeliest", "perturbation")),
+    "search.choice": ("likeliest", one_of("likeliest", "perturbation")),
     # Of architecture scenes, for the latter and for the score of a genotype in an evolution.
-    "search.choice_batches": (8, _at_least(1)),
-    "search.xi": (1.0, _NOT_NEGATIVE),  # length of the virtual step in units of the real one
+    "search.choice_batches": (8, at_least(1)),
+    "search.xi": (1.0, NOT_NEGATIVE),  # length of the virtual step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
-    "search.accumulate": (1, _at_least(1)),  # microbatches of a batch, to save memory
+    "search.accumulate": (1, at_least(1)),  # microbatches of a batch, to save memory
     "search.fuse": (False, _ANY),  # compile a step as one program: for accelerators
-    "search.checkpoint_every": (1000, _at_least(1)),  # steps; also when validation is scored
-    "search.validation_crop": (128, _at_least(16)),  # pixels, centre of each validation image
+    "search.checkpoint_every": (1000, at_least(1)),  # steps; also when validation is scored
+    "search.validation_crop": (128, at_least(16)),  # pixels, centre of each validation image
 
     "train.genotype": ("", _PATH),  # file; "" = what the search found in this workdir
     "train.inherit": (False, _ANY),  # start from the supernet's weights
     "train.weights": ("", _PATH),  # or from those of this name or file, with its genotype
-    "train.steps": (100_000, _at_least(1)),
-    "train.scenes": (32, _at_least(1)),
-    "train.crop": (64, _at_least(8)),
+    "train.steps": (100_000, at_least(1)),
+    "train.scenes": (32, at_least(1)),
+    "train.crop": (64, at_least(8)),
     "train.internal_warmup": (0.025, _SHARE),
-    "train.optimizer": ("adam", _one_of(*OPTIMIZERS)),
-    "train.learning_rate": (1e-3, _NOT_NEGATIVE),
-    "train.final_learning_rate": (0.0, _NOT_NEGATIVE),
+    "train.optimizer": ("adam", one_of(*OPTIMIZERS)),
+    "train.learning_rate": (1e-3, NOT_NEGATIVE),
+    "train.final_learning_rate": (0.0, NOT_NEGATIVE),
     "train.decay": (1.0, _SHARE),  # of the steps, the last ones, in which the rate decreases
     "train.batch_norm": (1.0, _SHARE),  # of the steps, before its statistics are frozen
-    "train.weight_decay": (0.0, _NOT_NEGATIVE),  # decoupled, as in AdamW
-    "train.clip": (0.0, _NOT_NEGATIVE),
-    "train.accumulate": (1, _at_least(1)),
+    "train.weight_decay": (0.0, NOT_NEGATIVE),  # decoupled, as in AdamW
+    "train.clip": (0.0, NOT_NEGATIVE),
+    "train.accumulate": (1, at_least(1)),
     "train.ema": (0.0, _DECAY),  # decay of the weights' moving average, which is scored; 0 = none
-    "train.checkpoint_every": (1000, _at_least(1)),
-    "train.validation_crop": (128, _at_least(16)),
+    "train.checkpoint_every": (1000, at_least(1)),
+    "train.validation_crop": (128, at_least(16)),
 
-    "evaluate.split": ("test", _one_of("test", "validation")),  # the latter spares the test set
-    "evaluate.pictures": (6, _at_least(0)),  # how many are stored for the report
+    "evaluate.split": ("test", one_of("test", "validation")),  # the latter spares the test set
+    "evaluate.pictures": (6, at_least(0)),  # how many are stored for the report
 }  # fmt: skip
 
 
@@ -242,21 +244,33 @@ def default() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(fields)
 
 
+def check_values(config: ml_collections.ConfigDict, keys: Mapping[str, tuple[Any, Range]]) -> None:
+    """Checks types and values of keys.
+
+    Args:
+      config: with these keys.
+      keys: as they are written after `--config.`, with a value of their type and their range.
+
+    Raises:
+      UserError: names the key, its value and what it accepts.
+    """
+    for key, (example, allowed) in keys.items():
+        try:
+            value = functools.reduce(operator.getitem, key.split("."), config)
+        except (KeyError, TypeError):
+            raise UserError(f"{key} is missing: give {allowed.description}") from None
+        for part in (_type_of(example), allowed):
+            if not part.contains(value):
+                raise UserError(f"{key} = {short_repr(value)}: give {part.description}")
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks types and values, and their combinations.
 
     Raises:
       UserError: names the key, its value and what it accepts.
     """
-    for key, (default_value, allowed) in _KEYS.items():
-        try:
-            value = functools.reduce(operator.getitem, key.split("."), config)
-        except (KeyError, TypeError):
-            raise UserError(f"{key} is missing: give {allowed.description}") from None
-        wanted = _type_of(default_value)
-        for part in (wanted, allowed):
-            if not part.contains(value):
-                raise UserError(f"{key} = {short_repr(value)}: give {part.description}")
+    check_values(config, _KEYS)
     buckets.check(config.data.root, config.train.genotype, config.train.weights)
     if not isinstance(config.get("space"), ml_collections.ConfigDict):
         raise UserError("space is missing: give the fields of the search space")
@@ -293,8 +307,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
     """What the network that the search finds may cost; None for anything."""
     unit, size = BUDGETS[config.search.budget_of]
-    limit = int(config.search.budget * size)
-    return cost.Budget(limit, unit, *config.objectives.complexity_size) if limit else None
+    if not config.search.budget:
+        return None
+    return cost.Budget(int(config.search.budget * size), unit, *config.objectives.complexity_size)
 
 
 def _check_budget(config: ml_collections.ConfigDict) -> None:

@@ -197,6 +197,7 @@ def test_missing_sections_are_named(make_config, section, value):
             {"search.budget": 1e-6},
             r"search\.budget = 1e-06 gmacs: networks of this space cost 0\.0\d* to 0\.0\d*: give a",
         ),
+        ({"search.budget": 1e-12}, r"search\.budget = 1e-12 gmacs: networks of this space cost "),
         (
             {"search.budget": 100.0, "search.budget_of": "parameters"},
             r"search\.budget = 100 parameters: networks of this space cost [\d,]+ to [\d,]+: give",

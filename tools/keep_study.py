@@ -30,7 +30,8 @@ from manas_jax.files import write_json
 from manas_jax.inference.pretrained import FOLDER as PRETRAINED
 from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
-from manas_jax.study.run import NEED_A_SEARCH, read_cells
+from manas_jax.study.grid import NEED_A_SEARCH
+from manas_jax.study.run import read_cells
 from manas_jax.study.summary import ranking, summarize
 from manas_jax.workdir.weights import load_derived
 

@@ -15,14 +15,11 @@ refused.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -31,7 +28,6 @@ from ml_collections import ConfigDict
 from manas_jax import app, cost
 from manas_jax.buckets import check_local
 from manas_jax.config import budget, validate
-from manas_jax.cost import Budget
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -41,7 +37,8 @@ from manas_jax.search import methods, selection
 from manas_jax.search import run as search_run
 from manas_jax.search.sampling import random_within
 from manas_jax.search.selection import SupernetEvaluator
-from manas_jax.space import COLUMNS, Genotype, SearchSpace, assemble, random_genotype
+from manas_jax.space import Genotype, SearchSpace
+from manas_jax.study import genotypes, grid
 from manas_jax.study import summary as study_summary
 from manas_jax.training import build
 from manas_jax.training import run as train_run
@@ -49,111 +46,9 @@ from manas_jax.training.evaluator import Validation
 from manas_jax.workdir import lock, provenance
 from manas_jax.workdir.claim import claim_inputs, claim_workdir
 
-CHOICES = (
-    "derived", "perturbation", "proxy", "matched",  # from a search
-    "within", "uniform",  # of a search's budget
-    "random", "all_parallel", "all_fusion", "all_skip", "hand_made",
-)  # fmt: skip
-NEED_A_SEARCH, BUDGETED = CHOICES[:4], CHOICES[4:6]
-_MAX_DRAWS = 100_000
-
 _INDEX = flags.DEFINE_integer("index", 0, "Index of this machine, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Number of machines that share the cells.")
 _SUMMARIZE = flags.DEFINE_bool("summarize", False, "Summarise the finished cells, run none.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where genotypes come from.
-
-    Attributes:
-      name: its name in tables.
-      choice: one of `CHOICES`: 'derived', the likeliest choices of a search; 'perturbation' and
-        'proxy' (best of `study.candidates` random ones), those with which the search's supernet
-        scores best; 'matched', random among those of the same cost as the derived one; 'within',
-        random within the search's budget, and 'uniform', made by hand for it, see `uniform_within`;
-        'random'; and four that need no search, see `fixed`.
-      search: which search of `study.searches`, if the choice is from one or from its budget.
-      cells: number of cells; cell i has seed i modulo `study.seeds`.
-      tier: cells of lower tiers run first.
-      changes: keys of the configuration in which its training differs from the study.
-      rank: whether the search's supernet also ranks the genotypes of the source 'random'.
-    """
-
-    name: str
-    choice: str
-    search: str = ""
-    cells: int = 4
-    tier: int = 0
-    changes: Any = dataclasses.field(default_factory=dict)
-    rank: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One source with one seed."""
-
-    source: Source
-    index: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of the cell and, with '.json', of its file."""
-        return f"{self.source.name}-{self.index:02d}"
-
-
-def grid(config: ConfigDict) -> list[Cell]:
-    """All cells in the order in which they run: by tier, then seed by seed over the sources.
-
-    Raises:
-      UserError: a source is not valid; names it.
-    """
-    study = config.study
-    sources = []
-    for name, fields in sorted(study.sources.items()):
-        fields = fields.to_dict()
-        known = {field.name for field in dataclasses.fields(Source)} - {"name"}
-        if unknown := fields.keys() - known:
-            raise UserError(f"study.sources.{name}: unknown {', '.join(sorted(unknown))}")
-        if fields.get("choice") not in CHOICES:
-            raise UserError(
-                f"study.sources.{name}.choice = {fields.get('choice')!r}: "
-                f"give one of {', '.join(CHOICES)}"
-            )
-        source = Source(name, **fields)
-        named = source.choice in (*NEED_A_SEARCH, *BUDGETED) or source.rank
-        if named and source.search not in study.searches:
-            raise UserError(
-                f"study.sources.{name}.search = {source.search!r}: "
-                f"give one of {', '.join(sorted(study.searches))}"
-            )
-        if source.choice in BUDGETED:
-            changes = study.searches[source.search].get("search", {})
-            if not changes.get("budget", config.search.budget):
-                raise UserError(
-                    f"study.sources.{name}: its search {source.search} has no budget: set "
-                    f"study.searches.{source.search}.search.budget"
-                )
-        sources.append(source)
-    cells = [Cell(s, i, i % study.seeds) for s in sources for i in range(s.cells)]
-    return sorted(cells, key=lambda c: (c.source.tier, c.index, c.source.name))
-
-
-def shard(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
-    """The cells of one of `count` machines; those of one search are on the same machine.
-
-    Raises:
-      UserError: index or count out of range.
-    """
-    if count < 1 or not 0 <= index < count:
-        raise UserError(f"--index={index} --count={count}: give 0 <= index < count")
-    groups: dict[Any, list[Cell]] = collections.defaultdict(list)
-    for cell in cells:
-        shared = cell.source.choice in NEED_A_SEARCH
-        groups[(cell.source.search, cell.seed) if shared else cell.name].append(cell)
-    mine = {cell.name for group in list(groups.values())[index::count] for cell in group}
-    return [cell for cell in cells if cell.name in mine]
 
 
 def read_cells(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -179,10 +74,12 @@ def run(
         another process runs, as with the same index.
       Stopped: a signal came; run again, the current cell is resumed.
     """
-    plain = _plain(config)  # cells may be added to a study that has begun
+    planned = grid.cells(config)
+    cells = grid.shard(planned, index, count)
+    plain = grid.plain(config)  # cells may be added to a study that has begun
     validate(plain)
-    planned = grid(config)
-    cells = shard(planned, index, count)
+    if not summarize_only:
+        grid.check(config, cells)
     workdir = claim_workdir(plain, workdir)
     if not summarize_only:
         claim_inputs(plain, workdir, {"search": load_splits(plain.data, plain.search.crop)})
@@ -218,7 +115,7 @@ def _summarize(workdir: pathlib.Path, planned: int) -> pathlib.Path:
     return file
 
 
-def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
+def run_cell(config: ConfigDict, cell: grid.Cell, workdir: pathlib.Path) -> dict[str, Any]:
     """Finds the genotype of a cell and trains it.
 
     Returns:
@@ -230,7 +127,7 @@ def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str,
     start = time.monotonic()
     genotype, facts = _genotype(config, cell, workdir)
     facts["seconds_of_choice"] = time.monotonic() - start
-    training = _changed(config, cell.seed, cell.source.changes)
+    training = grid.changed(config, cell.seed, cell.source.changes)
     folder = workdir / "trainings" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     genotype.save(folder / "genotype.json")
@@ -251,98 +148,26 @@ def run_cell(config: ConfigDict, cell: Cell, workdir: pathlib.Path) -> dict[str,
     }
 
 
-def fixed(space: SearchSpace, choice: str) -> Genotype:
-    """A genotype that needs no search.
-
-    'all_parallel', 'all_fusion' and 'hand_made', whose columns alternate, have SE on every edge;
-    'all_skip' is 'hand_made' with skip connections on the edges.
-    """
-    uniform = {"all_parallel": ("parallel",), "all_fusion": ("fusion",)}
-    columns = itertools.cycle(uniform.get(choice, COLUMNS))
-    edge = "skip_connect" if choice == "all_skip" else "SE"
-    return Genotype(
-        space,
-        tuple(tuple(next(columns) for _ in range(n)) for n in space.columns),
-        tuple(tuple((edge,) * space.edges for _ in range(n)) for n in space.branches),
-    )
-
-
-def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
-    """The dearest genotype within a budget of those that a person would make.
-
-    The first columns alternate, as many in each cell, and the rest are left out; all residual
-    blocks have one width; all edges have SE.
-
-    Raises:
-      UserError: none is within the budget, or the space has no such genotypes.
-    """
-    alternating = fixed(space, "hand_made").columns
-    made = []
-    for depth, width in itertools.product(range(max(space.columns) + 1), space.widths):
-        columns = [
-            [choice if i < depth else "identity" for i, choice in enumerate(cell)]
-            for cell in alternating
-        ]
-        blocks = len(space.residual_blocks)
-        picks = {
-            "columns": [choice for cell in columns for choice in cell],
-            "attention": ["SE"] * len(space.modules) * space.edges,
-            "widths": [width] * blocks,
-        }
-        made.append(assemble(space, picks))
-    within = [genotype for genotype in made if limit.cost(genotype) <= limit.limit]
-    if not within:
-        raise UserError(
-            f"study: no uniform genotype costs at most {limit.limit:,} {limit.unit}: give a larger "
-            "search.budget or leave out the sources with the choice 'uniform'"
-        )
-    return max(within, key=limit.cost)
-
-
-def random_genotypes(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:
-    """The first `count` random genotypes of the study; another salt gives other ones."""
-    space = SearchSpace(**config.space)
-    return [random_genotype(space, 1_000_000 * salt + i) for i in range(count)]
-
-
-def matched(config: ConfigDict, genotype: Genotype, salt: int) -> Genotype:
-    """Another, random genotype whose MACs differ by at most the fraction `study.tolerance`.
-
-    Raises:
-      UserError: none of many draws is that close.
-    """
-    size, tolerance = config.objectives.complexity_size, config.study.tolerance
-    wanted = cost.derived(genotype, *size).macs
-    for i in range(_MAX_DRAWS):
-        drawn = random_genotype(genotype.space, 1_000_000 * (salt + 1) + i)
-        if abs(cost.derived(drawn, *size).macs / wanted - 1) <= tolerance and drawn != genotype:
-            return drawn
-    raise UserError(
-        f"study.tolerance = {tolerance}: none of {_MAX_DRAWS} random genotypes costs as much as "
-        "the one that the search found; give a larger tolerance"
-    )
-
-
 def _genotype(
-    config: ConfigDict, cell: Cell, workdir: pathlib.Path
+    config: ConfigDict, cell: grid.Cell, workdir: pathlib.Path
 ) -> tuple[Genotype, dict[str, Any]]:
     """The genotype of a cell, and what was measured while finding it."""
     source, space = cell.source, SearchSpace(**config.space)
     if source.choice == "random":
-        return random_genotypes(config, cell.index + 1)[-1], {}
-    if source.choice not in (*NEED_A_SEARCH, *BUDGETED):
-        return fixed(space, source.choice), {}
+        return genotypes.random_genotypes(config, cell.index + 1)[-1], {}
+    if source.choice not in (*grid.NEED_A_SEARCH, *grid.BUDGETED):
+        return genotypes.fixed(space, source.choice), {}
 
-    changed = _changed(config, cell.seed, config.study.searches[source.search].to_dict())
+    changed = grid.changed(config, cell.seed, config.study.searches[source.search].to_dict())
     if source.choice == "within":
         return random_within(space, budget(changed), cell.index), {}
     if source.choice == "uniform":
-        return uniform_within(space, budget(changed)), {}
+        return genotypes.uniform_within(space, budget(changed)), {}
     folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
     with lock.hold(folder):
         derived = methods.search(changed, folder)
     if source.choice == "matched":
-        return matched(config, derived, cell.index), {}
+        return genotypes.matched(config, derived, cell.index), {}
     if changed.search.method != "bilevel":  # no relaxed architecture to evaluate
         summary = json.loads((folder / "search" / "summary.json").read_text())
         return derived, {"seconds_of_search": summary["seconds"]}
@@ -351,7 +176,7 @@ def _genotype(
     if source.choice == "perturbation":
         genotype = selection.perturbation(space, evaluator.state.architecture, evaluator, cell.seed)
     if source.choice == "proxy":
-        drawn = random_genotypes(config, config.study.candidates, salt=1000 + cell.seed)
+        drawn = genotypes.random_genotypes(config, config.study.candidates, salt=1000 + cell.seed)
         genotype, facts["proxy"] = selection.best(drawn, evaluator)
     return genotype, facts | _in_supernet(config, changed, folder, evaluator, genotype, source.rank)
 
@@ -382,28 +207,11 @@ def _in_supernet(
     }
     if rank:
         count = config.study.sources.random.cells
-        facts["ranking"] = selection.best(random_genotypes(config, count), evaluator)[1]
+        facts["ranking"] = selection.best(genotypes.random_genotypes(config, count), evaluator)[1]
     return facts
 
 
-def _changed(config: ConfigDict, seed: int, changes: dict[str, Any]) -> ConfigDict:
-    """The configuration of one search or training of the study."""
-    changed = _plain(config)
-    changed.seed = seed
-    changed.update(changes)
-    validate(changed)
-    return changed
-
-
-def _plain(config: ConfigDict) -> ConfigDict:
-    """A copy without `study`."""
-    plain = config.copy_and_resolve_references()  # a deep copy
-    with plain.unlocked():
-        del plain.study
-    return plain
-
-
-def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
+def _is_done(cell: grid.Cell, folder: pathlib.Path) -> bool:
     file = folder / f"{cell.name}.json"
     if not file.exists():
         return False

@@ -59,6 +59,16 @@ def check_stages(
     return splits
 
 
+def check_training(config: ConfigDict, stage: str) -> None:
+    """Checks the data and the batches of a stage that trains.
+
+    Raises:
+      UserError: it could not train; names the key or the scene.
+    """
+    mesh = sharding.make_mesh(config.devices, config.height_shards)
+    _check_training(config, load_splits(config.data, config[stage].crop), stage, mesh)
+
+
 def check_candidates(space: SearchSpace) -> None:
     """Traces all registered candidates at the sizes of a space, and counts their parameters.
 

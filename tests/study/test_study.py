@@ -10,6 +10,7 @@ from manas_jax.errors import UserError
 from manas_jax.search import collapse, selection
 from manas_jax.search.sampling import Sampler
 from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
+from manas_jax.study import genotypes, grid
 from manas_jax.study import run as study_run
 from manas_jax.study import summary as study_summary
 from manas_jax.training.restore import load_search
@@ -67,13 +68,11 @@ def fake_cell(name="random", index=0, seed=0, psnr=30.0, macs=1000, **more):
 
 
 def test_grid_is_ordered_by_tier_then_seed():
-    names = [cell.name for cell in study_run.grid(study_config())]
+    names = [cell.name for cell in grid.cells(study_config())]
     assert names[:4] == ["first_order-00", "matched-00", "random-00", "first_order-01"]
     assert names[-3:] == ["hand_made-00", "one_to_one-00", "one_to_one-01"]
     assert len(names) == len(set(names)) == 13
-    assert [
-        cell.seed for cell in study_run.grid(study_config()) if cell.source.name == "random"
-    ] == [
+    assert [cell.seed for cell in grid.cells(study_config()) if cell.source.name == "random"] == [
         0,
         1,
         0,
@@ -91,11 +90,97 @@ def test_grid_is_ordered_by_tier_then_seed():
 )
 def test_grid_names_what_is_wrong(fields, words):
     with pytest.raises(UserError, match=words):
-        study_run.grid(study_config({"x": fields}))
+        grid.cells(study_config({"x": fields}))
+
+
+VALUES = (
+    None, -1, 1.5, 10**30, float("nan"), float("inf"), "7", "", (), (1, 2), True, [1], {}, {"a": 1},
+)  # fmt: skip
+OF_A_STUDY = {
+    "seeds": (4,), "judged_batches": (4,), "candidates": (4,), "tolerance": (1.5, 10**30),
+    "searches": (), "sources": ({},),
+}  # fmt: skip
+OF_A_SOURCE = {
+    "choice": (), "search": (), "cells": (4,), "tier": (-1,), "rank": (True,), "changes": ({},),
+}  # fmt: skip
+
+
+def _refusal(study):
+    """The line that refuses a study, or None."""
+    config = study_config()
+    with config.unlocked():
+        config.study = ConfigDict(study)
+    try:
+        grid.check(config, grid.cells(config))
+    except UserError as error:
+        assert "\n" not in str(error)
+        return str(error)
+    return None
+
+
+def _with_field(path, value):
+    """A plain study with another value of a field."""
+    study = study_config().study.to_dict()
+    *parents, last = path
+    inner = study
+    for name in parents:
+        inner = inner[name]
+    inner[last] = value
+    return study
+
+
+@pytest.mark.parametrize(
+    ("path", "accepted"),
+    [
+        *(((key,), accepted) for key, accepted in OF_A_STUDY.items()),
+        *((("sources", "first_order", key), accepted) for key, accepted in OF_A_SOURCE.items()),
+        (("sources", "random"), ()),
+        (("searches", "plain"), ({},)),
+    ],
+)
+def test_every_key_of_a_study_with_values_of_the_wrong_kind(path, accepted, monkeypatch):
+    monkeypatch.setattr(grid.checks, "check_training", lambda *_: None)
+    for value in VALUES:
+        line = _refusal(_with_field(path, value))
+        if value in accepted and type(value) in map(type, accepted):
+            assert line is None, value
+        elif path != ("searches",) or value != {}:  # else a source misses its search
+            assert ".".join(("study", *path)) in line, value
+
+
+@pytest.mark.parametrize("changes", [{"nope": 1}, {"search": 5}, {"search": {"steps": -1}}])
+def test_mistakes_of_later_cells_come_out_before_the_first(tmp_path, fake_cells, changes):
+    for path in (("searches", "plain"), ("sources", "one_to_one", "changes")):
+        config = study_config()
+        with config.unlocked():
+            config.study = ConfigDict(_with_field(path, changes))
+        with pytest.raises(UserError, match=".".join(("study", *path))):
+            study_run.run(config, tmp_path / "run")
+    assert fake_cells == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("sources", "hand_made", "changes"), {"train": {"crop": 4096}}, "too small for patches"),
+        (("searches", "plain"), {"search": {"accumulate": 7}}, "in 7 microbatches"),
+        (("searches", "plain"), {"search": {"method": "random"}}, "no relaxed architecture"),
+        (("sources", "first_order", "choice"), "uniform", "its search plain has no budget: set"),
+        (("sources", "a/b"), {"choice": "random"}, "under a name of letters"),
+    ],
+)
+def test_cells_that_could_not_run(path, value, words):
+    assert words in _refusal(_with_field(path, value))
+
+
+def test_ranking_needs_genotypes():
+    study = study_config().study.to_dict()
+    del study["sources"]["random"]
+    assert "first_order.rank: needs a source with the name random" in _refusal(study)
 
 
 def test_the_config_of_the_study_has_enough_cells(experiments):
-    cells = study_run.grid(experiments["study_rain100l"]())
+    cells = grid.cells(experiments["study_rain100l"]())
     counts = {c.source.name: 0 for c in cells}
     for cell in cells:
         counts[cell.source.name] += 1
@@ -104,15 +189,15 @@ def test_the_config_of_the_study_has_enough_cells(experiments):
 
 
 def test_machines_partition_the_cells():
-    cells = study_run.grid(study_config())
-    parts = [study_run.shard(cells, i, 3) for i in range(3)]
+    cells = grid.cells(study_config())
+    parts = [grid.shard(cells, i, 3) for i in range(3)]
     assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in cells)
     assert all(parts)
     for part in parts:  # each search is run by one machine only
         names = {c.name for c in part}
         assert ("first_order-00" in names) == ("matched-02" in names) == ("one_to_one-00" in names)
     with pytest.raises(UserError, match="0 <= index < count"):
-        study_run.shard(cells, 3, 3)
+        grid.shard(cells, 3, 3)
 
 
 # Running cells, with a fake `run_cell`
@@ -177,8 +262,8 @@ def test_machines_of_one_study_write_to_one_folder(tmp_path, fake_cells):
 
 def test_another_process_may_run_other_cells_only(tmp_path, fake_cells):
     """Two starts with one index share all cells, two with different ones none."""
-    cells = study_run.grid(study_config())
-    first = {i: study_run.shard(cells, i, 2)[0].name for i in range(2)}
+    cells = grid.cells(study_config())
+    first = {i: grid.shard(cells, i, 2)[0].name for i in range(2)}
     with lock.hold(tmp_path / "trainings" / first[0]):  # as the first process of index 0 does
         with pytest.raises(UserError, match=rf"trainings/{first[0]} is in use by process \d+"):
             study_run.run(study_config(), tmp_path, 0, 2)
@@ -207,7 +292,7 @@ def test_a_cell_that_another_process_has_finished_meanwhile_is_not_run_again(
 
 def test_a_search_that_another_process_runs_is_refused(tmp_path):
     config = study_config()
-    cell = next(c for c in study_run.grid(config) if c.source.name == "first_order")
+    cell = next(c for c in grid.cells(config) if c.source.name == "first_order")
     with (
         lock.hold(tmp_path / "searches" / f"plain-{cell.seed:02d}"),
         pytest.raises(UserError, match=r"searches/plain-00 is in use by process"),
@@ -235,7 +320,7 @@ def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
     monkeypatch.setattr(study_run.train_run, "train", train)
     monkeypatch.setattr(study_run.search_run, "supernet_evaluator", lambda *_: None)
     monkeypatch.setattr(study_run, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
-    cells = {cell.name: cell for cell in study_run.grid(config)}
+    cells = {cell.name: cell for cell in grid.cells(config)}
 
     result = study_run.run_cell(config, cells["one_to_one-01"], tmp_path)
     assert result["trained"]["psnr"] == 31 and result["relaxed"]["psnr"] == 32
@@ -256,9 +341,9 @@ def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
 
 def test_fixed_genotypes():
     space = SearchSpace(channels=(8, 16), branches=(2,), columns=(3,))
-    assert study_run.fixed(space, "all_parallel").columns == (("parallel",) * 3,)
-    assert study_run.fixed(space, "all_fusion").columns == (("fusion",) * 3,)
-    hand, skip = study_run.fixed(space, "hand_made"), study_run.fixed(space, "all_skip")
+    assert genotypes.fixed(space, "all_parallel").columns == (("parallel",) * 3,)
+    assert genotypes.fixed(space, "all_fusion").columns == (("fusion",) * 3,)
+    hand, skip = genotypes.fixed(space, "hand_made"), genotypes.fixed(space, "all_skip")
     assert hand.columns == skip.columns == (("parallel", "fusion", "parallel"),)
     assert {e for m in hand.attention[0] for e in m} == {"SE"}
     assert {e for m in skip.attention[0] for e in m} == {"skip_connect"}
@@ -267,7 +352,7 @@ def test_fixed_genotypes():
 def test_sources_of_a_budget(experiments, tmp_path):
     config = experiments["study_budget"]()
     config.data.root = "somewhere"
-    cells = {cell.name: cell for cell in study_run.grid(config)}
+    cells = {cell.name: cell for cell in grid.cells(config)}
     size = config.objectives.complexity_size
     for name, budget in (("small", 4.5e9), ("large", 11e9)):
         first, second, uniform = (
@@ -281,7 +366,7 @@ def test_sources_of_a_budget(experiments, tmp_path):
         assert len({w for cell in uniform.widths for column in cell for w in column}) <= 1
     config.study.searches.bilevel_small.search.budget = 0.0
     with pytest.raises(UserError, match="its search bilevel_small has no budget: set"):
-        study_run.grid(config)
+        grid.check(config, [cells["uniform_small-00"]])
 
 
 def test_searches_of_a_budget_cost_the_same(experiments):
@@ -310,17 +395,17 @@ def test_searches_of_a_budget_cost_the_same(experiments):
 def test_matched_genotypes_cost_the_same_and_differ(experiments, monkeypatch):
     config = experiments["study_rain100l"]()
     wanted = random_genotype(SearchSpace(**config.space), 5)
-    drawn = [study_run.matched(config, wanted, salt) for salt in range(4)]
+    drawn = [genotypes.matched(config, wanted, salt) for salt in range(4)]
     size = config.objectives.complexity_size
     for genotype in drawn:
         ratio = cost.derived(genotype, *size).macs / cost.derived(wanted, *size).macs
         assert abs(ratio - 1) <= config.study.tolerance and genotype != wanted
     assert len({g.to_json() for g in drawn}) == 4
-    assert study_run.matched(config, wanted, 0) == drawn[0]
+    assert genotypes.matched(config, wanted, 0) == drawn[0]
     config.study.tolerance = -1.0
-    monkeypatch.setattr(study_run, "_MAX_DRAWS", 20)
+    monkeypatch.setattr(genotypes, "_MAX_DRAWS", 20)
     with pytest.raises(UserError, match=r"study\.tolerance"):
-        study_run.matched(config, wanted, 0)
+        genotypes.matched(config, wanted, 0)
 
 
 def test_perturbation_chooses_what_the_supernet_loses_most_without():

@@ -1,0 +1,86 @@
+"""Genotypes of a study that no search finds."""
+
+from __future__ import annotations
+
+import itertools
+
+from ml_collections import ConfigDict
+
+from manas_jax import cost
+from manas_jax.cost import Budget
+from manas_jax.errors import UserError
+from manas_jax.space import COLUMNS, Genotype, SearchSpace, assemble, random_genotype
+
+_MAX_DRAWS = 100_000
+
+
+def fixed(space: SearchSpace, choice: str) -> Genotype:
+    """A genotype that needs no search.
+
+    'all_parallel', 'all_fusion' and 'hand_made', whose columns alternate, have SE on every edge;
+    'all_skip' is 'hand_made' with skip connections on the edges.
+    """
+    uniform = {"all_parallel": ("parallel",), "all_fusion": ("fusion",)}
+    columns = itertools.cycle(uniform.get(choice, COLUMNS))
+    edge = "skip_connect" if choice == "all_skip" else "SE"
+    return Genotype(
+        space,
+        tuple(tuple(next(columns) for _ in range(n)) for n in space.columns),
+        tuple(tuple((edge,) * space.edges for _ in range(n)) for n in space.branches),
+    )
+
+
+def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
+    """The dearest genotype within a budget of those that a person would make.
+
+    The first columns alternate, as many in each cell, and the rest are left out; all residual
+    blocks have one width; all edges have SE.
+
+    Raises:
+      UserError: none is within the budget, or the space has no such genotypes.
+    """
+    alternating = fixed(space, "hand_made").columns
+    made = []
+    for depth, width in itertools.product(range(max(space.columns) + 1), space.widths):
+        columns = [
+            [choice if i < depth else "identity" for i, choice in enumerate(cell)]
+            for cell in alternating
+        ]
+        blocks = len(space.residual_blocks)
+        picks = {
+            "columns": [choice for cell in columns for choice in cell],
+            "attention": ["SE"] * len(space.modules) * space.edges,
+            "widths": [width] * blocks,
+        }
+        made.append(assemble(space, picks))
+    within = [genotype for genotype in made if limit.cost(genotype) <= limit.limit]
+    if not within:
+        raise UserError(
+            f"study: no uniform genotype costs at most {limit.limit:,} {limit.unit}: give a larger "
+            "search.budget or leave out the sources with the choice 'uniform'"
+        )
+    return max(within, key=limit.cost)
+
+
+def random_genotypes(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:
+    """The first `count` random genotypes of the study; another salt gives other ones."""
+    space = SearchSpace(**config.space)
+    return [random_genotype(space, 1_000_000 * salt + i) for i in range(count)]
+
+
+def matched(config: ConfigDict, genotype: Genotype, salt: int) -> Genotype:
+    """Another, random genotype whose MACs differ by at most the fraction `study.tolerance`.
+
+    Raises:
+      UserError: none of many draws is that close.
+    """
+    size, tolerance = config.objectives.complexity_size, config.study.tolerance
+    wanted = cost.derived(genotype, *size).macs
+    for i in range(_MAX_DRAWS):
+        drawn = random_genotype(genotype.space, 1_000_000 * (salt + 1) + i)
+        if abs(cost.derived(drawn, *size).macs / wanted - 1) <= tolerance and drawn != genotype:
+            return drawn
+    raise UserError(
+        f"study.tolerance = {tolerance}: none of {_MAX_DRAWS} random genotypes costs as much as "
+        "the one that the search found; give a larger tolerance"
+    )
