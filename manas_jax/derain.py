@@ -507,6 +507,9 @@ def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
         if several or video.is_video(source):
             raise UserError("standard output takes a single image")
         return outputs.job(source, None)
+    if image_files.is_other_image(place) and not buckets.is_folder(place):
+        hint = image_files.how_to_read(place) or "give -o another suffix"
+        raise UserError(f"{place}: images of this kind are not written; {hint}")
     if several or buckets.is_folder(place) or not _is_known(place):
         return outputs.in_folder(source, _folder(place))
     if outputs.suffix:
@@ -689,6 +692,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("float32", "bfloat16"),
         help="type of the computation (default: float32); bfloat16 is faster on accelerators",
     )
+    parser.add_argument("--version", action="version", version=f"manas_jax {__version__}")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser

@@ -31,7 +31,7 @@ CANDIDATES = (
 )
 """The paper's nine candidates of an attention edge, in the order of its logits."""
 
-IMPORT_HELP = "Python module that registers attention candidates, to import first; may be repeated"
+IMPORT_HELP = "Python module to import first, as one with attention candidates; may be repeated"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -554,6 +554,18 @@ def test_suffixes_of_ignored_files_are_named(street, tmp_path, identity, monkeyp
     assert line == f"error: {street / 'a.cr2'}: images of this kind are not read; convert it first"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("x.heic", "pip install 'manas_jax[heic]'"), ("x.psd", "another suffix")]
+)
+def test_a_target_that_cannot_be_written_is_no_folder(
+    street, tmp_path, identity, monkeypatch, name, hint
+):
+    monkeypatch.setattr(image_files.heif, "PACKAGE", "no_such_package")
+    status, (line,) = identity(street / "a.png", "-o", tmp_path / name)
+    assert status == 2 and f"{name}: images of this kind are not written; " in line and hint in line
+    assert not (tmp_path / name).exists()
+
+
 def test_the_suffix_of_the_target_converts(street, tmp_path, identity):
     assert identity(street / "a.png", "-o", tmp_path / "x.jpg") == (0, ["1 of 1 de-rained"])
     assert Image.open(tmp_path / "x.jpg").format == "JPEG"

@@ -44,6 +44,7 @@ def download(address: str) -> pathlib.Path:
     """
     if not (match := _ADDRESS.fullmatch(address)):
         raise UserError(f"weights {address}: give hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else it reports each retry
     with _hub(address):
         from huggingface_hub import hf_hub_download
 

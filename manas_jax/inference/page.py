@@ -18,8 +18,8 @@ DerainFile = Callable[[str, pathlib.Path, pathlib.Path, video.Progress], None]
 
 _INTRODUCTION = """# Remove rain
 
-Choose a picture or a video. The computer that runs this page processes it. It keeps its format,
-size and metadata, and a video its sound."""
+Choose a picture or a video. The computer that runs this page processes it. Format, size and
+metadata stay, and so does the sound of a video."""
 _HOUR = 3600
 
 
@@ -43,7 +43,12 @@ def serve(
     except UserError as error:
         raise UserError(f"--serve: {error}") from None
     try:
-        make_page(derain_file, weights).launch(server_name=host, server_port=port)
+        page = make_page(derain_file, weights)
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True
+        )
+        print(f"serving on {address}; Ctrl-C ends it", flush=True)
+        page.block_thread()
     except OSError as error:
         raise UserError(f"--serve: cannot listen on {host or '127.0.0.1'} ({error})") from None
 
@@ -62,7 +67,9 @@ def make_page(derain_file: DerainFile, weights: str) -> Any:
                 button = gradio.Button("Remove rain", variant="primary")
                 download = gradio.File(label="Result", interactive=False)
             with gradio.Column(scale=2):
-                slider = gradio.ImageSlider(label="Before and after", interactive=False)
+                slider = gradio.ImageSlider(
+                    label="Before and after", interactive=False, buttons=["fullscreen"]
+                )
                 film = gradio.Video(label="After", visible=False, interactive=False)
 
         def remove_rain(path: str | None, weights: str, progress: Any = gradio.Progress()):  # noqa: B008
