@@ -261,7 +261,7 @@ def test_phone_keyboard_and_screen_reader(browser, address, tmp_path):
         wait_for_all(page)
         for name in ("cat.png", "paste.png", "drop.png"):
             assert page.get_by_role("link", name=f"Download {name[:-4]}-derained.png").is_visible()
-            page.get_by_role("button", name=f"Remove {name}").press("Enter")
+            page.get_by_role("button", name=f"Close {name}").press("Enter")
         assert not page.locator("#pictures > li").count()
         assert page.evaluate("document.activeElement.id") == "files"
 

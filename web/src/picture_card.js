@@ -14,21 +14,21 @@ const TILE = navigator.deviceMemory >= 8 ? 1024 : 512;
 export class PictureCard {
   /**
    * @param file the picture.
-   * @param onRemove called when the visitor removes it.
+   * @param onClose called when the visitor closes it.
    */
-  constructor(file, onRemove) {
+  constructor(file, onClose) {
     this.file = file;
     this.waiting = true;
     this.task = null; // of the call of `derain` whose result is wanted
     const template = document.getElementById("picture");
     this.element = template.content.firstElementChild.cloneNode(true);
     this.find("h2").textContent = file.name;
-    this.find("button").setAttribute("aria-label", `Remove ${file.name}`);
+    this.find("button").setAttribute("aria-label", `Close ${file.name}`);
     this.find("button").addEventListener("click", () => {
       this.stop();
       this.element.remove();
       URL.revokeObjectURL(this.find("img.before").src);
-      onRemove();
+      onClose();
     });
     this.say("Waiting");
     this.showBefore();
