@@ -32,6 +32,7 @@ include_patterns = [
 root_doc = "docs/index"
 html_theme = "furo"
 html_title = f"manas_jax {release}"
+html_show_copyright = False  # LICENSE says it
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links such as data.md#score-restored-pictures

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks import RESULTS
 from benchmarks.tables import load, origin, table
+from manas_jax.metrics import PSNR_CAP
 
 RUNS = {
     "quickstart": "quickstart: embedded photographs, synthetic rain, 3 held out",
@@ -81,6 +82,21 @@ def pretrained() -> str:
             ]
         )
     return table(head, rows)
+
+
+def gallery() -> str:
+    """Scores of the pictures of the gallery before and after restoration."""
+    rows = [
+        [name.replace("_", " "), *(_score(sides[side]) for side in ("input", "output"))]
+        for name, sides in load("gallery")["pictures"].items()
+    ]
+    return table(["picture", "rainy: PSNR / SSIM on Y", "de-rained"], rows)
+
+
+def _score(scores: dict[str, float]) -> str:
+    if scores["y_psnr"] >= PSNR_CAP:
+        return "as the clean one"
+    return f"{scores['y_psnr']:.2f} / {scores['y_ssim']:.3f}"
 
 
 def held_out() -> str:
@@ -204,5 +220,5 @@ def _budget(*summaries: dict[str, Any]) -> str:
 
 TABLES = {
     make.__name__: make
-    for make in (scores, budgets, pretrained, held_out, recipe, interruptions, agreement)
+    for make in (scores, budgets, pretrained, gallery, held_out, recipe, interruptions, agreement)
 }
