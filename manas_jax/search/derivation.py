@@ -1,4 +1,4 @@
-"""The likeliest genotype within a budget, exactly.
+"""The likeliest genotype within a budget, exactly, and the likeliest that spends it.
 
 Costs are whole numbers that add up over independent decisions, except that a residual block counts
 only where its column is parallel. This is the multiple-choice knapsack problem, solved decision by
@@ -10,7 +10,7 @@ decision: a partial solution is dropped if another one costs no more and is no l
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,12 +33,48 @@ class Front(NamedTuple):
     picks: np.ndarray
 
 
+SPENT = 0.97
+"""Share of a budget that a derived network costs at least, where the space allows it."""
+
+_HIGHEST_PRICE, _BISECTIONS = 2.0**40, 20
+
 NOTHING = Front(np.zeros(1, np.int64), np.zeros(1), np.zeros((1, 0), np.int64))
 """The only partial solution without decisions."""
 
 
+def spend(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget) -> Genotype:
+    """The likeliest genotype that costs no more than the budget and `SPENT` of it or more.
+
+    Probabilities close to 0 and 1 say little about what to change where the likeliest choices cost
+    more than the budget, and the likeliest within it may cost far less. So cost is worth a price,
+    the lowest at which the budget is spent (Everett, "Generalized Lagrange multiplier method",
+    Operations Research 11(3), 1963). No genotype within the budget that costs as much as the one
+    returned, or more, is likelier; where none costs `SPENT` of the budget, it is the dearest.
+
+    Args:
+      space: the search space.
+      scores: log-probabilities of the choices, shaped as the logits.
+      budget: at least the cost of the cheapest genotype, see `cost.extremes`.
+    """
+    found, low, high = likeliest_within(space, scores, budget), 0.0, 1.0
+    enough = SPENT * budget.limit
+    while budget.cost(found) < enough and high < _HIGHEST_PRICE:
+        found, low, high = likeliest_within(space, scores, budget, high), high, 2 * high
+    if not low:
+        return found
+    enough, high = min(enough, budget.cost(found)), low
+    low /= 2
+    for _ in range(_BISECTIONS):
+        price = (low + high) / 2
+        if budget.cost(tried := likeliest_within(space, scores, budget, price)) >= enough:
+            found, high = tried, price
+        else:
+            low = price
+    return found
+
+
 def likeliest_within(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget
+    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget, price: float = 0.0
 ) -> Genotype:
     """The genotype of the highest total score that is within the budget, without `none`.
 
@@ -49,8 +85,9 @@ def likeliest_within(
       space: the search space.
       scores: log-probabilities of the choices, shaped as the logits.
       budget: at least the cost of the cheapest genotype, see `cost.extremes`.
+      price: what is added to a genotype's score for each budget that it costs.
     """
-    fronts = list(_decisions(space, scores, budget))
+    fronts = list(_decisions(space, scores, budget, price / budget.limit))
     left = budget.limit - budget.fixed(space) - sum(front.costs[0] for front in fronts)
     total = NOTHING
     for front in fronts:
@@ -60,29 +97,45 @@ def likeliest_within(
 
 
 def _decisions(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget
+    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget, price: float
 ) -> Iterator[Front]:
     """The alternatives of every column with its residual blocks, then of every attention edge."""
-    tables = budget.tables(space)
+    tables = {kind: np.array(rows) for kind, rows in budget.tables(space).items()}
+    columns = tables["columns"], scores["columns"] + price * tables["columns"]
     widths = scores.get("widths", np.zeros((len(space.residual_blocks), 1)))
-    blocks = [_front(*row) for row in zip(tables["widths"], widths, strict=True)]
-    for column, rows in enumerate(zip(tables["columns"], scores["columns"], strict=True)):
-        own = (b for (c, _), b in zip(space.residual_blocks, blocks, strict=True) if c == column)
-        yield _column(space, *rows, functools.reduce(_both, own, NOTHING))
-    allowed = derivable(space.candidates)
+    free = [Front(np.zeros(1, np.int64), *_likeliest(row)) for row in widths]
+    blocks = [
+        _front(costs, row + price * costs)
+        for costs, row in zip(tables["widths"], widths, strict=True)
+    ]
+    for column, rows in enumerate(zip(*columns, strict=True)):
+        own = [b for b, (c, _) in enumerate(space.residual_blocks) if c == column]
+        parallel, other = (
+            functools.reduce(_both, (fronts[b] for b in own), NOTHING) for fronts in (blocks, free)
+        )
+        yield _column(space, *rows, parallel, other)
+    allowed = list(derivable(space.candidates))
     edges = np.reshape(scores["attention"], (-1, len(space.candidates)))
-    for row in zip(tables["attention"], edges, strict=True):
-        yield _front(*(np.array(x)[allowed] for x in row), np.array(allowed)[:, None])
+    for costs, row in zip(tables["attention"][:, allowed], edges[:, allowed], strict=True):
+        yield _front(costs, row + price * costs, np.array(allowed)[:, None])
+
+
+def _likeliest(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The highest score, (1,), and its choice, (1, 1)."""
+    choice = int(np.argmax(scores))
+    return scores[choice : choice + 1], np.array([[choice]])
 
 
 def _column(
-    space: SearchSpace, costs: Sequence[int], scores: Sequence[float], blocks: Front
+    space: SearchSpace, costs: np.ndarray, scores: np.ndarray, parallel: Front, other: Front
 ) -> Front:
-    """The alternatives of a column; `blocks` are those of its residual blocks together."""
-    free = Front(np.zeros(1, np.int64), blocks.scores[-1:], blocks.picks[-1:])
+    """The alternatives of a column.
+
+    Its residual blocks are those of `parallel` if it is, and of `other`, free of cost, if not.
+    """
     parts = []
     for i, choice in enumerate(space.column_choices):
-        front = blocks if choice == "parallel" else free
+        front = parallel if choice == "parallel" else other
         picks = np.insert(front.picks, 0, i, axis=1)
         parts.append((front.costs + costs[i], front.scores + scores[i], picks))
     return _front(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -98,9 +151,8 @@ def _both(a: Front, b: Front, limit: int | None = None) -> Front:
     return _front(a.costs[i] + b.costs[j], a.scores[i] + b.scores[j], picks)
 
 
-def _front(costs: Iterable[int], scores: Iterable[float], picks: np.ndarray | None = None) -> Front:
+def _front(costs: np.ndarray, scores: np.ndarray, picks: np.ndarray | None = None) -> Front:
     """Of some alternatives those that are not dominated; by default picks number them."""
-    costs, scores = np.array(costs), np.array(scores)
     picks = np.arange(len(costs))[:, None] if picks is None else picks
     order = np.lexsort((-scores, costs))
     highest = np.maximum.accumulate(scores[order])

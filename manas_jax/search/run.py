@@ -19,7 +19,7 @@ from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding
 from manas_jax.search import collapse, selection
-from manas_jax.search.derivation import likeliest_within
+from manas_jax.search.derivation import spend
 from manas_jax.search.selection import SupernetEvaluator, softmax
 from manas_jax.search.step import SearchStep
 from manas_jax.space import Genotype, SearchSpace, derive
@@ -97,7 +97,7 @@ def search(
         genotype, facts = derive(space, **probabilities), {}
         if limit := budget(config):
             logs = jax.device_get(jax.tree.map(jax.nn.log_softmax, dict(state.architecture)))
-            likeliest, genotype = genotype, likeliest_within(space, logs, limit)
+            likeliest, genotype = genotype, spend(space, logs, limit)
             facts["budget"] = _within(limit, likeliest, genotype)
         if options.choice == "perturbation":
             held_out = sources(0)[1].iterate(0, options.choice_batches)

@@ -17,7 +17,8 @@ class BudgetState(NamedTuple):
     """State of `dual_ascent`.
 
     Attributes:
-      multiplier: the loss that the search would pay for an excess of 1.
+      multiplier: the loss that the search would pay for an excess of 1; negative where it would
+        rather spend less.
       excess: of the expected cost over the budget, as a share of it.
     """
 
@@ -28,24 +29,27 @@ class BudgetState(NamedTuple):
 def dual_ascent(
     space: SearchSpace, budget: cost.Budget, rate: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds to the gradient by the logits that of an excess of the expected cost over the budget.
+    """Adds to the gradient by the logits that of the expected cost's distance from the budget.
 
-    The sum is the gradient of the augmented Lagrangian, loss + multiplier * excess + excess**2 / 2
-    where both terms together push downwards. Each step adds `rate` times the excess to the
-    multiplier, which is never negative (Rockafellar, "The multiplier method of Hestenes and Powell
-    applied to convex programming", 1973). So it grows until the expected cost is within the budget,
-    and returns to zero where that is no constraint; the square damps the oscillation that the
-    multiplier alone would keep up.
+    The sum is the gradient of the augmented Lagrangian, loss + multiplier * excess + excess**2 / 2,
+    and each step adds `rate` times the excess to the multiplier, which has either sign (Hestenes,
+    "Multiplier and gradient methods", 1969; Powell, 1969). So the relaxed architecture costs what
+    the derived network may, and the search decides where: left free below the budget, it takes the
+    choices that train fastest, which are the cheapest, before the others have learned anything. The
+    square damps the oscillation that the multiplier alone would keep up.
 
     Args:
       space: the search space.
-      budget: of the expected cost, see `ComplexityModel.expected`.
+      budget: of the expected cost, see `ComplexityModel.expected`; where no network of the space
+        costs as much, the dearest one's cost counts.
       rate: of the ascent.
     """
     model = ComplexityModel(space, budget.height, budget.width)
+    _, dearest = cost.extremes(space, budget.height, budget.width, budget.unit)
+    target = float(min(budget.limit, dearest))
 
     def excess(logits):
-        return model.expected(logits, budget.unit) / float(budget.limit) - 1
+        return model.expected(logits, budget.unit) / target - 1
 
     def init(logits):
         del logits
@@ -53,9 +57,8 @@ def dual_ascent(
 
     def update(updates, state, params, **_):
         over, slope = jax.value_and_grad(excess)(params)
-        multiplier = jnp.maximum(state.multiplier + rate * over, 0)
-        price = jnp.maximum(multiplier + over, 0)
-        updates = jax.tree.map(lambda g, s: g + price * s, updates, slope)
+        multiplier = state.multiplier + rate * over
+        updates = jax.tree.map(lambda g, s: g + (multiplier + over) * s, updates, slope)
         return updates, BudgetState(multiplier, over)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manas_jax import cost
-from manas_jax.search.derivation import likeliest_within
+from manas_jax.search.derivation import SPENT, likeliest_within, spend
 from manas_jax.space import ALL_COLUMNS, SearchSpace, assemble, derivable, derive
 
 # Widths of 3 channels cost alike, so that some costs are equal.
@@ -86,3 +86,26 @@ def test_the_papers_space_has_no_widths_to_choose():
     scores = _scores(space, 0)
     unbound = cost.Budget(10**12, "macs", 320, 480)
     assert likeliest_within(space, scores, unbound) == derive(space, **scores)
+
+
+@pytest.mark.parametrize("unit", ["macs", "parameters"])
+def test_a_budget_is_spent_by_the_likeliest(everything, unit):
+    """Against brute force: none within the budget that costs as much is likelier."""
+    rows, combinations, genotypes, costs = everything
+    costs = np.array([getattr(c, unit) for c in costs])
+    dearer = 0
+    for seed in range(25):
+        share = np.random.default_rng(seed).uniform()
+        budget = cost.Budget(int(costs.min() + share * np.ptp(costs)), unit, *SIZE)
+        scores = _scores(SPACE, seed)
+        total = sum(scores[kind][index][combinations[:, i]] for i, (kind, index) in enumerate(rows))
+        found = spend(SPACE, scores, budget)
+        spent = budget.cost(found)
+        dearest = costs[costs <= budget.limit].max()
+        assert min(SPENT * budget.limit, dearest) <= spent <= budget.limit
+        as_dear = (spent <= costs) & (costs <= budget.limit)
+        # Combinations that differ in blocks which no column has are one genotype.
+        score = max(s for s, genotype in zip(total, genotypes, strict=True) if genotype == found)
+        np.testing.assert_allclose(score, total[as_dear].max(), rtol=1e-9)
+        dearer += found != likeliest_within(SPACE, scores, budget)
+    assert 5 < dearer < 25
