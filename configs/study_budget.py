@@ -4,10 +4,12 @@ python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_
     --config.data.root=DIR [--index=I --count=N]
 
 DIR holds train/{rain,norain}; the test pairs are not used. Space and training are those of
-configs/budget.py, with fewer steps. Each method of searching has as many multiply-accumulates as
-the bilevel search: that takes two gradients of the supernet a step, random search and halving one
-of a network of the budget. So does the single-path supernet, which computes all candidates of the
-attention edges besides, and ends with an evolution whose scores take a pass of the supernet each.
+configs/budget.py, with half the channels, more columns and fewer steps: at twice the channels a
+genotype of the medium budget costs as much as the shipped weights. Each method of searching has as
+many multiply-accumulates as the bilevel search: that takes two gradients of the supernet a step,
+random search and halving one of a network of the budget. So does the single-path supernet, which
+computes all candidates of the attention edges besides, and ends with an evolution whose scores take
+a pass of the supernet each.
 """
 
 import pathlib
@@ -20,13 +22,15 @@ from manas_jax import cost
 from manas_jax.space import SearchSpace
 
 SEEDS = 6
-BUDGETS = {"small": 4.5, "medium": 7.0, "large": 11.0}  # billions of multiply-accumulates
+BUDGETS = {"medium": 2.4, "small": 1.2, "large": 4.8}  # billions of multiply-accumulates
 
 
 def get_config() -> ConfigDict:
     """The grid, its budgets and the length of its trainings."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("budget.py")))["get_config"]()
     config.devices = 1
+    config.space.update(channels=(16, 32, 64), columns=(6, 6))
+    config.search.budget = BUDGETS["medium"]
     config.data.validation_scenes = 24
     config.train.update(steps=1500, checkpoint_every=1500, validation_crop=512)
 
@@ -49,9 +53,14 @@ def get_config() -> ConfigDict:
                 search |= {"steps": steps, "candidates": 8}
             study.searches[f"{method}_{name}"] = ConfigDict({"search": search})
             study.sources[f"{method}_{name}"] = ConfigDict(
-                {"choice": "derived", "search": f"{method}_{name}", "cells": SEEDS, "tier": tier}
+                {
+                    "choice": "derived",
+                    "search": f"{method}_{name}",
+                    "cells": SEEDS,
+                    "tier": 2 * tier + (method != "bilevel"),
+                }
             )
-        of_budget = {"search": f"bilevel_{name}", "tier": tier}
+        of_budget = {"search": f"bilevel_{name}", "tier": 2 * tier}
         study.sources[f"within_{name}"] = ConfigDict(
             {"choice": "within", "cells": 2 * SEEDS, **of_budget}
         )
@@ -68,6 +77,8 @@ def get_config() -> ConfigDict:
                 "tier": study.sources[f"random_{name}"].tier,
             }
         )
+    for choice in ("all_fusion", "hand_made"):
+        study.sources[f"paper_{choice}"] = ConfigDict({"choice": choice, "cells": SEEDS, "tier": 3})
     return config
 
 

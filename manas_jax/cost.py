@@ -84,14 +84,20 @@ def check_parameters(total: Cost, source: str) -> None:
 
 def derived(genotype: Genotype, height: int, width: int) -> Cost:
     """Cost of the derived network of a genotype."""
+    return sum(searched_by_branch(genotype, height, width), fixed(genotype.space, height, width))
+
+
+def searched_by_branch(genotype: Genotype, height: int, width: int) -> list[Cost]:
+    """Cost of a genotype's choices on each branch; with `fixed` it is that of `derived`."""
     space = genotype.space
-    total = fixed(space, height, width)
+    total = [Cost()] * len(space.channels)
     for cell, columns in enumerate(genotype.columns):
         for choice, widths in zip(columns, genotype.widths[cell], strict=True):
-            total += column(space, cell, choice, height, width, widths)
+            for branch, added in enumerate(_column(space, cell, choice, height, width, widths)):
+                total[branch] += added
     for cell, branch in space.modules:
         for candidate in genotype.attention[cell][branch]:
-            total += edge(space, branch, candidate, height, width)
+            total[branch] += edge(space, branch, candidate, height, width)
     return total
 
 
@@ -155,14 +161,26 @@ def column(
 
     `widths` are those of a parallel column's residual blocks, one per branch; all 1 by default.
     """
+    return sum(_column(space, cell, choice, height, width, widths), Cost())
+
+
+def _column(
+    space: SearchSpace,
+    cell: int,
+    choice: str,
+    height: int,
+    width: int,
+    widths: Sequence[float] | None = None,
+) -> list[Cost]:
+    """Cost of a column on each branch; what fuses the branches into one counts as that one's."""
     branches = space.branches[cell]
     if choice == "parallel":
         blocks = enumerate(widths or (1.0,) * branches)
-        return sum((residual_block(space, b, w, height, width) for b, w in blocks), Cost())
+        return [residual_block(space, b, w, height, width) for b, w in blocks]
     if choice == "identity":
-        return Cost()
+        return [Cost()] * branches
     channels, pixels = space.channels[:branches], _pixels(space, height, width)
-    return sum((_fusion(channels, to, pixels) for to in range(branches)), Cost())
+    return [_fusion(channels, to, pixels) for to in range(branches)]
 
 
 def residual_block(space: SearchSpace, branch: int, hidden: float, height: int, width: int) -> Cost:

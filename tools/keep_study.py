@@ -1,7 +1,7 @@
-"""Copies the result of a study to results/study/: cells, summary, genotypes, drawings and plots.
+"""Copies the result of a study to results/NAME/: cells, summary, genotypes, drawings and plots.
 
-python -m tools.keep_study WORKDIR      copies the cells of `manas_jax.study` from WORKDIR first
-python -m tools.keep_study              summarises and draws the cells in results/study/ again
+python -m tools.keep_study NAME WORKDIR   copies the cells of `manas_jax.study` from WORKDIR first
+python -m tools.keep_study NAME           summarises and draws the cells in results/NAME/ again
 
 `genotypes/` holds the genotypes that the searches found and, as `pretrained_NAME.json`, those of
 the weights in the package.
@@ -30,16 +30,15 @@ from manas_jax.files import write_json
 from manas_jax.inference.pretrained import FOLDER as PRETRAINED
 from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
+from manas_jax.study import front
 from manas_jax.study.grid import NEED_A_SEARCH
 from manas_jax.study.run import read_cells
 from manas_jax.study.summary import ranking, summarize
 from manas_jax.workdir.weights import load_derived
 
-FOLDER = RESULTS / "study"
 
-
-def gather(workdir: pathlib.Path) -> None:
-    """Copies the cells and the configuration of a study.
+def gather(workdir: pathlib.Path, kept: pathlib.Path) -> None:
+    """Copies the cells and the configuration of a study to the folder `kept`.
 
     Raises:
       UserError: there is no study, or a cell is damaged.
@@ -48,7 +47,7 @@ def gather(workdir: pathlib.Path) -> None:
     if not files or not (workdir / "config.json").exists():
         raise UserError(f"{workdir}: no cells here; run `python -m manas_jax.study` first")
     read_cells(workdir / "cells")  # raises if one is damaged
-    cells = FOLDER / "cells"
+    cells = kept / "cells"
     cells.mkdir(parents=True, exist_ok=True)
     for stale in cells.glob("*.json"):
         stale.unlink()
@@ -56,18 +55,18 @@ def gather(workdir: pathlib.Path) -> None:
         shutil.copy(file, cells)
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
-    write_json(FOLDER / "config.json", config)
+    write_json(kept / "config.json", config)
     if (workdir / "summary.json").exists():  # holds the number of planned cells
-        shutil.copy(workdir / "summary.json", FOLDER)
+        shutil.copy(workdir / "summary.json", kept)
 
 
-def draw() -> None:
-    """Writes summary, genotypes, drawing and plots of the cells in results/study/."""
-    cells = read_cells(FOLDER / "cells")
-    before = FOLDER / "summary.json"
+def draw(kept: pathlib.Path) -> None:
+    """Writes summary, genotypes, drawing and plots of the cells in the folder `kept`."""
+    cells = read_cells(kept / "cells")
+    before = kept / "summary.json"
     planned = json.loads(before.read_text())["planned"] if before.exists() else None
     summary = summarize(cells, planned)
-    genotypes = FOLDER / "genotypes"
+    genotypes = kept / "genotypes"
     genotypes.mkdir(exist_ok=True)
     for stale in genotypes.glob("*.json"):
         stale.unlink()
@@ -80,19 +79,22 @@ def draw() -> None:
     if searched:
         middle = statistics.median_low([c["trained"]["psnr"] for c in searched])
         chosen = next(c for c in searched if c["trained"]["psnr"] == middle)
-        (FOLDER / "network.svg").write_text(draw_genotype(_genotype(chosen)))
+        (kept / "network.svg").write_text(draw_genotype(_genotype(chosen)))
         summary["drawn"] = f"{chosen['source']['name']}-{chosen['index']:02d}"
-    write_json(FOLDER / "summary.json", summary)
+    write_json(kept / "summary.json", summary)
     pyplot.rcParams.update({"svg.hashsalt": "study", "font.size": 9})
-    _plot_costs(cells, summary)
-    _plot_ranking(cells)
+    _plot_costs(cells, summary, kept / "costs.svg")
+    _plot_ranking(cells, kept / "ranking.svg")
+    front.draw(cells, kept)
 
 
 def _genotype(cell: Mapping[str, Any]) -> Genotype:
     return Genotype.from_json(json.dumps(cell["genotype"]))
 
 
-def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+def _plot_costs(
+    cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any], file: pathlib.Path
+) -> None:
     """Plots PSNR above that of the seed's random genotypes against MACs, one point per cell."""
     if (line := summary["equal_cost_line"]) is None:
         return
@@ -119,10 +121,10 @@ def _plot_costs(cells: Mapping[str, Mapping[str, Any]], summary: Mapping[str, An
     axes.set_xlabel("million multiply-accumulates at 320x480")
     axes.set_ylabel("validation PSNR above its seed's level, dB")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, "costs.svg")
+    _save(figure, file)
 
 
-def _plot_ranking(cells: Mapping[str, Mapping[str, Any]]) -> None:
+def _plot_ranking(cells: Mapping[str, Mapping[str, Any]], file: pathlib.Path) -> None:
     """Plots the scores of the random genotypes in the supernets against those trained alone."""
     by_name = {
         name: [c for c in cells.values() if c["source"]["name"] == name]
@@ -148,26 +150,27 @@ def _plot_ranking(cells: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_ylabel("trained alone, dB from its seed's mean")
     axes.set_title(f"Kendall's tau {found['interval']['mean']:.2f}", fontsize=9)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, "ranking.svg")
+    _save(figure, file)
 
 
 def _centred(values: list[float]) -> list[float]:
     return [value - statistics.mean(values) for value in values]
 
 
-def _save(figure: Any, name: str) -> None:
+def _save(figure: Any, file: pathlib.Path) -> None:
     figure.tight_layout()
-    figure.savefig(FOLDER / name, metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="folder in results/")
     parser.add_argument("workdir", type=pathlib.Path, nargs="?")
     options = parser.parse_args()
     try:
         if options.workdir:
-            gather(options.workdir)
-        draw()
+            gather(options.workdir, RESULTS / options.name)
+        draw(RESULTS / options.name)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -11,7 +11,7 @@ import re
 import sys
 
 from benchmarks import ROOT
-from benchmarks.tables import downstream, pod, runs, scaling, speed, study
+from benchmarks.tables import budget, downstream, pod, runs, scaling, speed, study
 
 DOCUMENTS = (
     ROOT / "README.md",
@@ -21,6 +21,7 @@ DOCUMENTS = (
     *sorted((ROOT / "docs").glob("*.md")),
 )
 TABLES = {
+    **budget.TABLES,
     **downstream.TABLES,
     **pod.TABLES,
     **runs.TABLES,

@@ -45,15 +45,15 @@ def overview() -> str:
         [
             TITLES.get(name, name),
             f"{source['psnr']['n']}, {len(source['seeds'])}",
-            _mean(source["psnr"]),
+            mean_text(source["psnr"]),
             f"{source['macs']['mean'] / 1e6:.0f}",
             "0, by definition"
             if name == "random"
-            else _range(source.get("at_equal_macs", source.get("at_equal_macs_long"))),
+            else interval_text(source.get("at_equal_macs", source.get("at_equal_macs_long"))),
         ]
         for name, source in _ordered(summary)
     ]
-    return _facts(summary) + "\n" + table(head, rows)
+    return facts(summary, load("study/config")) + "\n" + table(head, rows)
 
 
 def comparisons() -> str:
@@ -64,7 +64,7 @@ def comparisons() -> str:
             TITLES.get(row["of"], row["of"]),
             TITLES.get(row["against"], row["against"]),
             str(row["n"]),
-            _range(row),
+            interval_text(row),
             "–" if row.get("p") is None else f"{row['p']:.3f}",
         ]
         for row in summary["comparisons"]
@@ -83,9 +83,12 @@ def gaps() -> str:
     rows = [
         [
             TITLES.get(name, name),
-            *(_mean(s[k]) for k in ("relaxed", "inherited", "inherited_own_statistics", "psnr")),
-            _mean(s["gap"]),
-            "–" if name == "first_order" else _range(s.get("gap_difference")),
+            *(
+                mean_text(s[k])
+                for k in ("relaxed", "inherited", "inherited_own_statistics", "psnr")
+            ),
+            mean_text(s["gap"]),
+            "–" if name == "first_order" else interval_text(s.get("gap_difference")),
             ", ".join(f"{s['entropy'][k]['mean']:.0%}" for k in ("columns", "attention")),
         ]
         for name, s in _ordered(summary)
@@ -102,10 +105,10 @@ def front() -> str:
         [
             weight,
             str(s["psnr"]["n"]),
-            _mean(s["macs"], 1e-6, 0),
-            _mean(s["parameters"], 1, 0),
+            mean_text(s["macs"], 1e-6, 0),
+            mean_text(s["parameters"], 1, 0),
             f"{s['fusion_share']:.0%}",
-            _mean(s["psnr"]),
+            mean_text(s["psnr"]),
         ]
         for name, weight in SWEEP.items()
         if (s := summary["sources"].get(name))
@@ -152,7 +155,7 @@ def _taus(found: dict[str, Any]) -> dict[str, str]:
 
     taus = {f"supernet of seed {s['seed']}": text(s) for s in found.get("supernets", [])}
     if "interval" in found:
-        taus["these, mean and 95% interval"] = _range(found["interval"])
+        taus["these, mean and 95% interval"] = interval_text(found["interval"])
         taus["mean of the supernets' scores"] = text(found["mean_of_supernets"])
         if found.get("between_supernets"):
             taus["one supernet against another"] = f"{found['between_supernets']['mean']:+.2f}"
@@ -220,8 +223,8 @@ TABLES = {
 }
 
 
-def _facts(summary: dict[str, Any]) -> str:
-    config = load("study/config")
+def facts(summary: dict[str, Any], config: dict[str, Any]) -> str:
+    """How large a study is, and its trainings."""
     data, search, train = (config[k] for k in ("data", "search", "train"))
     patches = train["scenes"] * data["versions"]
     cells = f"{summary['cells']} cells"
@@ -245,12 +248,14 @@ def _ordered(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, summary["sources"][name]) for name in names]
 
 
-def _mean(values: dict[str, Any], scale: float = 1, digits: int = 2) -> str:
+def mean_text(values: dict[str, Any], scale: float = 1, digits: int = 2) -> str:
+    """Mean and standard deviation."""
     deviation = "" if values["sd"] is None else f" ± {values['sd'] * scale:,.{digits}f}"
     return f"{values['mean'] * scale:,.{digits}f}{deviation}"
 
 
-def _range(values: dict[str, Any] | None) -> str:
+def interval_text(values: dict[str, Any] | None) -> str:
+    """Mean and interval."""
     if not values or not values["n"]:
         return "–"
     if values["low"] is None:

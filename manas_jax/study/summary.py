@@ -44,13 +44,8 @@ COMPARISONS = (
     *(
         (f"{ours}_{budget}", f"{theirs}_{budget}")
         for budget in ("small", "medium", "large")
-        for ours, theirs in (
-            ("bilevel", "within"),
-            ("bilevel", "uniform"),
-            ("bilevel", "random"),
-            ("bilevel", "halving"),
-            ("random", "within"),
-            ("halving", "within"),
+        for ours, theirs in itertools.combinations(
+            ("bilevel", "evolution", "random", "halving", "uniform", "within"), 2
         )
     ),
 )

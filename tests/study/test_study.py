@@ -9,8 +9,15 @@ from manas_jax import cost
 from manas_jax.errors import UserError
 from manas_jax.search import collapse, selection
 from manas_jax.search.sampling import Sampler
-from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
-from manas_jax.study import genotypes, grid
+from manas_jax.space import (
+    ALL_COLUMNS,
+    CANDIDATES,
+    Genotype,
+    SearchSpace,
+    assemble,
+    random_genotype,
+)
+from manas_jax.study import front, genotypes, grid
 from manas_jax.study import run as study_run
 from manas_jax.study import summary as study_summary
 from manas_jax.training.restore import load_search
@@ -354,7 +361,7 @@ def test_sources_of_a_budget(experiments, tmp_path):
     config.data.root = "somewhere"
     cells = {cell.name: cell for cell in grid.cells(config)}
     size = config.objectives.complexity_size
-    for name, budget in (("small", 4.5e9), ("large", 11e9)):
+    for name, budget in (("small", 1.2e9), ("large", 4.8e9)):
         first, second, uniform = (
             study_run._genotype(config, cells[f"{cell}_{name}-0{i}"], tmp_path)[0]
             for cell, i in (("within", 0), ("within", 1), ("uniform", 0))
@@ -682,9 +689,8 @@ def kept_study(tmp_path, monkeypatch):
         cell["source"] |= {"choice": "derived", "search": "plain"}
         (workdir / "cells" / f"first_order-{i:02d}.json").write_text(json.dumps(cell))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(keep_study, "FOLDER", tmp_path / "study")
-    keep_study.gather(workdir)
-    keep_study.draw()
+    keep_study.gather(workdir, tmp_path / "study")
+    keep_study.draw(tmp_path / "study")
     return tmp_path / "study"
 
 
@@ -722,3 +728,71 @@ def test_tables_of_a_study(kept_study):
     assert "supernet of seed 0" in study_tables.rankings()
     assert "(50.0%)" in study_tables.agreements()
     assert study_tables.front().count("\n") == 3
+
+
+# The front of a study within budgets
+
+
+def budget_cells():
+    """Two budgets of a bilevel search and of random genotypes, and a source without a budget."""
+    cells = {}
+    for budget, macs in (("large", 4_000), ("small", 2_000)):
+        for kind, psnr in (("within", 30.0), ("bilevel", 31.0)):
+            for i in range(2):
+                name = f"{kind}_{budget}"
+                cells[f"{name}-{i:02d}"] = fake_cell(name, i, i, psnr + i, macs)
+    return cells | {"random-00": fake_cell(), "all_skip-00": fake_cell("all_skip")}
+
+
+def test_cells_by_kind_and_budget():
+    groups = front.by_kind(budget_cells())
+    # Kinds as `KINDS` has them, budgets from the cheapest.
+    assert list(groups) == [
+        (kind, of) for kind in ("bilevel", "within") for of in ("small", "large")
+    ]
+    assert [cell["trained"]["psnr"] for cell in groups["bilevel", "large"]] == [31.0, 32.0]
+
+
+def test_shares_of_branches_by_hand():
+    space = SearchSpace(
+        channels=(8, 16), branches=(2,), columns=(1,), column_choices=ALL_COLUMNS, widths=(0.5, 1.0)
+    )
+    edges = ["skip_connect"] * space.edges * 2
+    cell = fake_cell()
+    picks = {"columns": ["parallel"], "attention": edges, "widths": [0.5, 1.0]}
+    cell["genotype"] = json.loads(assemble(space, picks).to_json())
+    # Two 3x3 convolutions a block: 8 to 4 and back at all pixels, 16 to 16 at a quarter of them.
+    fine, coarse = 2 * 8 * 4, 2 * 16 * 16 / 4
+    expected = [fine / (fine + coarse), coarse / (fine + coarse)]
+    assert front.shares([cell]) == pytest.approx(expected)
+    empty = fake_cell()
+    picks = {"columns": ["identity"], "attention": edges, "widths": [1.0, 1.0]}
+    empty["genotype"] = json.loads(assemble(space, picks).to_json())
+    assert front.shares([cell, empty]) == pytest.approx([share / 2 for share in expected])
+
+
+def test_pictures_of_the_front(tmp_path):
+    front.draw(budget_cells(), tmp_path)
+    for name, words in (("front.svg", "bilevel search"), ("spending.svg", "random")):
+        assert words in (tmp_path / name).read_text()
+    first = (tmp_path / "front.svg").read_bytes()
+    front.draw(budget_cells(), tmp_path)
+    assert (tmp_path / "front.svg").read_bytes() == first
+    front.draw({"random-00": fake_cell()}, tmp_path / "none")  # no budgets: no pictures
+
+
+def test_table_of_budgets(tmp_path, monkeypatch):
+    from benchmarks import tables
+    from benchmarks.tables import budget as budget_tables
+
+    folder = tmp_path / "study_budget"
+    folder.mkdir()
+    summary = study_summary.summarize(budget_cells(), planned=12)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.json").write_text(study_config().to_json_best_effort())
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    text = budget_tables.overview()
+    assert "10 of 12 planned cells" in text
+    row = "| small | bilevel search | 2, 2 | 31.50 ± 0.71 | 0.00 ± 0.00 | 10 ± 0 | +1.00 [+1.00, "
+    assert row in text
+    assert "| large | random | 2, 2 | 30.50 ± 0.71 |" in text

@@ -1,0 +1,134 @@
+"""Pictures of a study within budgets: PSNR against cost, and where the budgets were spent.
+
+Sources are named KIND_BUDGET, as in configs/study_budget.py; others are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from manas_jax import cost
+from manas_jax.space import Genotype
+from manas_jax.study.summary import interval
+
+KINDS = {
+    "bilevel": "bilevel search",
+    "evolution": "evolution over a supernet",
+    "random": "random search",
+    "halving": "successive halving",
+    "within": "random",
+    "uniform": "hand-made, uniform",
+    "paper": "hand-made of the paper's choices",
+}
+"""What makes genotypes, and its label; 'within' draws one at random within the budget."""
+
+_STYLE = {
+    "svg.hashsalt": "study",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_MARKERS = dict(zip(KINDS, "oXsv^DP", strict=True))
+
+Cells = Mapping[str, Mapping[str, Any]]
+
+
+def draw(cells: Cells, folder: pathlib.Path) -> None:
+    """Writes front.svg and spending.svg into a folder, if sources of the cells have budgets.
+
+    Args:
+      cells: the result of `manas_jax.study.run.read_cells`.
+      folder: where the pictures go.
+    """
+    groups = by_kind(cells)
+    if not groups:
+        return
+    with matplotlib.rc_context(_STYLE):
+        for name, plot in (("front.svg", _front), ("spending.svg", _spending)):
+            figure = Figure(figsize=(8, 4.2), layout="constrained")
+            plot(figure, groups)
+            figure.savefig(folder / name, metadata={"Date": None})
+
+
+def by_kind(cells: Cells) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Cells by (kind, budget), in the order of `KINDS` and of growing cost."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in sorted(cells.values(), key=lambda cell: cell["macs"]):
+        kind, _, budget = cell["source"]["name"].partition("_")
+        if kind in KINDS and budget:
+            groups.setdefault((kind, budget), []).append(cell)
+    return {key: groups[key] for kind in KINDS for key in groups if key[0] == kind}
+
+
+def shares(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Mean share that each branch, the finest first, has in the MACs of what is searched."""
+    rows = []
+    for cell in cells:
+        genotype = Genotype.from_json(json.dumps(cell["genotype"]))
+        # Any size will do: shares do not depend on it.
+        branches = cost.searched_by_branch(genotype, 320, 480)
+        total = sum(branch.macs for branch in branches)
+        rows.append([branch.macs / total if total else 0.0 for branch in branches])
+    return [statistics.mean(branch) for branch in zip(*rows, strict=True)]
+
+
+def _front(figure: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
+    """Means with 95% intervals over the seeds, and the single networks behind them, paler."""
+    axes = figure.subplots()
+    for number, kind in enumerate(KINDS):
+        budgets = [cells for (of, _), cells in groups.items() if of == kind]
+        for cells in budgets:
+            axes.scatter(
+                [cell["macs"] / 1e9 for cell in cells],
+                [cell["trained"]["psnr"] for cell in cells],
+                s=9, marker=_MARKERS[kind], color=f"C{number}", alpha=0.35, linewidths=0,
+            )  # fmt: skip
+        if budgets:
+            _means(axes, budgets, kind, f"C{number}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("billion multiply-accumulates at 320x480")
+    axes.set_ylabel("validation PSNR, dB")
+    axes.legend(fontsize=8, loc="lower right", frameon=False)
+
+
+def _means(axes: Axes, budgets: Sequence[Sequence[Mapping]], kind: str, colour: str) -> None:
+    scores = [interval([cell["trained"]["psnr"] for cell in cells]) for cells in budgets]
+    axes.errorbar(
+        [statistics.mean(cell["macs"] for cell in cells) / 1e9 for cells in budgets],
+        [score["mean"] for score in scores],
+        [0.0 if score["low"] is None else score["mean"] - score["low"] for score in scores],
+        marker=_MARKERS[kind], markersize=6, linewidth=1, elinewidth=1.2, capsize=3, color=colour,
+        label=KINDS[kind],
+    )  # fmt: skip
+
+
+def _spending(
+    figure: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+) -> None:
+    """Shares of the branches in what is searched, a bar for each kind, budget by budget."""
+    budgets = list(dict.fromkeys(budget for kind, budget in groups if kind != "paper"))
+    panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True)[0]
+    for axes, budget in zip(panels, budgets, strict=True):
+        kinds = [kind for kind, of in groups if of == budget][::-1]
+        rows = [shares(groups[kind, budget]) for kind in kinds]
+        left = [0.0] * len(kinds)
+        for branch, values in enumerate(zip(*rows, strict=True)):
+            axes.barh(
+                [KINDS[kind] for kind in kinds], values, left=left,
+                color=f"C{branch}", label=f"scale 1/{2**branch} of the finest",
+            )  # fmt: skip
+            left = [start + value for start, value in zip(left, values, strict=True)]
+        axes.set_title(budget, fontsize=9)
+        axes.set_xlabel("share of the searched MACs")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
