@@ -98,8 +98,11 @@ def others() -> tuple[Candidate, ...]:
 
 
 def how_to_import(module: str = "") -> str:
-    """What to do to have a module's candidates, as the end of an error message."""
-    module = module or "MODULE"
+    """What to do to have a module's candidates, as the end of an error message.
+
+    A name that is none of a module, as a file may hold, is not passed on.
+    """
+    module = module if _is_module_name(module) else "MODULE"
     return f"give --import {module}, which runs the code of that module, or import it in Python"
 
 
@@ -119,6 +122,10 @@ def import_modules(modules: Sequence[str]) -> None:
     if modules and not {"", os.getcwd()} & set(sys.path):  # as `python -m` has it
         sys.path.append(os.getcwd())
     for module in modules:
+        if not _is_module_name(module) or module.endswith(".py"):
+            raise UserError(
+                f"--import {module}: give a name as in `import NAME`, without path and .py"
+            )
         try:
             importlib.import_module(module)
         except UserError as error:
@@ -131,6 +138,10 @@ def import_modules(modules: Sequence[str]) -> None:
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 reason += f" ({last.filename}, line {last.lineno})"
             raise UserError(f"--import {module}: {reason}") from error
+
+
+def _is_module_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _module_name(variables: dict[str, Any]) -> str:

@@ -224,8 +224,7 @@ class SearchSpace:
         fields = dict(fields)
         for name, module in dict(fields.pop("imports", {})).items():
             if name not in registry.names():
-                is_module = all(part.isidentifier() for part in module.split("."))
-                how = registry.how_to_import(module if is_module else "")
+                how = registry.how_to_import(module)
                 raise UserError(f"space.candidates: {short_repr(name)} is not registered; {how}")
         known = [f.name for f in dataclasses.fields(cls)]
         for key in fields:

@@ -217,6 +217,13 @@ def test_an_error_in_the_module_names_its_line(eca_file):
         registry.import_modules(["broken_gate"])
 
 
+@pytest.mark.parametrize("name", ["eca_gate.py", "./eca_gate", "folder/eca_gate", ""])
+def test_paths_are_no_modules(eca_file, name):
+    with pytest.raises(UserError, match="give a name as in `import NAME`, without path"):
+        registry.import_modules([name])
+    assert "eca_gate" not in sys.modules
+
+
 def test_runs_import_before_they_check_the_config(eca_file, run_command):
     done = run_command(
         "--config=tiny",
