@@ -261,11 +261,12 @@ def runtime_alone(folder: pathlib.Path, sizes: Sequence[tuple[int, int]]) -> Wor
     from manas_jax.derain import DEFAULT_WEIGHTS
     from manas_jax.inference import onnx_graph
     from manas_jax.inference.derainer import Derainer
+    from manas_jax.runtime.onnx_session import available_cores
 
     derainer = Derainer.from_pretrained(DEFAULT_WEIGHTS, engine="onnx")
     model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_cell)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = available_cores()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     batches = [_picture(*size)[None].astype(np.float32) / 255 for size in sizes]
 
