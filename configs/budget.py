@@ -10,15 +10,19 @@ is within is refused with the costs of the cheapest and of the dearest one. The 
 trained network within the budget, runs/budget/weights.safetensors.
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
 
-from manas_jax.config import default
 from manas_jax.space import ALL_COLUMNS
 
 
 def get_config() -> ConfigDict:
     """A deep supernet of which the search leaves out what the budget does not allow."""
-    config = default()
+    # The losses, the data and the optimizer of the shipped weights.
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("pretrained.py")))["get_config"]()
+    config.stage = "all"
     config.log_every = 50
     config.space.update(
         channels=(32, 64, 96),
@@ -30,10 +34,7 @@ def get_config() -> ConfigDict:
         column_choices=ALL_COLUMNS,
         widths=(0.25, 0.5, 0.75, 1.0),
     )
-    # The budget has the place of the complexity loss. The terms of the restoration are those of the
-    # shipped weights (docs/weights.md), as is the final training but for its length.
-    config.objectives.update(mse=0.0, charbonnier=1.0, ssim=0.1, complexity=0.0)
-    config.data.update(real=1.0, transfer=1.0, versions=2, validation_scenes=12)
+    config.objectives.complexity = 0.0  # the budget has its place
     config.search.update(
         budget=8.0,
         steps=1000,
@@ -46,15 +47,5 @@ def get_config() -> ConfigDict:
         architecture_warmup=0.2,
         checkpoint_every=250,
     )
-    config.train.update(
-        steps=8000,
-        scenes=6,
-        optimizer="muon",
-        learning_rate=3e-3,
-        decay=0.4,
-        batch_norm=0.05,
-        ema=0.999,
-        checkpoint_every=500,
-        validation_crop=320,
-    )
+    config.train.update(genotype="", steps=8000, batch_norm=0.05, checkpoint_every=500)
     return config

@@ -23,11 +23,11 @@ def fixed(space: SearchSpace, choice: str) -> Genotype:
     uniform = {"all_parallel": ("parallel",), "all_fusion": ("fusion",)}
     columns = itertools.cycle(uniform.get(choice, COLUMNS))
     edge = "skip_connect" if choice == "all_skip" else "SE"
-    return Genotype(
-        space,
-        tuple(tuple(next(columns) for _ in range(n)) for n in space.columns),
-        tuple(tuple((edge,) * space.edges for _ in range(n)) for n in space.branches),
-    )
+    picks = {
+        "columns": list(itertools.islice(columns, sum(space.columns))),
+        "attention": [edge] * len(space.modules) * space.edges,
+    }
+    return assemble(space, picks)
 
 
 def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
