@@ -160,6 +160,8 @@ def plan(inputs: Sequence[str], outputs: Outputs) -> Plan:
       UserError: an input is missing or of unknown kind, a folder holds nothing to de-rain, an
         output is an input or belongs to two inputs, or OUT is a file where a folder is needed.
     """
+    if os.path.basename(outputs.suffix) != outputs.suffix:
+        raise UserError(f"--suffix {outputs.suffix}: give a part of a file name, without folders")
     planned, several = Plan(), len(inputs) > 1
     for name in inputs:
         if name == STREAM:
@@ -253,6 +255,8 @@ def _main(options: argparse.Namespace) -> int:
     if not jobs and len(planned.jobs) == 1 and not buckets.is_folder(options.inputs[0]):
         raise UserError(f"{planned.jobs[0].target} exists; --overwrite replaces it")
     obstacles = {job: _obstacle(job.targets) for job in jobs}
+    if options.json == STREAM:
+        raise UserError("--json - is for no stream: give a file")
     if options.json:
         _check_report(pathlib.Path(options.json), planned.jobs)
     # Files share a line where it is their folder that cannot be written.
@@ -306,7 +310,8 @@ def _network(options: argparse.Namespace) -> tuple[Restore, dict[str, Any]]:
 def _serve(options: argparse.Namespace) -> int:
     """Serves the page until it is interrupted."""
     host, _, port = options.serve.rpartition(":")
-    if options.inputs or (not port.isdecimal() and options.serve):
+    is_port = port.isdecimal() and int(port) < 2**16
+    if options.inputs or (not is_port and options.serve):
         raise UserError(f"--serve {options.serve}: give [HOST:]PORT, and no INPUT")
 
     @functools.cache
@@ -486,6 +491,8 @@ def _stream_target(out: str, several: bool) -> buckets.Path | None:
         return None
     if buckets.is_folder(out):
         raise UserError(f"{out} is a folder: give -o a file")
+    if video.is_video(out):
+        raise UserError(f"standard input and {out}: videos are read from files only")
     return buckets.as_path(out)
 
 
