@@ -123,12 +123,12 @@ def _spending(
         rows = [shares(groups[kind, budget]) for kind in kinds]
         left = [0.0] * len(kinds)
         for branch, values in enumerate(zip(*rows, strict=True)):
-            axes.barh(
-                [KINDS[kind] for kind in kinds], values, left=left,
-                color=f"C{branch}", label=f"scale 1/{2**branch} of the finest",
-            )  # fmt: skip
+            scale = f"1/{2**branch} of the finest scale" if branch else "finest scale"
+            labels = [KINDS[kind] for kind in kinds]
+            axes.barh(labels, values, left=left, color=f"C{branch}", label=scale)
             left = [start + value for start, value in zip(left, values, strict=True)]
         axes.set_title(budget, fontsize=9)
+        axes.set_xlim(0, 1)
         axes.set_xlabel("share of the searched MACs")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
