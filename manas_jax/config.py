@@ -17,6 +17,7 @@ import ml_collections
 from manas_jax import buckets, cost
 from manas_jax.data import catalog
 from manas_jax.errors import UserError, short_repr
+from manas_jax.latency_table import NANOSECONDS, LatencyTable
 from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
@@ -26,7 +27,11 @@ HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
 METHODS = ("bilevel", "evolution", "random", "halving")
 """Ways to search, see `manas_jax.search.methods`."""
-BUDGETS = {"gmacs": ("macs", 10**9), "parameters": ("parameters", 1)}
+BUDGETS = {
+    "gmacs": ("macs", 10**9),
+    "parameters": ("parameters", 1),
+    "milliseconds": ("nanoseconds", NANOSECONDS),
+}
 """What a budget limits: a unit of `manas_jax.cost`, and how much of it a budget of 1 is."""
 RAIN_LEVELS = ("light", "medium", "heavy", "mixed")
 """Levels of synthetic rain, see `manas_jax.data.rain`."""
@@ -195,10 +200,11 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.architecture_learning_rate": (3e-4, NOT_NEGATIVE),
     "search.architecture_betas": ((0.5, 0.999), _TWO_DECAYS),
     "search.architecture_weight_decay": (1e-3, NOT_NEGATIVE),
-    # What the network may cost; 0 = whatever the search finds. Of billions of multiply-accumulates
-    # for an image of objectives.complexity_size, or of parameters.
+    # What the network may cost; 0 = whatever the search finds. In billions of multiply-accumulates
+    # or milliseconds for an image of objectives.complexity_size, or in parameters.
     "search.budget": (0.0, NOT_NEGATIVE),
     "search.budget_of": ("gmacs", one_of(*BUDGETS)),
+    "search.latency": ("", _PATH),  # file of milliseconds that manas_jax.latency has measured
     "search.budget_rate": (0.02, _POSITIVE),  # of the multiplier that holds the budget
     # How the genotype is derived: by probability, or by what the supernet loses most without.
     "search.choice": ("likeliest", one_of("likeliest", "perturbation")),
@@ -271,7 +277,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
       UserError: names the key, its value and what it accepts.
     """
     check_values(config, _KEYS)
-    buckets.check(config.data.root, config.train.genotype, config.train.weights)
+    buckets.check(
+        config.data.root, config.train.genotype, config.train.weights, config.search.latency
+    )
     if not isinstance(config.get("space"), ml_collections.ConfigDict):
         raise UserError("space is missing: give the fields of the search space")
     space = SearchSpace.from_dict(config.space)
@@ -305,11 +313,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
-    """What the network that the search finds may cost; None for anything."""
+    """What the network that the search finds may cost; None for anything.
+
+    Raises:
+      UserError: the table of milliseconds is missing, damaged, or of another space or size.
+    """
     unit, size = BUDGETS[config.search.budget_of]
     if not config.search.budget:
         return None
-    return cost.Budget(int(config.search.budget * size), unit, *config.objectives.complexity_size)
+    table = None
+    if config.search.budget_of == "milliseconds":
+        if not config.search.latency:
+            raise UserError(
+                "search.latency is empty: name a table of milliseconds; python -m "
+                "manas_jax.latency measures one"
+            )
+        table = LatencyTable.load(config.search.latency)
+        table.check(SearchSpace.from_dict(config.space), config.objectives.complexity_size)
+    limit = int(config.search.budget * size)
+    return cost.Budget(limit, unit, *config.objectives.complexity_size, table)
 
 
 def _check_budget(config: ml_collections.ConfigDict) -> None:
@@ -318,7 +340,7 @@ def _check_budget(config: ml_collections.ConfigDict) -> None:
         return
     _, size = BUDGETS[config.search.budget_of]
     space = SearchSpace.from_dict(config.space)
-    cheapest, dearest = cost.extremes(space, limited.height, limited.width, limited.unit)
+    cheapest, dearest = limited.extremes(space)
     if limited.limit < cheapest:
         raise UserError(
             f"search.budget = {config.search.budget:g} {config.search.budget_of}: networks of this "

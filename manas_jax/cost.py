@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates of networks and of single choices, by integer arithmetic.
 
 Costs are those of the textbook form of each operation: depthwise and pointwise convolutions apart.
+A budget may take measured times in their place, see `manas_jax.latency_table`.
 `height` and `width` are those of the image in pixels; multiply-accumulates (MACs) are counted for
 convolutions and dense layers, for one image.
 """
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from manas_jax.errors import UserError, short_repr
+from manas_jax.latency_table import LatencyTable
 from manas_jax.registry import registered
 from manas_jax.space import (
     CANDIDATE_REDUCTION,
@@ -46,27 +48,39 @@ class Budget:
 
     Attributes:
       limit: the highest cost.
-      unit: 'parameters' or 'macs'.
+      unit: 'parameters', 'macs' or 'nanoseconds'.
       height: of the image that multiply-accumulates are counted for.
       width: of that image.
+      latency: the table that nanoseconds are taken from, of the same space and size.
     """
 
     limit: int
     unit: str
     height: int
     width: int
+    latency: LatencyTable | None = None
 
     def cost(self, genotype: Genotype) -> int:
         """What the derived network of a genotype costs."""
+        if self.latency:
+            return self.latency.cost(genotype)
         return getattr(derived(genotype, self.height, self.width), self.unit)
 
     def fixed(self, space: SearchSpace) -> int:
         """What costs the same in all genotypes of a space."""
+        if self.latency:
+            return self.latency.fixed
         return getattr(fixed(space, self.height, self.width), self.unit)
 
     def tables(self, space: SearchSpace) -> dict[str, list[list[int]]]:
         """What each choice costs, see `tables`."""
+        if self.latency:
+            return self.latency.rows
         return tables(space, self.height, self.width, self.unit)
+
+    def extremes(self, space: SearchSpace) -> tuple[int, int]:
+        """What the cheapest and the dearest genotype of a space cost."""
+        return _extremes(space, self.fixed(space), self.tables(space))
 
 
 def check_parameters(total: Cost, source: str) -> None:
@@ -235,9 +249,12 @@ def tables(space: SearchSpace, height: int, width: int, unit: str) -> dict[str, 
 
 def extremes(space: SearchSpace, height: int, width: int, unit: str) -> tuple[int, int]:
     """Cost of the cheapest and of the dearest genotype; arguments as `tables` has them."""
-    costs = tables(space, height, width, unit)
-    fixed_cost = getattr(fixed(space, height, width), unit)
+    return Budget(0, unit, height, width).extremes(space)
 
+
+def _extremes(
+    space: SearchSpace, fixed_cost: int, costs: Mapping[str, Sequence[Sequence[int]]]
+) -> tuple[int, int]:
     def total(pick: Callable[[Iterable[int]], int]) -> int:
         parallel = collections.Counter()
         for (number, _), row in zip(space.residual_blocks, costs["widths"], strict=True):

@@ -125,6 +125,17 @@ class Graph:
         scales = self.constant([1, 1, factor, factor], np.float32)
         return Map(self.node("Resize", x.name, "", scales, **attributes), x.channels)
 
+    def model(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """The model of all nodes."""
+        return helper.make_model(
+            helper.make_graph(self.nodes, "manas_jax", inputs, outputs, self.constants),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=10,  # of the time of the opset
+            producer_name="manas_jax",
+        )
+
 
 def build(
     genotype: Genotype,
@@ -173,13 +184,7 @@ def build(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [sides[axis] for axis in layout])
         for name in (INPUT, OUTPUT)
     ]
-    made = helper.make_graph(graph.nodes, "manas_jax", values[:1], values[1:], graph.constants)
-    return helper.make_model(
-        made,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=10,  # of the time of the opset
-        producer_name="manas_jax",
-    )
+    return graph.model(values[:1], values[1:])
 
 
 def _mirror_pad(graph: Graph, x: str, shape: str, axis: int, multiple: int) -> str:

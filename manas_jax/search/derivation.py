@@ -54,7 +54,7 @@ def spend(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Bud
     Args:
       space: the search space.
       scores: log-probabilities of the choices, shaped as the logits.
-      budget: at least the cost of the cheapest genotype, see `cost.extremes`.
+      budget: at least the cost of the cheapest genotype, see `Budget.extremes`.
     """
     found, low, high = likeliest_within(space, scores, budget), 0.0, 1.0
     enough = SPENT * budget.limit
@@ -84,7 +84,7 @@ def likeliest_within(
     Args:
       space: the search space.
       scores: log-probabilities of the choices, shaped as the logits.
-      budget: at least the cost of the cheapest genotype, see `cost.extremes`.
+      budget: at least the cost of the cheapest genotype, see `Budget.extremes`.
       price: what is added to a genotype's score for each budget that it costs.
     """
     fronts = list(_decisions(space, scores, budget, price / budget.limit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from manas_jax.files import write_json
 from manas_jax.runtime import distributed
 from manas_jax.space import Genotype, SearchSpace, assemble, derivable, random_genotype
 from manas_jax.training import run as train_run
-from manas_jax.training.losses import ComplexityModel
+from manas_jax.training.losses import expected_cost
 from manas_jax.training.restore import load_genotype
 
 DRAWS = 64  # per genotype within a budget
@@ -173,10 +174,9 @@ def _logits(space: SearchSpace, limit: Budget | None) -> dict[str, np.ndarray]:
     if limit is None:
         return _tilted(space, cost.tables(space, 1, 1, "parameters"), 0.0)
     tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
-    if cost.extremes(space, limit.height, limit.width, limit.unit)[1] < limit.limit:
+    if limit.extremes(space)[1] < limit.limit:
         return _tilted(space, tables, 0.0)
-    model = ComplexityModel(space, limit.height, limit.width)
-    expected = jax.jit(lambda logits: model.expected(logits, limit.unit))
+    expected = jax.jit(functools.partial(expected_cost, space, limit))
     flat, steep = -STEEPEST, STEEPEST
     for _ in range(50):
         rate = (flat + steep) / 2

@@ -151,6 +151,7 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
             search = _valid(config, key, config.study.searches[source.search].to_dict())
             _check_search(source, search, f"study.sources.{source.name}")
             if source.choice in NEED_A_SEARCH:
+                checks.check_latency(search)
                 trains_alone = search.search.method in ("random", "halving")
                 used.append(("train" if trains_alone else "search", search))
         runs |= {(stage, run.to_json_best_effort()): run for stage, run in used}

@@ -10,7 +10,7 @@ import optax
 
 from manas_jax import cost
 from manas_jax.space import SearchSpace
-from manas_jax.training.losses import ComplexityModel
+from manas_jax.training.losses import expected_cost
 
 
 class BudgetState(NamedTuple):
@@ -40,16 +40,14 @@ def dual_ascent(
 
     Args:
       space: the search space.
-      budget: of the expected cost, see `ComplexityModel.expected`; where no network of the space
+      budget: of the expected cost, see `losses.expected_cost`; where no network of the space
         costs as much, the dearest one's cost counts.
       rate: of the ascent.
     """
-    model = ComplexityModel(space, budget.height, budget.width)
-    _, dearest = cost.extremes(space, budget.height, budget.width, budget.unit)
-    target = float(min(budget.limit, dearest))
+    target = float(min(budget.limit, budget.extremes(space)[1]))
 
     def excess(logits):
-        return model.expected(logits, budget.unit) / target - 1
+        return expected_cost(space, budget, logits) / target - 1
 
     def init(logits):
         del logits

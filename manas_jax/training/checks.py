@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics, registry
 from manas_jax.buckets import Path, as_path
+from manas_jax.config import budget
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits, log_splits
 from manas_jax.data.splits import Splits
@@ -22,6 +23,7 @@ from manas_jax.space import SearchSpace
 from manas_jax.training import build
 from manas_jax.training.evaluator import validation_side
 from manas_jax.training.restore import find_genotype
+from manas_jax.workdir import provenance
 
 
 def check_stages(
@@ -40,6 +42,8 @@ def check_stages(
     Raises:
       UserError: a stage could not run to its end; names the key, the file or the scene.
     """
+    if "search" in stages:
+        check_latency(config)
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     check_candidates(SearchSpace.from_dict(config.space))
     crops = {stage: config["search" if stage == "search" else "train"].crop for stage in stages}
@@ -121,6 +125,16 @@ def evaluated_scenes(config: ConfigDict, splits: Splits) -> tuple[Scene, ...]:
                 f"small to be scored; scores need {metrics.SSIM_WINDOW} pixels: remove it"
             )
     return chosen
+
+
+def check_latency(config: ConfigDict) -> None:
+    """Checks that a budget of milliseconds was measured on the device in use.
+
+    Raises:
+      UserError: it was not; names both.
+    """
+    if (limit := budget(config)) and limit.latency:
+        limit.latency.check_device(provenance.device())
 
 
 def _check_training(config: ConfigDict, splits: Splits, stage: str, mesh: sharding.Mesh) -> None:

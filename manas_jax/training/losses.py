@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -239,11 +239,8 @@ class ComplexityModel:
         return self._share(logits, "macs")
 
     def expected(self, logits: Architecture, unit: str) -> jax.Array:
-        """Expected 'parameters' or 'macs' of the whole network, exactly.
-
-        A residual block counts where its column is parallel: the product of both probabilities.
-        """
-        return self._fixed(unit) + self._of_choices(logits, unit)
+        """Expected 'parameters' or 'macs' of the whole network, see `expected_cost`."""
+        return expected_cost(self.space, cost.Budget(0, unit, self.height, self.width), logits)
 
     def _fixed(self, unit: str) -> float:  # beyond the integers of arrays
         return float(getattr(cost.fixed(self.space, self.height, self.width), unit))
@@ -254,15 +251,29 @@ class ComplexityModel:
         return self._of_choices(logits, unit) / max(dearest, 1.0)  # 0 where every choice is free
 
     def _of_choices(self, logits: Architecture, unit: str) -> jax.Array:
-        space = self.space
-        probabilities = {"widths": jnp.ones((len(space.residual_blocks), 1))}
-        probabilities |= jax.tree.map(jax.nn.softmax, dict(logits))
-        if space.residual_blocks:
-            parallel = probabilities["columns"][:, space.column_choices.index("parallel")]
-            columns = np.array([column for column, _ in space.residual_blocks])
-            probabilities["widths"] *= parallel[columns, None]
-        tables = cost.tables(space, self.height, self.width, unit)
-        return sum(
-            jnp.sum(probabilities[kind] * np.array(table, float).reshape(probabilities[kind].shape))
-            for kind, table in tables.items()
-        )
+        tables = cost.tables(self.space, self.height, self.width, unit)
+        return _expected_choices(self.space, tables, logits)
+
+
+def expected_cost(space: SearchSpace, budget: cost.Budget, logits: Architecture) -> jax.Array:
+    """Expected cost of the whole network in a budget's unit, exactly; the limit does not matter.
+
+    A residual block counts where its column is parallel: the product of both probabilities.
+    """
+    fixed = float(budget.fixed(space))  # beyond the integers of arrays
+    return fixed + _expected_choices(space, budget.tables(space), logits)
+
+
+def _expected_choices(
+    space: SearchSpace, tables: Mapping[str, Sequence[Sequence[int]]], logits: Architecture
+) -> jax.Array:
+    probabilities = {"widths": jnp.ones((len(space.residual_blocks), 1))}
+    probabilities |= jax.tree.map(jax.nn.softmax, dict(logits))
+    if space.residual_blocks:
+        parallel = probabilities["columns"][:, space.column_choices.index("parallel")]
+        columns = np.array([column for column, _ in space.residual_blocks])
+        probabilities["widths"] *= parallel[columns, None]
+    return sum(
+        jnp.sum(probabilities[kind] * np.array(table, float).reshape(probabilities[kind].shape))
+        for kind, table in tables.items()
+    )

@@ -21,7 +21,7 @@ from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few, sha256, write_json
 
-FILE_KEYS = ("train.genotype", "train.weights")
+FILE_KEYS = ("train.genotype", "train.weights", "search.latency")
 """Keys that name a file, which is identified by its content."""
 
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except
@@ -137,10 +137,10 @@ def _listed(scenes: Sequence[Scene]) -> dict[str, str]:
 
 def _digests(config: ConfigDict) -> dict[str, str]:
     """Digests of the files that `FILE_KEYS` name."""
-    named = {key: config.train[key.removeprefix("train.")] for key in FILE_KEYS}
     digests = {}
-    for key, name in named.items():
-        if name:
+    for key in FILE_KEYS:
+        section, name = key.split(".")
+        if name := config[section][name]:
             with reading(f"{key}={name}", "file"):
                 digests[key] = sha256(name)
     return digests

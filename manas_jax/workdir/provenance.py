@@ -55,6 +55,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def device() -> str:
+    """The kind of the accelerator in use, or else the processor."""
+    first = jax.devices()[0]
+    return _processor() if first.platform == "cpu" else first.device_kind
+
+
 def commit() -> str:
     """Commit of the package's checkout, with '+changes' if files differ; '' outside of git."""
     folder = pathlib.Path(__file__).parent
