@@ -11,7 +11,7 @@ import re
 import sys
 
 from benchmarks import ROOT
-from benchmarks.tables import budget, downstream, pod, runs, scaling, speed, study
+from benchmarks.tables import budget, downstream, latency, pod, runs, scaling, speed, study
 
 DOCUMENTS = (
     ROOT / "README.md",
@@ -23,6 +23,7 @@ DOCUMENTS = (
 TABLES = {
     **budget.TABLES,
     **downstream.TABLES,
+    **latency.TABLES,
     **pod.TABLES,
     **runs.TABLES,
     **scaling.TABLES,
