@@ -96,7 +96,7 @@ def test_peer_death_stops_all_and_run_resumes(tmp_path, number):
     statuses, said = _finish(processes)
     if number == signal.SIGTERM:
         assert statuses == [signals.PREEMPTED] * 2, said
-        assert all("and saved: start again to go on" in text for text in said)
+        assert all("and saved: run the command again to resume" in text for text in said)
     else:
         assert status in (signals.PREEMPTED, -signal.SIGABRT), said
     saved = [
