@@ -200,9 +200,26 @@ def pictures(tmp_path_factory, make_pictures):
     return root
 
 
+def moved_variables(network, seed=0):
+    """Variables of a network away from their initial values: zeros and ones would hide mistakes."""
+    import jax
+
+    from manas_jax.models.variables import init_variables
+
+    draw = np.random.default_rng(seed + 1)
+
+    def moved(path, x):
+        if path[1].key == "head_conv":  # zero where the network adds its output to the image
+            return draw.uniform(0, 0.1, x.shape).astype(np.float32)
+        low, high = {"scale": (0.5, 1.5), "var": (0.5, 1.5)}.get(path[-1].key, (-0.1, 0.1))
+        return x if x.ndim == 4 else draw.uniform(low, high, x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(moved, init_variables(network, seed))
+
+
 @pytest.fixture(scope="session")
 def small():
-    """A residual network at half resolution whose gates and statistics are far from fresh."""
+    """A residual network at half resolution whose outputs resemble its inputs."""
     import jax
 
     from manas_jax.models.network import Network

@@ -8,6 +8,7 @@ import jax.export
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import moved_variables
 
 from manas_jax.errors import UserError
 from manas_jax.inference import export
@@ -51,17 +52,9 @@ GENOTYPES = pytest.mark.parametrize("genotype", [PLAIN, RESIDUAL], ids=["plain",
 
 
 def trained(genotype):
-    """A network and variables, none of which has its initial value."""
+    """A network, and variables away from their initial values."""
     network = Network(genotype.space, genotype, pool_cell=8 if genotype is RESIDUAL else None)
-    draw = np.random.default_rng(1)
-
-    def moved(path, x):
-        if path[1].key == "head_conv":
-            return draw.uniform(0, 0.1, x.shape).astype(np.float32)
-        low, high = {"scale": (0.5, 1.5), "var": (0.5, 1.5)}.get(path[-1].key, (-0.1, 0.1))
-        return x if x.ndim == 4 else draw.uniform(low, high, x.shape).astype(np.float32)
-
-    return network, jax.tree_util.tree_map_with_path(moved, init_variables(network, 0))
+    return network, moved_variables(network)
 
 
 def ready(network, variables):

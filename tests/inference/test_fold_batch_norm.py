@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import moved_variables
 
 from manas_jax.inference.fold_batch_norm import fold
 from manas_jax.inference.jax_engine import folded_network
 from manas_jax.models.network import Network
-from manas_jax.models.variables import init_variables
 from manas_jax.ops.region import Region
 from manas_jax.space import COLUMNS, Genotype, SearchSpace
 from manas_jax.workdir.weights import flatten
@@ -31,17 +31,7 @@ def _genotype():
     )
 
 
-@functools.cache
-def _made(network):
-    """Variables without special values, which keep most of what passes through above zero."""
-    draw = np.random.default_rng(0)
-
-    def shake(path, x):
-        spread = {"var": (0.3, 2), "mean": (-0.5, 0.5), "bias": (0, 1)}
-        drawn = draw.uniform(*spread[path[-1].key], x.shape) if path[-1].key in spread else x
-        return (drawn + draw.normal(0, 0.02, x.shape)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(shake, init_variables(network, 0))
+_made = functools.cache(moved_variables)
 
 
 def _images(height=16, width=24):

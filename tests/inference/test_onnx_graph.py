@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import onnx
 import pytest
+from conftest import moved_variables
 
 from manas_jax.errors import UserError
 from manas_jax.inference import onnx_graph
@@ -14,7 +15,6 @@ from manas_jax.inference.jax_engine import JaxEngine
 from manas_jax.inference.tiling import multiple
 from manas_jax.models import layers
 from manas_jax.models.network import Network
-from manas_jax.models.variables import init_variables
 from manas_jax.runtime.onnx_session import open_session
 from manas_jax.space import ALL_COLUMNS, CANDIDATES, SearchSpace, assemble
 from manas_jax.workdir.weights import flatten, unflatten
@@ -51,18 +51,7 @@ GENOTYPES = {
 
 
 def variables_of(genotype):
-    """Variables none of which has its initial value."""
-    draw = np.random.default_rng(0)
-
-    def drawn(path, x):
-        if path[1].key == "head_conv":
-            return draw.uniform(0, 0.2, x.shape).astype(np.float32)
-        low, high = {"scale": (0.5, 1.5), "var": (0.5, 1.5)}.get(path[-1].key, (-0.1, 0.1))
-        return x if x.ndim == 4 else draw.uniform(low, high, x.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(
-        drawn, init_variables(Network(genotype.space, genotype), 0)
-    )
+    return moved_variables(Network(genotype.space, genotype))
 
 
 @pytest.mark.parametrize("pool_cell", [None, 16])

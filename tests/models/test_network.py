@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import moved_variables
 
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.models.variables import inherit, init_variables, variable_shapes
@@ -22,17 +23,7 @@ def _images(n=2, height=8, width=8, seed=0):
     return jnp.asarray(draw.uniform(0, 1, (n, height, width, 3)), jnp.float32)
 
 
-@functools.cache
-def _made(network, seed=0):
-    """Variables without special values: nothing hides behind zeros and ones."""
-    draw = np.random.default_rng(seed + 1)
-
-    def shake(path, x):
-        if path[0].key == "batch_stats":
-            return x + draw.uniform(0, 0.5, x.shape).astype(x.dtype)
-        return x + draw.normal(0, 0.1, x.shape).astype(x.dtype)
-
-    return jax.tree_util.tree_map_with_path(shake, init_variables(network, seed))
+_made = functools.cache(moved_variables)
 
 
 def _apply(network, images, train=False, variables=None):
