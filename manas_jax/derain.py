@@ -35,7 +35,7 @@ from manas_jax.data import images
 from manas_jax.errors import UserError
 from manas_jax.inference import image_files, page, video
 from manas_jax.inference.derainer import ENGINES, Derainer
-from manas_jax.inference.pretrained import describe, find, list_pretrained
+from manas_jax.inference.pretrained import describe, list_pretrained
 from manas_jax.runtime import devices, malloc, signals
 
 STREAM = "-"
@@ -297,7 +297,7 @@ def _network(options: argparse.Namespace) -> tuple[Restore, dict[str, Any]]:
     )
     claim = {
         "version": __version__,
-        "weights": files.sha256(find(options.weights)),
+        "weights": files.sha256(derainer.source),
         "engine": derainer.engine,
         "platform": derainer.platform,
         "tile": derainer.tile,

@@ -67,7 +67,7 @@ def command(weights, capsys, opened_once):
 class Identity:
     """In place of a derainer."""
 
-    tile, engine, platform = 512, "onnx", "cpu"
+    tile, engine, platform, source = 512, "onnx", "cpu", __file__
 
     def __call__(self, pixels, **_):
         return pixels
@@ -780,7 +780,7 @@ from manas_jax.inference import video
 video.SEGMENT = video._SHORTEST = 8
 restored = []
 class Negative:
-    tile, engine, platform = 512, "onnx", "cpu"
+    tile, engine, platform, source = 512, "onnx", "cpu", sys.executable
     def __call__(self, pixels, **_):
         restored.append(len(pixels))
         if sum(restored) > int(os.environ["KILLED_AFTER"]):

@@ -83,6 +83,7 @@ class Derainer:
       genotype: of the network.
       variables: its 'params' and 'batch_stats'.
       provenance: where the weights come from.
+      source: the file of the variables, or what else errors call them.
       pool_cell: see `manas_jax.models.network.Network.pool_cell`.
       engine: 'onnx' or 'jax'.
       tile: side in pixels of the tiles that larger pictures are cut into. Where there are several
@@ -123,6 +124,7 @@ class Derainer:
         """
         self.genotype, self.variables = genotype, variables
         self.provenance = dict(provenance or {})
+        self.source = source
         self.pool_cell = pool_cell and math.lcm(pool_cell, genotype.space.multiple)
         dtype = None if dtype == "float32" else dtype
         self.engine = engine or ("jax" if devices or dtype else default_engine(genotype))
