@@ -47,9 +47,10 @@ def start(
       required: flags that have to be given.
     """
     try:
-        check_extra("train", "clu", "jinja2", "tensorflow", "tensorflow_datasets")
+        packages = "clu", "jinja2", "tensorflow", "tensorflow_datasets"
+        check_extra("train", *packages, subject="training")
     except UserError as error:
-        sys.exit(f"error: training {error}")
+        sys.exit(f"error: {error}")
     flags.mark_flags_as_required(required)
     log.setup_logging()
     compilation.use_cache()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib.util
 import logging
 import os
 import pathlib
@@ -22,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from manas_jax.errors import UserError, disk_error, error_chain, install, one_line, reading
+from manas_jax.errors import UserError, check_extra, disk_error, error_chain, one_line, reading
 
 if TYPE_CHECKING:
     import fsspec
@@ -84,8 +83,8 @@ def check(*paths: Any) -> None:
             check_local(path)
         elif not _ADDRESS.fullmatch(os.fspath(path)):
             raise UserError(f"{path}: give gs://BUCKET/NAME, without any of [ ] * ? # \\")
-        elif importlib.util.find_spec("gcsfs") is None:
-            raise UserError(f"{path}: needs gcsfs; {install('gcs')}")
+        else:
+            check_extra("gcs", "gcsfs", subject=f"{path}:")
 
 
 def check_local(*paths: Any) -> None:

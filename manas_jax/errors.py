@@ -43,14 +43,19 @@ def short_repr(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def check_extra(extra: str, *packages: str) -> None:
+def check_extra(extra: str, *packages: str, subject: str = "") -> None:
     """Checks that what an extra of this package brings is installed.
+
+    Args:
+      extra: its name.
+      packages: those of it that are needed.
+      subject: what needs them, such as a flag; the message begins with it.
 
     Raises:
       UserError: a package is missing; names it and the extra.
     """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UserError(f"needs {', '.join(missing)}; {install(extra)}")
+        raise UserError(f"{subject} needs {', '.join(missing)}; {install(extra)}".lstrip())
 
 
 def install(extra: str) -> str:

@@ -1,7 +1,7 @@
 """Paths with a scheme."""
 
 import errno
-import importlib
+import importlib.util
 import os
 import pathlib
 
@@ -96,7 +96,7 @@ def test_address_that_is_not_one_is_refused(path):
 
 
 def test_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     message = r"gs://bucket/run: needs gcsfs; pip install 'manas_jax\[gcs\]'"
     with pytest.raises(UserError, match=message):
         buckets.check("runs/local", "gs://bucket/run")

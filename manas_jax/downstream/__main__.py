@@ -35,13 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "pycocotools":
-            raise
-        print(
-            "error: needs pycocotools: pip install -r requirements-downstream.txt", file=sys.stderr
-        )
-        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return signals.CANCELLED

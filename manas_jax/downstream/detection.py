@@ -7,7 +7,6 @@ the clean pictures: then it is agreement that is measured.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import pathlib
@@ -31,7 +30,7 @@ from manas_jax.downstream.average_precision import (
 from manas_jax.downstream.detectors import YOLOX, Detector, DetectorLayout
 from manas_jax.downstream.onnx_model import is_number, read_layout
 from manas_jax.downstream.pictures import CLEAN, Comparison, measure_variants
-from manas_jax.errors import UserError, one_line
+from manas_jax.errors import UserError, check_extra, one_line
 from manas_jax.files import first_few, sha256, write_json
 
 SHOWN_SCORE = 0.5
@@ -63,7 +62,7 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
     Raises:
       UserError: the detector has another layout, or the labels are of other pictures or classes.
     """
-    importlib.import_module("pycocotools.cocoeval")  # before anything is computed
+    check_extra("downstream", "pycocotools")
     labels = options.labels and read_labels(options.labels)
     layout = read_layout(options.layout, DetectorLayout) if options.layout else YOLOX
     detector = Detector(options.detector, layout)

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -46,7 +45,7 @@ import numpy as np
 
 from manas_jax import registry
 from manas_jax.buckets import check_local_options
-from manas_jax.errors import UserError, install
+from manas_jax.errors import UserError, check_extra
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.fold_batch_norm import fold
@@ -246,8 +245,8 @@ def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
       UserError: a package of the format is missing, or `out` exists and may not be replaced.
     """
     kind = FORMATS[format]
-    if kind.package and importlib.util.find_spec(kind.package) is None:
-        raise UserError(f"--format {format}: needs {kind.package}; {install('train')}")
+    if kind.package:
+        check_extra("train", kind.package, subject=f"--format {format}:")
     if not os.path.lexists(out):
         return
     if not overwrite:

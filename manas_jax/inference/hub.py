@@ -161,8 +161,8 @@ or from a terminal: `manas-derain rainy.jpg -o clean.jpg --weights {address}{opt
 @contextlib.contextmanager
 def _hub(name: str) -> Iterator[None]:
     """Makes one line of whatever the Hub answers about `name`."""
+    check_extra("hub", "huggingface_hub", subject=f"{name}:")
     try:
-        check_extra("hub", "huggingface_hub")
         yield
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -38,10 +38,7 @@ def serve(
     Raises:
       UserError: the extra is missing, or the address cannot be used.
     """
-    try:
-        check_extra("page", "gradio")
-    except UserError as error:
-        raise UserError(f"--serve: {error}") from None
+    check_extra("page", "gradio", subject="--serve:")
     try:
         page = make_page(derain_file, weights)
         _, address, _ = page.launch(

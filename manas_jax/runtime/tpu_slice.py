@@ -87,10 +87,7 @@ def find(name: str) -> Slice:
     generation, _, shape = topology.partition(":")
     if generation not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise _unknown(name)
-    try:
-        check_extra("tpu", "libtpu")
-    except UserError as error:
-        raise UserError(f"compiling for a TPU {error}") from None
+    check_extra("tpu", "libtpu", subject="compiling for a TPU")
     # No TPU is used, so another process may use libtpu as well.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # Without these libtpu asks the metadata server of a TPU VM for minutes.

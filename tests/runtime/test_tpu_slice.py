@@ -62,7 +62,7 @@ def test_slices_that_libtpu_refuses(monkeypatch, error, message):
     def refuse(*_, **__):
         raise jax.errors.JaxRuntimeError(error)
 
-    monkeypatch.setattr(tpu_slice, "check_extra", lambda *_: None)
+    monkeypatch.setattr(tpu_slice, "check_extra", lambda *_, **__: None)
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
     with pytest.raises(UserError, match=message):
         tpu_slice.find("v5e:3x5")

@@ -157,10 +157,7 @@ def check_available(format: str) -> None:
       UserError: it needs an extra that is not installed; names it.
     """
     if format in _EXTRAS:
-        try:
-            check_extra(_EXTRAS[format], _FORMATS[format].PACKAGE)
-        except UserError as error:
-            raise UserError(f"{format} {error}") from None
+        check_extra(_EXTRAS[format], _FORMATS[format].PACKAGE, subject=format)
         _FORMATS[format].register()
 
 
