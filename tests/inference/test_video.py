@@ -85,7 +85,8 @@ def test_restored_frames_are_written(tmp_path):
     source, target = record(tmp_path / "in.mp4"), tmp_path / "out.mp4"
     video.derain(source, target, lambda frames: 65535 - frames)
     negatives = [255 - frame for frame in look(source)["frames"]]
-    assert difference(look(target)["frames"], negatives) < 4
+    # What x264 loses differs from run to run, as its threads do; unrestored ones differ by 70.
+    assert difference(look(target)["frames"], negatives) < 6
 
 
 def test_variable_frame_rate_is_kept(tmp_path):
