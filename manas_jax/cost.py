@@ -103,15 +103,20 @@ def derived(genotype: Genotype, height: int, width: int) -> Cost:
 
 def searched_by_branch(genotype: Genotype, height: int, width: int) -> list[Cost]:
     """Cost of a genotype's choices on each branch; with `fixed` it is that of `derived`."""
+    total = _columns_by_branch(genotype, height, width)
+    for cell, branch in genotype.space.modules:
+        for candidate in genotype.attention[cell][branch]:
+            total[branch] += edge(genotype.space, branch, candidate, height, width)
+    return total
+
+
+def _columns_by_branch(genotype: Genotype, height: int, width: int) -> list[Cost]:
     space = genotype.space
     total = [Cost()] * len(space.channels)
     for cell, columns in enumerate(genotype.columns):
         for choice, widths in zip(columns, genotype.widths[cell], strict=True):
             for branch, added in enumerate(_column(space, cell, choice, height, width, widths)):
                 total[branch] += added
-    for cell, branch in space.modules:
-        for candidate in genotype.attention[cell][branch]:
-            total[branch] += edge(space, branch, candidate, height, width)
     return total
 
 
@@ -126,12 +131,8 @@ def supernet(space: SearchSpace, height: int, width: int) -> Cost:
 
 def path(genotype: Genotype, height: int, width: int) -> Cost:
     """Cost of a genotype's path through the supernet: its columns, and all attention candidates."""
-    space = genotype.space
-    total = fixed(space, height, width) + candidates(space, height, width)
-    for cell, columns in enumerate(genotype.columns):
-        for choice, widths in zip(columns, genotype.widths[cell], strict=True):
-            total += column(space, cell, choice, height, width, widths)
-    return total
+    total = fixed(genotype.space, height, width) + candidates(genotype.space, height, width)
+    return sum(_columns_by_branch(genotype, height, width), total)
 
 
 def candidates(space: SearchSpace, height: int, width: int) -> Cost:
