@@ -37,7 +37,7 @@ from manas_jax.search.step import Blocks, SearchStep
 from manas_jax.space import Genotype, SearchSpace, assemble, derivable
 from manas_jax.training import build, stage
 from manas_jax.training.evaluator import Validation
-from manas_jax.training.restore import fresh_search_state, load_genotype
+from manas_jax.training.restore import load_genotype, newest_or_fresh_search_state
 from manas_jax.training.state import SearchState
 
 PARENTS = 0.2  # of the population, the best so far
@@ -107,10 +107,6 @@ def search(
         path = single_path.blocks(network, genotype) if step.takes_paths else None
         return step.weight_step(state, sharding.shard_batch(patches, mesh), path)
 
-    def restore_or_init(checkpoints):
-        fresh = sharding.replicate(fresh_search_state(config, network), mesh)
-        return checkpoints.restore(fresh) or fresh
-
     def scores_of(state, architecture):
         """On the validation scenes, with running statistics moved towards the architecture's."""
         evaluator().state = state
@@ -135,7 +131,7 @@ def search(
         stage.Stage(
             "search",
             mesh,
-            restore_or_init=restore_or_init,
+            restore_or_init=functools.partial(newest_or_fresh_search_state, config, network, mesh),
             batches=batches,
             compile=functools.partial(_compile, step, network, genotype_of),
             step_fn=step_fn,

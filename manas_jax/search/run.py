@@ -26,7 +26,7 @@ from manas_jax.space import Genotype, SearchSpace, derive
 from manas_jax.training import build, losses, stage
 from manas_jax.training.evaluator import Validation
 from manas_jax.training.metric_logger import MetricLogger
-from manas_jax.training.restore import fresh_search_state, load_genotype, load_search
+from manas_jax.training.restore import load_genotype, load_search, newest_or_fresh_search_state
 from manas_jax.training.state import SearchState
 
 WEIGHTS_ROLE, ARCHITECTURE_ROLE = 0, 1  # of the batches' seeds
@@ -80,10 +80,6 @@ def search(
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
     step = make_step(config, network, mesh.devices.size)
 
-    def restore_or_init(checkpoints):
-        fresh = sharding.replicate(fresh_search_state(config, network), mesh)
-        return checkpoints.restore(fresh) or fresh
-
     def step_fn(state, batch):
         weight_batch, architecture_batch = batch
         return step(
@@ -123,7 +119,7 @@ def search(
         stage.Stage(
             "search",
             mesh,
-            restore_or_init=restore_or_init,
+            restore_or_init=functools.partial(newest_or_fresh_search_state, config, network, mesh),
             batches=batches,
             compile=step.compile,
             step_fn=step_fn,

@@ -29,6 +29,14 @@ def fresh_search_state(config: ConfigDict, network: Network) -> SearchState:
     return init_search(network, *build.search_optimizers(config), config.seed)
 
 
+def newest_or_fresh_search_state(
+    config: ConfigDict, network: Network, mesh: Mesh, checkpoints: Checkpoints
+) -> SearchState:
+    """The newest search state of the checkpoints, or a fresh one, on all devices of the mesh."""
+    fresh = sharding.replicate(fresh_search_state(config, network), mesh)
+    return checkpoints.restore(fresh) or fresh
+
+
 def load_search(config: ConfigDict, workdir: str | os.PathLike) -> SearchState:
     """The newest search state of a workdir, on the host.
 
