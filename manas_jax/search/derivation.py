@@ -56,17 +56,16 @@ def spend(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Bud
       scores: log-probabilities of the choices, shaped as the logits.
       budget: at least the cost of the cheapest genotype, see `Budget.extremes`.
     """
-    found, low, high = likeliest_within(space, scores, budget), 0.0, 1.0
-    enough = SPENT * budget.limit
-    while budget.cost(found) < enough and high < _HIGHEST_PRICE:
-        found, low, high = likeliest_within(space, scores, budget, high), high, 2 * high
-    if not low:
+    at = functools.partial(likeliest_within, space, scores, budget)
+    enough, low, high = SPENT * budget.limit, 0.0, 1.0
+    if budget.cost(found := at(0.0)) >= enough:
         return found
-    enough, high = min(enough, budget.cost(found)), low
-    low /= 2
+    while budget.cost(found := at(high)) < enough and high < _HIGHEST_PRICE:
+        low, high = high, 2 * high
+    enough = min(enough, budget.cost(found))
     for _ in range(_BISECTIONS):
         price = (low + high) / 2
-        if budget.cost(tried := likeliest_within(space, scores, budget, price)) >= enough:
+        if budget.cost(tried := at(price)) >= enough:
             found, high = tried, price
         else:
             low = price
