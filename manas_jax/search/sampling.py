@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def search(
     summary = workdir / "search" / "summary.json"
     if not summary.exists():
         seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
-        candidates = [_random(config, int(seed)) for seed in seeds]
+        candidates = _drawn(config, map(int, seeds))
         results: dict[int, dict[str, float]] = {}
 
         def score(number: int, steps: int) -> float:
@@ -75,9 +75,11 @@ def search(
     return load_genotype(workdir)
 
 
-def _random(config: ConfigDict, seed: int) -> Genotype:
-    space, limit = SearchSpace(**config.space), budget(config)
-    return random_within(space, limit, seed) if limit else random_genotype(space, seed)
+def _drawn(config: ConfigDict, seeds: Iterable[int]) -> list[Genotype]:
+    space = SearchSpace(**config.space)
+    if limit := budget(config):
+        return list(map(functools.partial(random_within, Sampler(space, limit)), seeds))
+    return [random_genotype(space, seed) for seed in seeds]
 
 
 def successive_halving(
@@ -152,21 +154,20 @@ class Sampler:
         return self.limit is None or self.limit.cost(genotype) <= self.limit.limit
 
 
-def random_within(space: SearchSpace, limit: Budget, seed: int) -> Genotype:
+def random_within(sampler: Sampler, seed: int) -> Genotype:
     """A random genotype that costs about as much as the budget and no more.
 
-    It is the dearest within the budget of many that `Sampler` draws.
+    It is the dearest within the budget of many that are drawn.
 
     Args:
-      space: the search space.
-      limit: at least the cost of the cheapest genotype.
+      sampler: with a budget.
       seed: of the draws.
     """
-    sampler, draw = Sampler(space, limit), np.random.default_rng(seed)
+    draw = np.random.default_rng(seed)
     while True:
         drawn = [sampler.genotype(sampler.picks(draw)) for _ in range(DRAWS)]
         if within := list(filter(sampler.allows, drawn)):
-            return max(within, key=limit.cost)
+            return max(within, key=sampler.limit.cost)
 
 
 def _logits(space: SearchSpace, limit: Budget | None) -> dict[str, np.ndarray]:

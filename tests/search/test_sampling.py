@@ -21,10 +21,11 @@ def test_random_genotypes_cost_about_the_budget(unit):
     cheapest, dearest = cost.extremes(SPACE, 64, 64, unit)
     for share in (0.0, 0.2, 0.7, 1.0):
         budget = cost.Budget(int(cheapest + share * (dearest - cheapest)), unit, 64, 64)
-        drawn = [sampling.random_within(SPACE, budget, seed) for seed in range(3)]
+        sampler = sampling.Sampler(SPACE, budget)
+        drawn = [sampling.random_within(sampler, seed) for seed in range(3)]
         for genotype in drawn:
             assert 0.97 * budget.limit <= budget.cost(genotype) <= budget.limit
-        assert drawn[0] == sampling.random_within(SPACE, budget, 0)
+        assert drawn[0] == sampling.random_within(sampling.Sampler(SPACE, budget), 0)
         if 0 < share < 1:
             assert drawn[0] != drawn[1]
 
