@@ -238,21 +238,11 @@ class ComplexityModel:
         """Expected multiply-accumulates of the choices, as `parameters`."""
         return self._share(logits, "macs")
 
-    def expected(self, logits: Architecture, unit: str) -> jax.Array:
-        """Expected 'parameters' or 'macs' of the whole network, see `expected_cost`."""
-        return expected_cost(self.space, cost.Budget(0, unit, self.height, self.width), logits)
-
-    def _fixed(self, unit: str) -> float:  # beyond the integers of arrays
-        return float(getattr(cost.fixed(self.space, self.height, self.width), unit))
-
     def _share(self, logits: Architecture, unit: str) -> jax.Array:
-        _, dearest = cost.extremes(self.space, self.height, self.width, unit)
-        dearest -= self._fixed(unit)
-        return self._of_choices(logits, unit) / max(dearest, 1.0)  # 0 where every choice is free
-
-    def _of_choices(self, logits: Architecture, unit: str) -> jax.Array:
-        tables = cost.tables(self.space, self.height, self.width, unit)
-        return _expected_choices(self.space, tables, logits)
+        budget = cost.Budget(0, unit, self.height, self.width)  # for its unit
+        dearest = budget.extremes(self.space)[1] - budget.fixed(self.space)
+        expected = _expected_choices(self.space, budget.tables(self.space), logits)
+        return expected / max(float(dearest), 1.0)  # 0 where every choice is free
 
 
 def expected_cost(space: SearchSpace, budget: cost.Budget, logits: Architecture) -> jax.Array:

@@ -10,26 +10,24 @@ from manas_jax import cost
 from manas_jax.models.network import init_architecture
 from manas_jax.space import ALL_COLUMNS, SearchSpace
 from manas_jax.training.budget import dual_ascent
-from manas_jax.training.losses import ComplexityModel
+from manas_jax.training.losses import expected_cost
 
 SPACE = SearchSpace(
     (4, 8), (2,), (3,), 1, 1, ("none", "SE"), column_choices=ALL_COLUMNS, widths=(0.5, 1.0)
 )
-MODEL = ComplexityModel(SPACE, 32, 32)
 
 
 def _search(budget, steps, gain):
     """The multiplier and the expected cost at every step; the loss falls by `gain` per budget."""
     logits = init_architecture(SPACE, 0)
     optimizer = optax.chain(dual_ascent(SPACE, budget, 0.02), optax.adam(0.02))
-    model = ComplexityModel(SPACE, budget.height, budget.width)
-    gradient = jax.grad(lambda a: -gain * model.expected(a, "macs") / float(budget.limit))
+    gradient = jax.grad(lambda a: -gain * expected_cost(SPACE, budget, a) / float(budget.limit))
 
     def step(carry, _):
         logits, state = carry
         updates, state = optimizer.update(gradient(logits), state, logits)
         logits = optax.apply_updates(logits, updates)
-        return (logits, state), (state[0].multiplier, model.expected(logits, "macs"))
+        return (logits, state), (state[0].multiplier, expected_cost(SPACE, budget, logits))
 
     run = jax.jit(lambda *carry: jax.lax.scan(step, carry, length=steps))
     return run(logits, optimizer.init(logits))[1]
@@ -59,14 +57,14 @@ def test_gradient_is_that_of_the_lagrangian(float64):
     ascent = dual_ascent(SPACE, budget, 0.5)
     zeros = jax.tree.map(jnp.zeros_like, logits)
     updates, state = ascent.update(zeros, ascent.init(logits), logits)
-    excess = MODEL.expected(logits, "parameters") / budget.limit - 1
+    excess = expected_cost(SPACE, budget, logits) / budget.limit - 1
     np.testing.assert_allclose(state.multiplier, 0.5 * excess)
     price = 1.5 * excess  # multiplier and square
     h = 1e-6
     for kind, values in logits.items():
         at = (0,) * values.ndim
         ahead, behind = (
-            MODEL.expected({**logits, kind: values.at[at].add(d)}, "parameters") for d in (h, -h)
+            expected_cost(SPACE, budget, {**logits, kind: values.at[at].add(d)}) for d in (h, -h)
         )
         slope = (ahead - behind) / (2 * h) / budget.limit
         np.testing.assert_allclose(updates[kind][at], price * slope, rtol=1e-5)
