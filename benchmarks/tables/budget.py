@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.tables import load, table
 from benchmarks.tables.study import facts, interval_text, mean_text
-from manas_jax.study.front import KINDS
+from manas_jax.study.summary import KINDS
 
 
 def overview() -> str:

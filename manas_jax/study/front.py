@@ -17,18 +17,7 @@ from matplotlib.figure import Figure
 
 from manas_jax import cost
 from manas_jax.space import Genotype
-from manas_jax.study.summary import interval
-
-KINDS = {
-    "bilevel": "bilevel search",
-    "evolution": "evolution over a supernet",
-    "random": "random search",
-    "halving": "successive halving",
-    "within": "random",
-    "uniform": "hand-made, uniform",
-    "paper": "hand-made of the paper's choices",
-}
-"""What makes genotypes, and its label; 'within' draws one at random within the budget."""
+from manas_jax.study.summary import KINDS, interval
 
 _STYLE = {
     "svg.hashsalt": "study",
@@ -36,7 +25,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_MARKERS = dict(zip(KINDS, "oXsv^DP", strict=True))
+_MARKERS = dict(zip(KINDS, "oXsvD^P", strict=True))
 
 Cells = Mapping[str, Mapping[str, Any]]
 
