@@ -129,7 +129,7 @@ def at_least(least: int) -> Range:
 
 
 # Of the type of the default; files and names are checked where they are used.
-_ANY = Range("any value", lambda _: True)
+ANY = Range("any value", lambda _: True)
 _LOCAL = Range("a local path", lambda value: not buckets.scheme(value))
 _PATH = Range(
     "a local path or gs://BUCKET/NAME",
@@ -147,7 +147,7 @@ _TWO_SIZES = Range("two sizes", lambda value: min(value) > 0)
 # fields of `SearchSpace`, which checks them.
 _KEYS: dict[str, tuple[Any, Range]] = {
     "stage": ("all", one_of(*STAGES, "all")),
-    "note": ("", _ANY),  # on the run, for the top of its report
+    "note": ("", ANY),  # on the run, for the top of its report
     "seed": (0, at_least(0)),
     "log_every": (50, at_least(1)),  # steps
     "devices": (0, at_least(0)),  # how many to use, in all processes together; 0 = all
@@ -158,8 +158,8 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "network.dtype": ("float32", one_of("float32", "bfloat16")),  # of activations, not parameters
     # Of float32 products on GPU and TPU.
     "network.precision": ("default", one_of("default", "high", "highest")),
-    "network.remat": (False, _ANY),  # compute activations twice to save memory
-    "network.scan": (False, _ANY),  # loop over the supernet's columns: compiles less, slow on CPU
+    "network.remat": (False, ANY),  # compute activations twice to save memory
+    "network.scan": (False, ANY),  # loop over the supernet's columns: compiles less, slow on CPU
 
     **{f"objectives.{f.name}": (f.default, NOT_NEGATIVE) for f in dataclasses.fields(LossWeights)},
     "objectives.complexity_macs_share": (LossWeights.complexity_macs_share, _SHARE),
@@ -167,7 +167,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
 
     "data.source": ("folder", one_of("folder", "photographs", "tfds", *catalog.DATASETS)),
     "data.root": ("", _PATH),  # the folder; for tfds its data_dir
-    "data.tfds_name": ("", _ANY),
+    "data.tfds_name": ("", ANY),
     "data.versions": (3, at_least(1)),  # K, rainy versions of a scene in a batch
     "data.real": (1.0, NOT_NEGATIVE),  # relative frequency of each kind of rain
     "data.transfer": (0.0, NOT_NEGATIVE),
@@ -213,12 +213,12 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.xi": (1.0, NOT_NEGATIVE),  # length of the virtual step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
     "search.accumulate": (1, at_least(1)),  # microbatches of a batch, to save memory
-    "search.fuse": (False, _ANY),  # compile a step as one program: for accelerators
+    "search.fuse": (False, ANY),  # compile a step as one program: for accelerators
     "search.checkpoint_every": (1000, at_least(1)),  # steps; also when validation is scored
     "search.validation_crop": (128, at_least(16)),  # pixels, centre of each validation image
 
     "train.genotype": ("", _PATH),  # file; "" = what the search found in this workdir
-    "train.inherit": (False, _ANY),  # start from the supernet's weights
+    "train.inherit": (False, ANY),  # start from the supernet's weights
     "train.weights": ("", _PATH),  # or from those of this name or file, with its genotype
     "train.steps": (100_000, at_least(1)),
     "train.scenes": (32, at_least(1)),

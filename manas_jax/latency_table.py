@@ -41,14 +41,12 @@ class LatencyTable:
 
     def cost(self, genotype: Genotype) -> int:
         """What the derived network of a genotype takes: the sum over its choices and `fixed`."""
-        space = genotype.space
-        columns = [choice for cell in genotype.columns for choice in cell]
+        space, columns = genotype.space, genotype.picks["columns"]
         widths = [column for cell in genotype.widths for column in cell]
-        edges = [name for cell in genotype.attention for names in cell for name in names]
         total = self.fixed
         for row, choice in zip(self.rows["columns"], columns, strict=True):
             total += row[space.column_choices.index(choice)]
-        for row, name in zip(self.rows["attention"], edges, strict=True):
+        for row, name in zip(self.rows["attention"], genotype.picks["attention"], strict=True):
             total += row[space.candidates.index(name)]
         for row, (column, b) in zip(self.rows["widths"], space.residual_blocks, strict=True):
             if columns[column] == "parallel":

@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from manas_jax.config import (
+    ANY,
     NOT_NEGATIVE,
-    Range,
     at_least,
     budget,
     check_values,
@@ -39,13 +39,12 @@ _KEYS = {
     "study.candidates": (1, at_least(1)),
     "study.tolerance": (0.0, NOT_NEGATIVE),
 }
-_ANY = Range("any value", lambda _: True)
 _FIELDS = {
     "choice": ("", one_of(*CHOICES)),
-    "search": ("", _ANY),
+    "search": ("", ANY),
     "cells": (1, at_least(1)),
-    "tier": (0, _ANY),
-    "rank": (False, _ANY),
+    "tier": (0, ANY),
+    "rank": (False, ANY),
 }
 """Of a source, other than 'changes'."""
 
