@@ -13,7 +13,6 @@ import pathlib
 import sys
 
 import numpy as np
-import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -24,6 +23,7 @@ from manas_jax.training.restore import load_trained
 
 HEIGHT, WIDTH = 240, 320
 OVERSAMPLING = 4
+GAP = 6  # pixels
 
 
 def landscape(seed: int = 0) -> np.ndarray:
@@ -62,6 +62,13 @@ def landscape(seed: int = 0) -> np.ndarray:
     return np.clip(np.asarray(small, np.float32) + grain, 0, 255).astype(np.uint8)
 
 
+def side_by_side(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures of one height, uint8 (height, width, 3), with white gaps between."""
+    gap = np.full((len(pictures[0]), GAP, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (gap, picture)]
+    return np.concatenate(parts[1:], axis=1)
+
+
 def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Scores]:
     """The landscape rainy, de-rained and clean side by side, and the scores of the second.
 
@@ -71,13 +78,11 @@ def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Sc
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     network, variables, _ = load_trained(config, workdir)
     clean = landscape(seed)
-    scale = tf.constant(clean, tf.float32) / 255
-    rainy = metrics.to_uint8(rain.synthesize(scale, tf.constant([seed, 1]), "medium").numpy())
+    rainy = rain.synthesize_8_bits(clean, (seed, 1), "medium")
     restored = evaluate.restorer(network, variables)(rainy)
-    gap = np.full((HEIGHT, 6, 3), 255, np.uint8)
     scores = [metrics.score(picture, clean) for picture in (rainy, restored)]
     print(f"Y PSNR {scores[0].y_psnr:.2f} -> {scores[1].y_psnr:.2f} dB")
-    return np.concatenate([rainy, gap, restored, gap, clean], axis=1), scores[1]
+    return side_by_side(rainy, restored, clean), scores[1]
 
 
 if __name__ == "__main__":

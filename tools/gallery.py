@@ -15,7 +15,6 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFilter
 
 from manas_jax import metrics
@@ -25,11 +24,10 @@ from manas_jax.derain import DEFAULT_WEIGHTS
 from manas_jax.files import write_json
 from manas_jax.inference.derainer import Derainer
 from manas_jax.workdir import provenance
-from tools.example_picture import HEIGHT, WIDTH, landscape
+from tools.example_picture import HEIGHT, WIDTH, landscape, side_by_side
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUALITY = 90  # of JPEG
-GAP = 6  # pixels
 
 Picture = np.ndarray
 """uint8 (HEIGHT, WIDTH, 3)."""
@@ -38,8 +36,7 @@ Picture = np.ndarray
 def photograph(file: str) -> Picture:
     """The middle of a photograph of scikit-image."""
     pixels = images.read(path_in_package("skimage", f"data/{file}"))
-    size = max(WIDTH, round(pixels.shape[1] * HEIGHT / pixels.shape[0])), HEIGHT
-    scale = max(size[0] / pixels.shape[1], HEIGHT / pixels.shape[0])
+    scale = max(WIDTH / pixels.shape[1], HEIGHT / pixels.shape[0])
     size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
     small = np.asarray(Image.fromarray(pixels).resize(size, Image.LANCZOS))
     top, left = (small.shape[0] - HEIGHT) // 2, (small.shape[1] - WIDTH) // 2
@@ -61,8 +58,7 @@ def streaks(level: str, veil: float = 0.0) -> Callable[[Picture], Picture]:
     """Synthetic rain as in training."""
 
     def add(clean: Picture) -> Picture:
-        scale = tf.constant(clean, tf.float32) / 255
-        return metrics.to_uint8(rain.synthesize(scale, tf.constant([7, 1]), level, veil).numpy())
+        return rain.synthesize_8_bits(clean, (7, 1), level, veil)
 
     return add
 
@@ -107,12 +103,11 @@ def main() -> None:
     derain, scores = Derainer.from_pretrained(DEFAULT_WEIGHTS), {}
     folder = ROOT / "docs" / "gallery"
     folder.mkdir(exist_ok=True)
-    gap = np.full((HEIGHT, GAP, 3), 255, np.uint8)
     for entry in ENTRIES:
         clean = entry.scene()
         rainy = entry.weather(clean)
         restored = derain(rainy)
-        row = np.concatenate([rainy, gap, restored, gap, clean], axis=1)
+        row = side_by_side(rainy, restored, clean)
         Image.fromarray(row).save(folder / f"{entry.name}.jpg", quality=QUALITY)
         scores[entry.name] = {
             side: dataclasses.asdict(metrics.score(picture, clean))

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import scipy.fft
 
+from manas_jax import metrics
 from manas_jax.data.lazy_tf import tf
 from manas_jax.errors import UserError
 
@@ -128,6 +131,14 @@ def synthesize(
     share = veil * tf.random.stateless_uniform((), seeds[1], 0.5, 1.0)
     airlight = tf.random.stateless_uniform((), seeds[2], 0.7, 0.95)
     return (1 - share) * rainy + share * airlight
+
+
+def synthesize_8_bits(
+    clean: np.ndarray, seed: Sequence[int], level: str = MIXED, veil: float = 0.0
+) -> np.ndarray:
+    """`synthesize` of an image of 8 bits: uint8 (height, width, 3), to the same."""
+    floats = tf.constant(clean, tf.float32) / 255
+    return metrics.to_uint8(synthesize(floats, tf.constant(seed), level, veil).numpy())
 
 
 def transfer(clean: tf.Tensor, other_rainy: tf.Tensor, other_clean: tf.Tensor) -> tf.Tensor:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from manas_jax import metrics
 from manas_jax.data import images, pairing, rain
-from manas_jax.data.lazy_tf import tf
 from manas_jax.downstream import overlays
 from manas_jax.errors import UserError
 from manas_jax.files import first_few, list_folder, sha256
@@ -57,7 +55,7 @@ class Comparison:
         source = self.rain[kind]
         if isinstance(source, str):
             clean = images.read(self.clean[number])
-            rainy = synthetic(clean, source, self.seed, number)
+            rainy = rain.synthesize_8_bits(clean, (self.seed, number), source)
         else:
             rainy = images.read(source[number])
         yield RAINY, rainy
@@ -102,15 +100,6 @@ def measure_variants(
             target = pathlib.Path(folder) / kind / f"{path.stem}.png"
             images.write_png(target, overlays.side_by_side(panels))
     return results
-
-
-def synthetic(clean: np.ndarray, level: str, seed: int, number: int) -> np.ndarray:
-    """Adds synthetic rain, see `manas_jax.data.rain`; each number has rain of its own.
-
-    Argument and result are RGB, uint8 (H, W, 3).
-    """
-    floats = tf.constant(clean, tf.float32) / 255
-    return metrics.to_uint8(rain.synthesize(floats, (seed, number), level).numpy())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -113,10 +113,12 @@ def test_synthetic_rain_is_recorded_and_comes_again(squares):
 
 
 def test_rain_differs_between_pictures_and_seeds():
-    from manas_jax.downstream.pictures import synthetic
+    from manas_jax.data import rain
 
     clean = np.zeros((32, 48, 3), np.uint8)
-    rainy = [synthetic(clean, "heavy", *seed) for seed in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    rainy = [
+        rain.synthesize_8_bits(clean, seed, "heavy") for seed in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
     assert (rainy[0] == rainy[1]).all() and rainy[0].any()
     assert (rainy[0] != rainy[2]).any() and (rainy[0] != rainy[3]).any()
 
