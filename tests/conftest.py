@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from manas_jax.space import SearchSpace
+from manas_jax.space import ALL_COLUMNS, SearchSpace
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -198,6 +198,19 @@ def pictures(tmp_path_factory, make_pictures):
     make_pictures(root / "train")
     make_pictures(root / "test", count=3, size=(33, 21), seed=1)
     return root
+
+
+BUDGET_SPACE = SearchSpace(
+    channels=(4, 8),
+    branches=(1, 2),
+    columns=(1, 3),
+    stem_blocks=1,
+    attention_groups=1,
+    candidates=("skip_connect", "SE"),
+    column_choices=ALL_COLUMNS,
+    widths=(0.25, 0.5, 1),
+)
+"""A small space in which a budget has everything to choose: columns, widths, attention."""
 
 
 def moved_variables(network, seed=0):

@@ -3,23 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conftest import BUDGET_SPACE
 
 from manas_jax.models.network import Network, genotype_logits, init_architecture
 from manas_jax.models.variables import inherit, init_variables, variable_shapes
-from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace
+from manas_jax.space import Genotype
 
-SPACE = SearchSpace(
-    channels=(4, 8),
-    branches=(1, 2),
-    columns=(1, 3),
-    stem_blocks=1,
-    attention_groups=1,
-    candidates=("skip_connect", "SE"),
-    column_choices=ALL_COLUMNS,
-    widths=(0.25, 0.5, 1),
-)
 GENOTYPE = Genotype(
-    SPACE,
+    BUDGET_SPACE,
     (("parallel",), ("fusion", "parallel", "identity")),
     ((("SE",),), (("skip_connect",), ("SE",))),
     (((0.25,),), ((), (0.5, 0.25), ())),
@@ -49,7 +40,7 @@ def _gradient(loss, variables):
 
 def test_masked_supernet_equals_sliced_network(float64):
     """Outputs, gradients and statistics; the channels that are masked get no gradient."""
-    supernet, derived = Network(SPACE), Network(SPACE, GENOTYPE)
+    supernet, derived = Network(BUDGET_SPACE), Network(BUDGET_SPACE, GENOTYPE)
     variables = jax.tree.map(jnp.float64, init_variables(supernet, 0))
     shapes = variable_shapes(derived)
     sliced = inherit(variables, shapes)
@@ -71,8 +62,8 @@ def test_masked_supernet_equals_sliced_network(float64):
 
 
 def test_scanned_columns_mix_widths_likewise():
-    plain, scanned = Network(SPACE), Network(SPACE, scan=True)
-    architecture = init_architecture(SPACE, 0, scale=1.0)
+    plain, scanned = Network(BUDGET_SPACE), Network(BUDGET_SPACE, scan=True)
+    architecture = init_architecture(BUDGET_SPACE, 0, scale=1.0)
     (_, (a, _)), (_, (b, _)) = (
         _loss(network, architecture)(init_variables(network, 0)) for network in (plain, scanned)
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import scene_batch
+from conftest import BUDGET_SPACE, scene_batch
 
 from manas_jax import cost
 from manas_jax.config import LossWeights
@@ -13,20 +13,10 @@ from manas_jax.models.variables import inherit, init_variables, variable_shapes
 from manas_jax.ops.cpu_train import CPU_TRAIN
 from manas_jax.search import single_path
 from manas_jax.search.modular_grad import scene_grad
-from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace
+from manas_jax.space import Genotype
 
-SPACE = SearchSpace(
-    channels=(4, 8),
-    branches=(1, 2),
-    columns=(1, 3),
-    stem_blocks=1,
-    attention_groups=1,
-    candidates=("skip_connect", "SE"),
-    column_choices=ALL_COLUMNS,
-    widths=(0.25, 0.5, 1),
-)
 GENOTYPE = Genotype(
-    SPACE,
+    BUDGET_SPACE,
     (("parallel",), ("fusion", "parallel", "identity")),
     ((("SE",),), (("skip_connect",), ("SE",))),
     (((0.25,),), ((), (0.5, 1.0), ())),
@@ -41,7 +31,7 @@ def _get(tree, keys):
 
 def test_path_gives_the_gradient_of_the_masked_supernet(float64):
     """Gradients of all parameters; statistics of the path move alike, others not at all."""
-    network = Network(SPACE, ops=CPU_TRAIN)
+    network = Network(BUDGET_SPACE, ops=CPU_TRAIN)
     variables = jax.tree.map(jnp.float64, init_variables(network, 0))
     params, stats = variables["params"], variables["batch_stats"]
     batch = jax.tree.map(jnp.asarray, scene_batch(side=16, dtype=np.float64))
@@ -61,7 +51,7 @@ def test_path_gives_the_gradient_of_the_masked_supernet(float64):
     zero = sum(not np.any(leaf) for leaf in jax.tree.leaves(got))
     assert 0 < zero < len(jax.tree.leaves(got))
 
-    shapes = variable_shapes(Network(SPACE, GENOTYPE))["batch_stats"]
+    shapes = variable_shapes(Network(BUDGET_SPACE, GENOTYPE))["batch_stats"]
     jax.tree.map(close, inherit(got_stats, shapes), inherit(wanted_stats, shapes))
     of_path = {}
     jax.tree_util.tree_map_with_path(
@@ -79,17 +69,17 @@ def test_path_gives_the_gradient_of_the_masked_supernet(float64):
 
 def test_paths_share_programs(count_compilations):
     """After all choices were seen once, no other path compiles anything."""
-    network = Network(SPACE)
+    network = Network(BUDGET_SPACE)
     variables = init_variables(network, 0)
     grad = scene_grad(network, LossWeights(), 0)
 
     def run(columns, widths):
-        genotype = Genotype(SPACE, columns, GENOTYPE.attention, widths)
+        genotype = Genotype(BUDGET_SPACE, columns, GENOTYPE.attention, widths)
         args = variables["params"], genotype_logits(genotype), variables["batch_stats"]
         path = single_path.blocks(network, genotype)
         return grad(*args, jnp.int32(1), scene_batch(side=16), path=path)
 
-    for width in SPACE.widths:
+    for width in BUDGET_SPACE.widths:
         run((("parallel",), ("parallel",) * 3), (((width,),), ((width, width),) * 3))
     run((("fusion",), ("fusion",) * 3), (((),), ((),) * 3))
     with count_compilations() as compilations:
@@ -101,9 +91,9 @@ def test_paths_share_programs(count_compilations):
 def test_path_costs_its_network_and_the_other_candidates(size):
     others = sum(
         (
-            cost.edge(SPACE, branch, name, *size)
-            for cell, branch in SPACE.modules
-            for name in SPACE.candidates
+            cost.edge(BUDGET_SPACE, branch, name, *size)
+            for cell, branch in BUDGET_SPACE.modules
+            for name in BUDGET_SPACE.candidates
             if name not in GENOTYPE.attention[cell][branch]
         ),
         cost.derived(GENOTYPE, *size),
