@@ -697,7 +697,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="type of the computation (default: float32); bfloat16 is faster on accelerators",
+        help="type of the computation (default: float32); bfloat16 is for accelerators",
     )
     parser.add_argument("--version", action="version", version=f"manas_jax {__version__}")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
