@@ -158,6 +158,8 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "network.dtype": ("float32", one_of("float32", "bfloat16")),  # of activations, not parameters
     # Of float32 products on GPU and TPU.
     "network.precision": ("default", one_of("default", "high", "highest")),
+    # Devices that share BatchNorm's statistics; 0 = all, as if the batch were on one device.
+    "network.batch_norm_group": (0, at_least(0)),
     "network.remat": (False, ANY),  # compute activations twice to save memory
     "network.scan": (False, ANY),  # loop over the supernet's columns: compiles less, slow on CPU
 

@@ -99,7 +99,7 @@ def run(
 def _compile_search(
     config: ConfigDict, workdir: Any, mesh: Mesh, compiler: AheadCompiler
 ) -> dict[str, Any]:
-    network = build.network(config, platform=_platform(mesh))
+    network = build.network(config, mesh=mesh)
     step = search_run.make_step(config, network, mesh.devices.size)
     if step.compiles_while_running:
         raise UserError(
@@ -150,11 +150,7 @@ def _derived(
         origin = given or "the search"
     else:
         genotype, origin = alternating_genotype(SearchSpace(**config.space)), "alternating"
-    return build.network(config, genotype, _platform(mesh)), {"genotype": origin}
-
-
-def _platform(mesh: Mesh) -> str:
-    return mesh.devices.flat[0].platform
+    return build.network(config, genotype, mesh), {"genotype": origin}
 
 
 def _remedies(config: ConfigDict, stage: str) -> str:

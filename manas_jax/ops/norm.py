@@ -80,14 +80,18 @@ class BatchNorm(nn.Module):
     Attributes:
       affine: whether there are a scale and a bias.
       momentum: share of the running statistics that stays at each step.
+      groups: number of equal parts of a batch, each of which is normalised by statistics of its
+        own; their means update the running ones. Where each device has one of these parts, no
+        layer waits for the other devices.
     """
 
     affine: bool = True
     momentum: float = BATCH_NORM_MOMENTUM
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(..., C) -> the same shape.
+        """(N, ..., C) -> the same shape.
 
         With `train`, by the statistics of the (global) batch, which update the running ones.
         """
@@ -101,11 +105,18 @@ class BatchNorm(nn.Module):
             scale, bias = jnp.ones(shape, mean.value.dtype), jnp.zeros(shape, mean.value.dtype)
         if not train:
             return normalize(x, mean.value, variance.value, scale, bias)
-        y, *moments = batch_norm(x, scale, bias)
+        y, *moments = self._normalize_batch(x, scale, bias)
         if not self.is_initializing():
             for running, latest in zip((mean, variance), moments, strict=True):
                 running.value = self.momentum * running.value + (1 - self.momentum) * latest
         return y
+
+    def _normalize_batch(self, x, scale, bias):
+        if self.groups == 1:
+            return batch_norm(x, scale, bias)
+        parts = x.reshape(self.groups, -1, *x.shape[1:])
+        y, mean, variance = jax.vmap(batch_norm, in_axes=(0, None, None))(parts, scale, bias)
+        return y.reshape(x.shape), mean.mean(0), variance.mean(0)
 
 
 class FoldedNorm(nn.Module):

@@ -69,7 +69,7 @@ def search(
     """
     options, workdir = config.search, as_path(workdir)
     mesh = sharding.make_mesh(config.devices, config.height_shards)
-    network = build.network(config)
+    network = build.network(config, mesh=mesh)
     splits = splits or load_splits(config.data, options.crop)
 
     @functools.cache

@@ -52,7 +52,7 @@ def search(
     options = config.search
     workdir = as_path(workdir)
     mesh = sharding.make_mesh(config.devices, config.height_shards)
-    network = build.network(config)
+    network = build.network(config, mesh=mesh)
     space = network.space
     warmup = round(options.architecture_warmup * options.steps)
 

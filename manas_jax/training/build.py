@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from manas_jax.config import LossWeights, budget
 from manas_jax.data import pipeline
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
+from manas_jax.errors import UserError
 from manas_jax.models.network import Network
+from manas_jax.ops.norm import BatchNorm
 from manas_jax.runtime import sharding
 from manas_jax.space import Genotype, SearchSpace
 from manas_jax.training.budget import dual_ascent
@@ -28,19 +31,24 @@ MUON_RATE = 5.0  # times Adam's: its updates have singular values of about 1
 
 
 def network(
-    config: ConfigDict, genotype: Genotype | None = None, platform: str | None = None
+    config: ConfigDict, genotype: Genotype | None = None, mesh: Mesh | None = None
 ) -> Network:
     """The supernet of the configured space, or the derived network of a genotype.
 
     Args:
       config: of the run.
       genotype: None for the supernet.
-      platform: that it is to run on, see `ops.default`.
+      mesh: the devices that it is trained on; None for one of JAX's default backend.
     """
     dtype = None if config.network.dtype == "float32" else jnp.dtype(config.network.dtype)
     space = genotype.space if genotype else SearchSpace(**config.space)
     options = config.network
-    kernels = ops.default(dtype, platform)
+    devices = jax.devices()[:1] if mesh is None else mesh.devices.flatten()
+    kernels = ops.default(dtype, devices[0].platform)
+    if options.batch_norm_group:
+        groups = max(1, len(devices) // options.batch_norm_group)
+        norm = functools.partial(BatchNorm, groups=groups)
+        kernels = dataclasses.replace(kernels, norm=norm)
     return Network(space, genotype, kernels, options.remat, options.scan)
 
 
@@ -163,9 +171,19 @@ def check_sharding(config: ConfigDict, stage: str, mesh: Mesh) -> None:
     """Checks that the devices can share a batch of a stage ('search' or 'train').
 
     Raises:
-      UserError: they cannot; names numbers of scenes that they can.
+      UserError: they cannot; names numbers of scenes that they can. Or BatchNorm's groups are not
+        equal parts of the devices, or smaller than the devices of an image.
     """
-    options = config[stage]
+    options, group = config[stage], config.network.batch_norm_group
+    devices, height_shards = mesh.devices.size, mesh.shape[sharding.HEIGHT]
+    if group and (devices % group or group % height_shards):
+        sizes = range(height_shards, devices + 1, height_shards)
+        possible = ", ".join(str(n) for n in sizes if devices % n == 0)
+        raise UserError(
+            f"network.batch_norm_group = {group}: cannot divide {devices} devices"
+            f"{f', of which {height_shards} share an image' if height_shards > 1 else ''}; "
+            f"give one of {possible}, or 0 for all"
+        )
     sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
     sharding.check_height(f"{stage}.crop", options.crop, mesh)
 

@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     options = config.train
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     genotype = find_genotype(config, workdir)
-    network = build.network(config, genotype)
+    network = build.network(config, genotype, mesh)
 
     splits = splits or load_splits(config.data, options.crop)
     training_scenes = splits.weights + splits.architecture

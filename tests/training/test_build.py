@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from manas_jax.config import default
+from manas_jax.errors import UserError
+from manas_jax.runtime import sharding
 from manas_jax.training import build
 
 
@@ -54,3 +56,16 @@ def test_muon_updates_kernels_by_orthogonal_matrices(shape, float64):
     adam = optax.adamw(1e-3, weight_decay=0.0, nesterov=True)
     expected, _ = adam.update(grads, adam.init(params), params)
     np.testing.assert_allclose(updates["bias"], expected["bias"])
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_groups_of_batch_norm_divide_the_devices(group, make_config):
+    config = make_config(network__batch_norm_group=group)
+    with pytest.raises(UserError, match=f"batch_norm_group = {group}: .* give one of 1, or 0"):
+        build.check_sharding(config, "train", sharding.make_mesh(1))
+
+
+def test_batch_norm_group_is_a_share_of_the_devices(make_config):
+    config = make_config(network__batch_norm_group=1)
+    assert build.network(config, mesh=sharding.make_mesh(1)).ops.norm().groups == 1
+    assert build.network(config).ops.norm().groups == 1
