@@ -112,6 +112,19 @@ def held_out() -> str:
     return table(["dataset", "pairs", "rainy", *records], rows)
 
 
+def leave_one_out() -> str:
+    """Gain on each dataset of a training on all of them, and of one that has left it out."""
+    trainings = load("leave_one_out")["trainings"]
+    rows = []
+    for dataset, scores in trainings["all"]["held_out"].items():
+        left_out = trainings.get(f"without_{dataset}")
+        if left_out:
+            before = "{y_psnr:.2f} / {y_ssim:.3f}".format(**scores["input"])
+            gains = [_gain(scores), _gain(left_out["held_out"][dataset])]
+            rows.append([dataset, str(scores["pairs"]), before, *gains])
+    return table(["dataset", "pairs", "rainy", "trained on all", "trained without it"], rows)
+
+
 def recipe() -> str:
     """The trials of a recipe: short trainings, scored on validation pairs."""
     head = ["trial", "parameters", "GFLOP/image", "steps", "min", "seed", "validation PSNR / SSIM"]
@@ -220,5 +233,15 @@ def _budget(*summaries: dict[str, Any]) -> str:
 
 TABLES = {
     make.__name__: make
-    for make in (scores, budgets, pretrained, gallery, held_out, recipe, interruptions, agreement)
+    for make in (
+        scores,
+        budgets,
+        pretrained,
+        gallery,
+        held_out,
+        leave_one_out,
+        recipe,
+        interruptions,
+        agreement,
+    )
 }
