@@ -83,6 +83,8 @@ def run(
             compiler = AheadCompiler(sharding.replicated(mesh))
             try:
                 described = _COMPILE[stage](config, workdir, mesh, compiler)
+                if stage != "evaluate" and config.network.batch_norm_group:
+                    described["batch_norm_group"] = config.network.batch_norm_group
                 found[stage] = _figures(config, stage, where, described, compiler.programs)
             except OutOfMemory as error:
                 raise UserError(f"{stage}: {error}; {_remedies(config, stage)}") from None
@@ -249,7 +251,7 @@ def text(figures: Mapping[str, Any]) -> str:
 
 
 def _stage_lines(stage: str, found: Mapping[str, Any], memory: int) -> list[str]:
-    kinds = ("hypergradient", "genotype")
+    kinds = ("hypergradient", "genotype", "batch_norm_group")
     about = ", ".join(f"{kind}: {found[kind]}" for kind in kinds if kind in found)
     lines = [
         f"{stage} ({about})",

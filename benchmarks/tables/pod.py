@@ -65,7 +65,8 @@ def _order(result: tuple[str, str, dict[str, Any], dict[str, Any]]) -> tuple:
 
 def _name(stage: str, found: dict[str, Any]) -> str:
     kind = found.get("hypergradient", "").replace("_", " ")
-    return ", ".join(filter(None, [stage, kind]))
+    group = found.get("batch_norm_group", 0)
+    return ", ".join(filter(None, [stage, kind, group and f"BatchNorm over {group} of the chips"]))
 
 
 TABLES = {"pod": pod}
