@@ -66,7 +66,7 @@ def _order(result: tuple[str, str, dict[str, Any], dict[str, Any]]) -> tuple:
 def _name(stage: str, found: dict[str, Any]) -> str:
     kind = found.get("hypergradient", "").replace("_", " ")
     group = found.get("batch_norm_group", 0)
-    return ", ".join(filter(None, [stage, kind, group and f"BatchNorm over {group} of the chips"]))
+    return ", ".join(filter(None, [stage, kind, group and f"BatchNorm groups of {group}"]))
 
 
 TABLES = {"pod": pod}
