@@ -47,6 +47,7 @@ class LossWeights:
       ssim: structural dissimilarity to the clean image, external.
       tv: total variation of the outputs, external.
       internal: squared error between a scene's outputs.
+      feature: distance to the clean image in the features of `train.feature_network`, external.
       entropy_columns: architecture regularization of the columns.
       entropy_attention: architecture regularization of the attention edges.
       entropy_widths: architecture regularization of the residual blocks' widths.
@@ -59,6 +60,7 @@ class LossWeights:
     ssim: float = 1.0
     tv: float = 1e-4
     internal: float = 1.0
+    feature: float = 0.0
     entropy_columns: float = 0.01
     entropy_attention: float = 0.01
     entropy_widths: float = 0.01
@@ -222,6 +224,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "train.genotype": ("", _PATH),  # file; "" = what the search found in this workdir
     "train.inherit": (False, ANY),  # start from the supernet's weights
     "train.weights": ("", _PATH),  # or from those of this name or file, with its genotype
+    "train.feature_network": ("", _PATH),  # file of the U-Net that objectives.feature compares with
     "train.steps": (100_000, at_least(1)),
     "train.scenes": (32, at_least(1)),
     "train.crop": (64, at_least(8)),
@@ -280,8 +283,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """
     check_values(config, _KEYS)
     buckets.check(
-        config.data.root, config.train.genotype, config.train.weights, config.search.latency
-    )
+        config.data.root, config.train.genotype, config.train.weights, config.search.latency,
+        config.train.feature_network,
+    )  # fmt: skip
     if not isinstance(config.get("space"), ml_collections.ConfigDict):
         raise UserError("space is missing: give the fields of the search space")
     space = SearchSpace.from_dict(config.space)
@@ -312,6 +316,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")
     if config.train.weights and config.stage in ("search", "all"):
         raise UserError("train.weights brings its network: leave out the search, stage=train")
+    _check_feature(config)
 
 
 def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
@@ -334,6 +339,21 @@ def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
         table.check(SearchSpace.from_dict(config.space), config.objectives.complexity_size)
     limit = int(config.search.budget * size)
     return cost.Budget(limit, unit, *config.objectives.complexity_size, table)
+
+
+def _check_feature(config: ml_collections.ConfigDict) -> None:
+    weight, file = config.objectives.feature, config.train.feature_network
+    if bool(weight) != bool(file):
+        given, missing = f"objectives.feature = {weight:g}", "train.feature_network=FILE"
+        if not weight:
+            given = f"train.feature_network = {short_repr(file)}"
+            missing = "a weight, objectives.feature=WEIGHT,"
+        raise UserError(f"{given}: give {missing} as well, or leave it out")
+    if weight and config.stage in ("search", "all"):
+        raise UserError(
+            f"objectives.feature = {weight:g}: the search has no feature loss; set it in a new "
+            "workdir, with stage=train"
+        )
 
 
 def _check_budget(config: ml_collections.ConfigDict) -> None:

@@ -1,8 +1,7 @@
 """Segmenters: any ONNX model, or a small network that is trained here and kept in the cache.
 
-The network is a U-Net with residual blocks and GroupNorm, small enough to train in minutes on one
-core. Ronneberger, Fischer and Brox: U-Net. MICCAI 2015. Its weights do not ship with the package,
-as those of a data set that is for research only could not.
+The network, `manas_jax.models.unet`, is small enough to train in minutes on one core. Its weights
+do not ship with the package, as those of a data set that is for research only could not.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors.numpy
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,9 +27,10 @@ from manas_jax.data import images
 from manas_jax.downstream.onnx_model import Input, OnnxModel
 from manas_jax.downstream.pictures import counterparts, picture_files
 from manas_jax.errors import UserError
-from manas_jax.files import output_file, sha256
+from manas_jax.files import sha256
+from manas_jax.models.unet import UNet
 from manas_jax.runtime import compilation
-from manas_jax.workdir.weights import flatten, read_safetensors, unflatten
+from manas_jax.workdir import unet_file
 
 Segment = Callable[[np.ndarray], np.ndarray]
 """RGB, uint8 (H, W, 3) -> classes, uint8 (H, W)."""
@@ -61,40 +59,6 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
     seed: int = 0
-
-
-class UNet(nn.Module):
-    """(N, H, W, 3) in [0, 1] -> logits (N, H / 2, W / 2, classes)."""
-
-    classes: int
-    widths: Sequence[int]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Encodes, then decodes with the features of each scale."""
-        x, scales = 2 * x - 1, []
-        for level, width in enumerate(self.widths):
-            x = _layer(x, width, stride=2)
-            for _ in range(min(level, 2)):
-                x = nn.relu(x + _norm(_conv(_layer(x, width), width)))
-            scales.append(x)
-        for skip in scales[-2::-1]:
-            x = _conv(x, skip.shape[-1], size=1)
-            x = jax.image.resize(x, skip.shape, "bilinear")
-            x = _layer(x + skip, skip.shape[-1])
-        return _conv(x, self.classes, size=1)
-
-
-def _conv(x: jax.Array, features: int, size: int = 3, stride: int = 1) -> jax.Array:
-    return nn.Conv(features, (size, size), stride)(x)
-
-
-def _norm(x: jax.Array) -> jax.Array:
-    return nn.GroupNorm(num_groups=None, group_size=8)(x)
-
-
-def _layer(x: jax.Array, features: int, stride: int = 1) -> jax.Array:
-    return nn.relu(_norm(_conv(x, features, stride=stride)))
 
 
 class OnnxSegmenter:
@@ -149,19 +113,18 @@ def trained(folder: str | os.PathLike, classes: int, recipe: Recipe) -> tuple[Se
     """
     pictures, masks = training_files(folder)
     contents = [sha256(path) for path in (*pictures, *masks)]
-    key = json.dumps([dataclasses.asdict(recipe), classes, contents])
+    key = json.dumps([unet_file.VERSION, dataclasses.asdict(recipe), classes, contents])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     try:
         file = compilation.user_cache_folder() / "segmenters" / name
     except OSError as error:
         raise UserError(f"the segmenter cannot be kept: {error}") from None
-    network = UNet(classes, recipe.widths)
     if file.exists():
-        params = unflatten(read_safetensors(file)[0])
+        network, params = unet_file.load_unet(file)
     else:
+        network = UNet(classes, recipe.widths)
         params = jax.device_get(train(network, *_load(pictures, masks, recipe.size), recipe))
-        with output_file(file) as temporary:
-            temporary.write_bytes(safetensors.numpy.save(flatten(params)))
+        unet_file.save_unet(file, network, params)
     return segmenter(network, params, recipe.size), file.name
 
 
@@ -229,7 +192,7 @@ def train(network: UNet, pictures: np.ndarray, masks: np.ndarray, recipe: Recipe
         return optax.apply_updates(params, updates), state, value
 
     draw = np.random.default_rng(recipe.seed)
-    params = _init(network, recipe.size, draw)
+    params = _init(network, draw)
     state = optimizer.init(params)
     with tqdm(range(recipe.steps), "training the segmenter", disable=None) as bar:
         for _ in bar:
@@ -241,7 +204,7 @@ def train(network: UNet, pictures: np.ndarray, masks: np.ndarray, recipe: Recipe
     return params
 
 
-def _init(network: UNet, size: tuple[int, int], draw: np.random.Generator) -> PyTree:
+def _init(network: UNet, draw: np.random.Generator) -> PyTree:
     """First parameters, as Flax initialises them; drawn by NumPy, as JAX compiles for minutes."""
 
     def first(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -249,9 +212,7 @@ def _init(network: UNet, size: tuple[int, int], draw: np.random.Generator) -> Py
             return np.full(leaf.shape, float(path[-1].key == "scale"), np.float32)
         return draw.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
 
-    pictures = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), pictures)["params"]
-    return jax.tree_util.tree_map_with_path(first, shapes)
+    return jax.tree_util.tree_map_with_path(first, unet_file.unet_shapes(network))
 
 
 def _augmented(

@@ -28,6 +28,7 @@ _TERMS = {
     "charbonnier": "Charbonnier",
     "ssim": "1 − SSIM",
     "tv": "total variation",
+    "feature": "features",
 }
 _ELSEWHERE = ("share/", "loss/entropy_")
 """Means of the recorded probabilities, which have charts of their own, and entropies that

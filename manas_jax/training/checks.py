@@ -24,6 +24,7 @@ from manas_jax.training import build
 from manas_jax.training.evaluator import validation_side
 from manas_jax.training.restore import find_genotype
 from manas_jax.workdir import provenance
+from manas_jax.workdir.unet_file import load_unet
 
 
 def check_stages(
@@ -152,6 +153,8 @@ def _check_files(config: ConfigDict, workdir: Path, stages: Sequence[str]) -> No
     given = config.train.genotype or config.train.weights
     if given or (set(stages) - {"search"} and "search" not in stages):
         find_genotype(config, workdir)
+    if "train" in stages and config.train.feature_network:
+        load_unet(config.train.feature_network)
     for reader, needs, written_by in (
         ("train", config.train.inherit, "search"),
         ("evaluate", True, "train"),

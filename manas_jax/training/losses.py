@@ -1,4 +1,4 @@
-"""The four losses of the method, each a term that can be weighed and logged alone.
+"""The losses of the method, and that of features, each a term that can be weighed and logged alone.
 
 Notation of Cai et al. (TCSVT 2023): a scene has a clean image t and K rainy
 versions, whose outputs are o_1 .. o_K. Batches are outputs (S, K, H, W, 3) and clean images
@@ -22,9 +22,16 @@ from manas_jax.space import SearchSpace
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
+FeatureFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""(outputs (S, K, H, W, 3), clean (S, H, W, 3)) -> the unweighted term 'feature', a scalar."""
+
 
 def scene_loss_fn(
-    network: Network, loss_weights: LossWeights, internal_from: int, frozen_stats: bool = False
+    network: Network,
+    loss_weights: LossWeights,
+    internal_from: int,
+    frozen_stats: bool = False,
+    feature_fn: FeatureFn | None = None,
 ) -> Callable:
     """The restoration loss of a batch of scenes as a function of what can be differentiated.
 
@@ -34,6 +41,7 @@ def scene_loss_fn(
       internal_from: step from which on the internal loss counts.
       frozen_stats: whether BatchNorm normalises by the running statistics and leaves them as they
         are, in place of the batch's, which update them.
+      feature_fn: see `feature_loss.feature_fn`; None for no such term.
 
     Returns:
       A function (params, architecture, batch_stats, step, batch) -> (loss, (batch_stats, metrics)).
@@ -51,7 +59,7 @@ def scene_loss_fn(
             mutable=["batch_stats"],
         )
         outputs = outputs.reshape(rainy.shape)
-        loss, metrics = scene_loss(outputs, clean, step, loss_weights, internal_from)
+        loss, metrics = scene_loss(outputs, clean, step, loss_weights, internal_from, feature_fn)
         return loss, (updates["batch_stats"], metrics)
 
     return loss_fn
@@ -63,10 +71,14 @@ def scene_loss(
     step: jax.Array,
     loss_weights: LossWeights,
     internal_from: int,
+    feature_fn: FeatureFn | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The restoration loss of outputs (S, K, H, W, 3) and its metrics, see `scene_loss_fn`."""
     internal_scale = (step >= internal_from).astype(outputs.dtype)
     loss, metrics = restoration_loss(outputs, clean, loss_weights, internal_scale)
+    if feature_fn is not None:
+        metrics["feature"] = feature_fn(outputs, clean)
+        loss += loss_weights.feature * metrics["feature"]
     error = mean_squared_error(jnp.clip(outputs, 0, 1), clean[:, None])
     metrics["psnr"] = jnp.mean(-10 * jnp.log10(jnp.maximum(error, 1e-10)))
     return loss, {"restoration": loss, **metrics}

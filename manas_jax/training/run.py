@@ -21,7 +21,7 @@ from manas_jax.models.variables import (
     variable_shapes,
 )
 from manas_jax.runtime import distributed, sharding
-from manas_jax.training import build, stage
+from manas_jax.training import build, feature_loss, stage
 from manas_jax.training.evaluator import Validation
 from manas_jax.training.restore import find_genotype, load_search, load_trained, train_template
 from manas_jax.training.state import init_train
@@ -109,7 +109,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
 
 
 def make_step(config: ConfigDict, network: Network) -> TrainStep:
-    """The step of a configuration's training."""
+    """The step of a configuration's training.
+
+    Raises:
+      UserError: see `feature_loss.load`.
+    """
     options = config.train
     return TrainStep(
         network,
@@ -118,6 +122,7 @@ def make_step(config: ConfigDict, network: Network) -> TrainStep:
         internal_from=round(options.internal_warmup * options.steps),
         ema=options.ema,
         microbatches=options.accumulate,
+        feature_fn=feature_loss.load(options.feature_network) if options.feature_network else None,
     )
 
 

@@ -33,6 +33,7 @@ class TrainStep:
         internal_from: int = 0,
         ema: float = 0.0,
         microbatches: int = 1,
+        feature_fn: losses.FeatureFn | None = None,
     ):
         """Compiles nothing yet.
 
@@ -43,11 +44,14 @@ class TrainStep:
           internal_from: step from which on the internal loss counts.
           ema: decay of the moving average of weights and statistics; 0 for none.
           microbatches: number of microbatches per batch, see `accumulation.accumulate`.
+          feature_fn: the feature loss, see `feature_loss.feature_fn`; None for none.
         """
         self._optimizer = optimizer
         self._ema = ema
         self._microbatches = microbatches
-        self._loss_fn = partial(losses.scene_loss_fn, network, loss_weights, internal_from)
+        self._loss_fn = partial(
+            losses.scene_loss_fn, network, loss_weights, internal_from, feature_fn=feature_fn
+        )
         if microbatches == 1:
             self.weight_step = jax.jit(
                 self.weight_step, donate_argnums=0, static_argnames="frozen_stats"

@@ -21,7 +21,7 @@ from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few, sha256, write_json
 
-FILE_KEYS = ("train.genotype", "train.weights", "search.latency")
+FILE_KEYS = ("train.genotype", "train.weights", "train.feature_network", "search.latency")
 """Keys that name a file, which is identified by its content."""
 
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except

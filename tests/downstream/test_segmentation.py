@@ -7,8 +7,9 @@ from PIL import Image
 from manas_jax.downstream import segmentation, segmenters
 from manas_jax.downstream.__main__ import main
 from manas_jax.downstream.onnx_model import Input
-from manas_jax.downstream.segmenters import OnnxSegmenter, Recipe, UNet
+from manas_jax.downstream.segmenters import OnnxSegmenter, Recipe
 from manas_jax.errors import UserError
+from manas_jax.models.unet import UNet
 
 pytestmark = pytest.mark.usefixtures("no_networks")
 
@@ -151,7 +152,7 @@ def test_parts_of_pictures_and_masks_agree():
 def test_names_and_shapes_of_the_parameters():
     import jax
 
-    params = segmenters._init(UNet(3, (8, 16)), (32, 32), np.random.default_rng(0))
+    params = segmenters._init(UNet(3, (8, 16)), np.random.default_rng(0))
     output = jax.eval_shape(UNet(3, (8, 16)).apply, {"params": params}, np.zeros((2, 32, 32, 3)))
     assert output.shape == (2, 16, 16, 3)
 

@@ -62,18 +62,22 @@ sys.path.insert(0, "tests")
 from conftest import narrow_config, scene_batch
 from manas_jax.runtime import sharding
 from manas_jax.search.step import SearchStep
-from manas_jax.training import build, losses, state
+from manas_jax.models.unet import UNet
+from manas_jax.training import build, feature_loss, losses, state
 from manas_jax.training.step import TrainStep
 from manas_jax.models.variables import init_variables
 from manas_jax.space import random_genotype
 
-config = narrow_config(search__scenes=8, search__crop=8)
+config = narrow_config(search__scenes=8, search__crop=8, objectives__feature=1.0)
 network = build.network(config)
 optimizers = (build.search_weight_optimizer(config.search),
               build.architecture_optimizer(config.search))
 weights = build.loss_weights(config)
 derived = build.network(config, random_genotype(network.space, 0))
 adam = build.train_optimizer(config.train)
+unet = UNet(2, (8, 16))
+params = unet.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
+feature_fn = feature_loss.feature_fn(unet, jax.device_get(params))
 made = {}
 for devices in (1, 4):
     mesh = sharding.make_mesh(devices)
@@ -86,7 +90,7 @@ for devices in (1, 4):
         fresh = sharding.replicate(state.init_search(network, *optimizers, seed=0), mesh)
         step.compile(fresh, build.batch_shapes(config, config.search, mesh))
         made[hypergradient, devices] = step(fresh, batch, batch)[1]
-    step = TrainStep(derived, adam, loss_weights=weights, microbatches=2)
+    step = TrainStep(derived, adam, loss_weights=weights, microbatches=2, feature_fn=feature_fn)
     fresh = sharding.replicate(
         state.init_train(init_variables(derived, 0), adam, ema=False), mesh)
     step.compile(fresh, build.batch_shapes(config, config.search, mesh))
