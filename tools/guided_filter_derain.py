@@ -37,9 +37,9 @@ RESULT = RESULTS / "downstream" / "guided_filter.json"
 PAIRS = 40
 GRID: dict[str, Sequence[Any]] = {
     "guidance": ("range", "picture"),
-    "radius": (2, 4, 8),
-    "eps": (3e-3, 1e-2, 3e-2, 1e-1),
-    "refine_eps": (1e-5, 1e-4, 1e-3),
+    "radius": (4, 8, 16),
+    "eps": (1e-2, 3e-2, 1e-1),
+    "refine_eps": (3e-4, 1e-3, 3e-3),
 }
 
 
