@@ -70,6 +70,18 @@ def segmentation_classes() -> str:
     return table(["rain", "pictures", *result["classes"]], rows)
 
 
+def guided_filter() -> str:
+    """What the parameters of the guided filters were chosen by."""
+    result = load("downstream/guided_filter")
+    best = max(result["grid"], key=lambda row: row["y_psnr"])
+    chosen = ", ".join(f"{key} {value}" for key, value in result["chosen"].items())
+    return (
+        f"{len(result['grid'])} combinations on {len(result['pictures'])} training pairs, whose "
+        f"mean PSNR on Y rises from {result['rainy_y_psnr']:.2f} to {best['y_psnr']:.2f} dB with "
+        f"{chosen}; {origin(result['provenance'])}.\n"
+    )
+
+
 def _rows(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """Kind of rain, variant and figures; the clean pictures once, as they have no rain."""
     found = {
@@ -90,5 +102,11 @@ def _value(found: dict[str, Any]) -> str:
 
 TABLES = {
     f"downstream_{make.__name__}": make
-    for make in (detection, detection_parts, segmentation, segmentation_classes)
+    for make in (
+        detection,
+        detection_parts,
+        segmentation,
+        segmentation_classes,
+        guided_filter,
+    )
 }
