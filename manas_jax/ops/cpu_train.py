@@ -30,14 +30,39 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) ->
     """Convolution, by the implementation that is fastest for its size."""
     side, _, *channels = kernel.shape
     if (side, stride) == (1, 1):
-        return (x.reshape(-1, channels[0]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+        return matmul(x.reshape(-1, channels[0]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
+    if stride == 1 and max(channels) <= FEW:
+        return conv_space_to_depth(x, kernel, dilation)
     if (side, stride) == (3, 1):
         return conv3x3(x, kernel, dilation)
     if (side, stride, dilation) == (3, 2, 1) and x.shape[1] % 2 == x.shape[2] % 2 == 0:
         return conv3x3_stride2(x, kernel)
-    if stride == 1 and max(channels) <= FEW:
-        return conv_space_to_depth(x, kernel, dilation)
     return xla.conv(x, kernel, stride, dilation)
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(M, C) @ (C, F), M large; see `_product_over_rows`."""
+    return x @ kernel
+
+
+def _matmul_backward(residuals, grad):
+    x, kernel = residuals
+    return grad @ kernel.T, _product_over_rows(x, grad)
+
+
+matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_backward)
+
+
+def _product_over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x.T @ y of many rows: (M, C), (M, D) -> (C, D).
+
+    XLA:CPU takes much longer where C > D: there the product is that of y.T @ x, and the barrier
+    keeps the compiler from turning it back.
+    """
+    if x.shape[1] <= y.shape[1]:
+        return x.T @ y
+    return jax.lax.optimization_barrier(y.T @ x).T
 
 
 # --- 3x3 convolutions -----------------------------------------------------------------------------
@@ -75,7 +100,7 @@ def _conv3x3_kernel_grad(x: jax.Array, rows: jax.Array, dilation: int) -> jax.Ar
     makes for a convolution whose kernel is as large as the image.
     """
     columns = _neighbours(x, dilation, axis=2)
-    product = columns.reshape(-1, columns.shape[-1]).T @ rows.reshape(-1, rows.shape[-1])
+    product = _product_over_rows(*(z.reshape(-1, z.shape[-1]) for z in (columns, rows)))
     product = product.reshape(3, x.shape[-1], 3, -1)
     return jnp.stack([product[:, :, row] for row in range(3)])  # XLA copies a transpose twice
 
@@ -180,7 +205,7 @@ def _conv3x3_stride2_kernel_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
         return (before + pair).reshape(-1, 3 * inputs)
 
     def product(row, grads):
-        return taps(row).T @ grads.reshape(-1, grads.shape[-1])
+        return _product_over_rows(taps(row), grads.reshape(-1, grads.shape[-1]))
 
     following = shift(grad, -1, axis=1, offset=outputs, channels=2 * outputs)
     both = following + shift(grad, 0, channels=2 * outputs)
@@ -206,7 +231,7 @@ def conv_space_to_depth(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> j
     folded = jnp.einsum("ysab,xtcd,bdio->yxstiaco", matches, matches, kernel, precision=EXACT)
     folded = folded.reshape(3, 3, patch**2 * x.shape[-1], -1)
     x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
-    y = xla.conv(space_to_depth(x, patch), folded.astype(x.dtype))
+    y = conv3x3(space_to_depth(x, patch), folded.astype(x.dtype))
     return depth_to_space(y, patch)[:, :height, :width]
 
 
@@ -234,7 +259,8 @@ def _separable_conv_backward(dilation, residuals, grad):
     x, depthwise, pointwise = residuals
     dense, dense_pullback = jax.vjp(xla.dense_kernel, depthwise, pointwise)
     if x.shape[-1] <= NARROW:
-        dx, ddense = _conv3x3_backward(dilation, (x, dense), grad)
+        _, pullback = jax.vjp(functools.partial(conv, dilation=dilation), x, dense)
+        dx, ddense = pullback(grad)
     else:
         dx = _depthwise_blocks(grad @ pointwise[0, 0].T, depthwise, -dilation).reshape(x.shape)
         ddense = _conv3x3_kernel_grad(x, _neighbours(grad, -dilation, axis=1), dilation)
