@@ -12,8 +12,14 @@ import tempfile
 import urllib.request
 
 # Every program here is run a few times at most, so quick to compile counts; commands that the
-# tests start inherit it. It has to be set before JAX starts.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# tests start inherit it. It has to be set before JAX starts. XLA's newer emitter of fusions takes
+# most of the time of a compilation, and code in one module is quicker made than in several.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
+)
 
 # Compiling is most of what the tests take: pytest's workers, the tests and the commands that they
 # start share what any of them has compiled.
