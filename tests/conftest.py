@@ -1,6 +1,7 @@
 """What several test files share: quick compilation, tiny configurations and spaces."""
 
 import atexit
+import gc
 import importlib.util
 import os
 import pathlib
@@ -27,6 +28,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="manas_jax_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Tracing allocates so much that by default the collector would run thousands of times.
+gc.set_threshold(50_000)
 
 import numpy as np
 import pytest
