@@ -29,14 +29,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Tracing allocates so much that by default the collector would run thousands of times.
-gc.set_threshold(50_000)
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from manas_jax.space import ALL_COLUMNS, SearchSpace
+
+# Tracing allocates so much that by default the collector would run thousands of times.
+gc.set_threshold(50_000)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -52,6 +52,13 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files that share the steps of `run_stages` come first, so that one worker has them all."""
+    sharing = {item.path for item in items if "run_stages" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in sharing)
 
 
 NARROW = {
