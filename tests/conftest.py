@@ -313,8 +313,16 @@ def run_stages(loop_config):
     from manas_jax import main
     from manas_jax.search import run as search_run
     from manas_jax.training import run as train_run
+    from manas_jax.training.evaluator import Validation
 
-    compiled = {}
+    compiled, programs = {}, {}
+
+    class ValidationOnce(Validation):
+        """Scores of a network by the program that the first run has compiled."""
+
+        def __init__(self, network, *args):
+            super().__init__(network, *args)
+            self._apply = programs.setdefault(network, self._apply)
 
     def once(module, name):
         step_class = getattr(module, name)
@@ -330,6 +338,7 @@ def run_stages(loop_config):
         with pytest.MonkeyPatch.context() as patch:
             for module, name in ((search_run, "SearchStep"), (train_run, "TrainStep")):
                 patch.setattr(module, name, once(module, name))
+                patch.setattr(module, "Validation", ValidationOnce)
             return main.run(loop_config(**changes), workdir)
 
     return run

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
 
+from manas_jax import main
 from manas_jax.buckets import as_path
 from manas_jax.errors import UserError
 from manas_jax.runtime import signals
@@ -24,6 +25,12 @@ from manas_jax.training import stage as stage_module
 from manas_jax.workdir.checkpoints import Checkpoints
 
 STEPS = 6  # of both stages in configs/tiny.py, with a checkpoint every 2
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch, finished):
+    """Runs end without a report, but that of `finished` has one."""
+    monkeypatch.setattr(main.report, "write", lambda workdir: workdir)
 
 
 class _Stop(BaseException):
