@@ -14,9 +14,6 @@ from manas_jax.models.layers import ConvNorm
 from manas_jax.models.pooling import PooledFeatures
 from manas_jax.ops import XLA, Ops
 
-# Equal edges of the supernet are then traced once, which is a tenth of the start of a search.
-_TRACED_ONCE = nn.jit(Edge, static_argnums=(2,))
-
 
 class Attention(nn.Module):
     """Gated groups of channels, merged, added to the input and gated once more.
@@ -48,8 +45,7 @@ class Attention(nn.Module):
         def edge(y: jax.Array) -> jax.Array:
             e = next(edges)
             names = self.space.candidates if self.chosen is None else (self.chosen[e],)
-            make = Edge if self.chosen else _TRACED_ONCE
-            module = make(names, self.pool_cell, self.ops, name=f"edge{e}")
+            module = Edge(names, self.pool_cell, self.ops, name=f"edge{e}")
             return module(y, train, probabilities[e] if self.chosen is None else None)
 
         nodes: list[jax.Array] = []

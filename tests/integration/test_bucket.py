@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import pytest
 from test_resume import STEPS, _final_state, _listening, _same_bits, _stopping_at
@@ -57,8 +58,14 @@ def test_bucket_that_is_lost_leaves_earlier_checkpoints_whole(
     monkeypatch, finished, run_stages, bucket
 ):
     workdir = buckets.as_path("gs://bucket/run")
+
+    def lose():
+        while not (workdir / "search/checkpoints/2/commit_success.txt").exists():
+            time.sleep(0.05)  # it is saved in the background
+        bucket(403)
+
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "MetricLogger", _stopping_at(3, lambda: bucket(403)))
+        patch.setattr(stage_module, "MetricLogger", _stopping_at(3, lose))
         with pytest.raises(
             UserError, match=r"^gs://bucket: .*gs://bucket/run.* are intact"
         ) as lost:
