@@ -219,6 +219,7 @@ def test_unfinished_checkpoint_is_ignored(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 1
         _assert_same(checkpoints.restore(_state()), _state(1))
+        checkpoints.save(2, _state(2), 20.0)  # waits for what removes it in the background
     assert not unfinished.exists()
 
 
