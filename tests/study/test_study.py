@@ -385,6 +385,9 @@ def test_searches_of_a_budget_cost_the_same(experiments):
     for name, search in config.study.searches.items():
         options, budget = search.search, search.search.budget * 1e9
         if options.method == "bilevel":
+            merged = config.search.to_dict() | options.to_dict()
+            gradients = (2 - merged["architecture_warmup"]) * merged["steps"]
+            assert gradients == pytest.approx(1800, rel=1e-3), name
             continue
         if options.method == "evolution":
             genotypes = options.population * options.generations
