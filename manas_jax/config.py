@@ -196,9 +196,10 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.crop": (64, at_least(8)),  # pixels
     "search.architecture_warmup": (0.05, _SHARE),  # of the steps, before its updates
     "search.internal_warmup": (0.025, _SHARE),  # of the steps, without the internal loss
+    "search.optimizer": ("sgd", one_of("sgd", *OPTIMIZERS)),  # of the weights
     "search.learning_rate": (2e-3, NOT_NEGATIVE),
     "search.final_learning_rate": (1e-4, NOT_NEGATIVE),  # of the cosine schedule
-    "search.momentum": (0.9, _DECAY),
+    "search.momentum": (0.9, _DECAY),  # of sgd
     "search.weight_decay": (3e-4, NOT_NEGATIVE),
     "search.clip": (0.0, NOT_NEGATIVE),  # bound on the global norm of the gradient; 0 = none
     "search.architecture_learning_rate": (3e-4, NOT_NEGATIVE),

@@ -61,7 +61,12 @@ def weight_schedule(options: ConfigDict) -> optax.Schedule:
 
 
 def search_weight_optimizer(options: ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay is part of the gradient, as in PyTorch."""
+    """The paper's SGD with momentum, or one of `train_optimizer`.
+
+    SGD's weight decay is part of the gradient, as in PyTorch.
+    """
+    if options.optimizer != "sgd":
+        return train_optimizer(options)
     return optax.chain(
         *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
         optax.add_decayed_weights(options.weight_decay),

@@ -69,3 +69,21 @@ def test_batch_norm_group_is_a_share_of_the_devices(make_config):
     config = make_config(network__batch_norm_group=1)
     assert build.network(config, mesh=sharding.make_mesh(1)).ops.norm().groups == 1
     assert build.network(config).ops.norm().groups == 1
+
+
+def test_search_takes_sgd_or_an_optimizer_of_the_training():
+    params = {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}
+    grads = jax.tree.map(lambda x: 0.5 * x, params)
+
+    def step(optimizer):
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    options = default().search
+    options.update(clip=0.0, weight_decay=0.1, learning_rate=0.5)
+    for update in jax.tree.leaves(step(build.search_weight_optimizer(options))):
+        np.testing.assert_allclose(update, -0.5 * (0.5 + 0.1), rtol=1e-6)
+    options.optimizer = "muon"
+    chosen, trained = (
+        step(make(options)) for make in (build.search_weight_optimizer, build.train_optimizer)
+    )
+    jax.tree.map(np.testing.assert_array_equal, chosen, trained)
