@@ -60,16 +60,13 @@ NARROW = {
 """Changes to configs/tiny.py: little to compile, but some of every kind of module."""
 
 
-def compare(
-    layouts: Sequence[Layout], steps: int, dtype: str, changes: Mapping[str, Any] = NARROW
-) -> list[dict[str, Any]]:
+def compare(layouts: Sequence[Layout], steps: int, dtype: str) -> list[dict[str, Any]]:
     """Runs every layout and compares it with the first one.
 
     Args:
       layouts: to run.
       steps: of the search, and of the training.
       dtype: 'float32' or 'float64'.
-      changes: to configs/tiny.py, by key.
 
     Returns:
       For each layout its fields as 'layout', and for 'search' and 'train' the largest relative
@@ -81,7 +78,7 @@ def compare(
         for number, layout in enumerate(layouts):
             here = pathlib.Path(folder) / str(number)
             here.mkdir()
-            _run(layout, {"steps": steps, "dtype": dtype, "changes": dict(changes)}, here)
+            _run(layout, {"steps": steps, "dtype": dtype}, here)
             records.append((layout, here))
         first = records[0][1]
         return [
@@ -156,8 +153,7 @@ def _work(task: Mapping[str, Any]) -> None:
     config.train.ema = 0.9
     if dtype == np.float64:
         config.search.hypergradient = "finite_difference"
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in task["changes"].items()}
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict(NARROW)
     mesh = sharding.make_mesh(0, task["height_shards"])
     splits = load_splits(config.data, config.search.crop)
     supernet = build.network(config)

@@ -65,11 +65,9 @@ def test_weights_with_a_scheme_other_than_the_hubs_are_refused():
         pretrained.find("s3://b/w.safetensors")
 
 
-def test_workdir_with_a_scheme_is_refused(tmp_path, run_command):
-    """By what all commands of a config share."""
-    done = run_command(
-        "--config=tiny", "--workdir=s3://b/run", module="manas_jax.study", cwd=tmp_path
-    )
+@pytest.mark.parametrize("module", ["manas_jax.main", "manas_jax.study"])
+def test_workdir_with_a_scheme_is_refused(tmp_path, run_command, module):
+    done = run_command("--config=tiny", "--workdir=s3://b/run", module=module, cwd=tmp_path)
     assert done.returncode == 1
     assert "error: --workdir=s3://b/run: s3:// is not supported" in done.stderr
     assert done.stderr.count("\n") == 1 and os.listdir(tmp_path) == []

@@ -90,12 +90,6 @@ def weights_file(tmp_path_factory, small):
     return path
 
 
-@pytest.fixture
-def few_sizes(monkeypatch):
-    """Exports are checked at two of the sizes; `test_command` has all of them."""
-    monkeypatch.setattr(export, "_SHAPES", export._SHAPES[2:4])
-
-
 def test_both_networks_together_have_all_choices():
     columns = {name for g in (PLAIN, RESIDUAL) for cell in g.columns for name in cell}
     edges = {
@@ -112,7 +106,7 @@ def test_mirror_pad_equals_the_padding_of_the_network(side):
 
 
 @GENOTYPES
-def test_stablehlo_equals_the_network_at_any_size(genotype, tmp_path, few_sizes):
+def test_stablehlo_equals_the_network_at_any_size(genotype, tmp_path):
     network, variables = trained(genotype)
     done = export.export(ready(network, variables), "stablehlo", tmp_path / "new" / "net.bin")
     assert [done.path] == list((tmp_path / "new").iterdir())
@@ -125,7 +119,7 @@ def test_stablehlo_equals_the_network_at_any_size(genotype, tmp_path, few_sizes)
     np.testing.assert_allclose(exported.call(images), want, atol=1e-5)
 
 
-def test_savedmodel_equals_the_network_at_any_size(tmp_path, few_sizes):
+def test_savedmodel_equals_the_network_at_any_size(tmp_path):
     import tensorflow as tf
 
     network, variables = trained(RESIDUAL)
@@ -258,9 +252,7 @@ def damaged(derainer, path):
         (damaged, "does not run"),
     ],
 )
-def test_wrong_export_does_not_replace_the_old_one(
-    write, message, small, tmp_path, monkeypatch, few_sizes
-):
+def test_wrong_export_does_not_replace_the_old_one(write, message, small, tmp_path, monkeypatch):
     patch_write(monkeypatch, "stablehlo", write)
     if write is not damaged:
         monkeypatch.setattr(export, "_run", run_here)
@@ -277,7 +269,7 @@ def run_here(format, path, batches):
     return [np.asarray(exported.call(images)) for images in batches]
 
 
-def test_wrong_padding_is_detected(small, tmp_path, monkeypatch, few_sizes):
+def test_wrong_padding_is_detected(small, tmp_path, monkeypatch):
     def repeated(x, axis, multiple):
         side = x.shape[axis]
         index = jax.numpy.arange((side + multiple - 1) // multiple * multiple) % side

@@ -17,8 +17,7 @@ from manas_jax.runtime import signals
 
 @pytest.fixture(scope="module")
 def few():
-    small = {"space.attention_groups": 1, "search.crop": 16, "train.crop": 16}
-    return compare([Layout(1, 1), Layout(2, 4)], 2, "float64", NARROW | small)
+    return compare([Layout(1, 1), Layout(2, 4)], 2, "float64")
 
 
 @pytest.fixture(scope="module")

@@ -143,22 +143,8 @@ def evolving(loop_config):
     return config
 
 
-def _once(function):
-    """The function at its first call; later ones give what that gave."""
-    results = []
-
-    def call(*args):
-        if not results:
-            results.append(function(*args))
-        return results[0]
-
-    return call
-
-
 def test_search_resumes_with_the_same_bits(tmp_path, monkeypatch, evolving):
     """Stopped by SIGTERM in the training of the supernet and again in the evolution."""
-    for name in ("make_step", "_compile"):  # of one configuration
-        monkeypatch.setattr(evolution, name, _once(getattr(evolution, name)))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     genotype = methods.search(evolving, whole)
     summary = json.loads((whole / "search" / "summary.json").read_text())

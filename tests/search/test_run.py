@@ -12,12 +12,11 @@ from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace
 
 def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config):
     config = loop_config(
+        space__columns=(2,),
         space__column_choices=ALL_COLUMNS,
         space__widths=(0.25, 1.0),
         search__hypergradient="first_order",
         search__budget_of="parameters",
-        search__steps=4,
-        train__steps=2,
     )
     cheapest, dearest = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
     config.search.budget = float((cheapest + dearest) // 2)

@@ -117,9 +117,9 @@ def test_internal_gradient_is_that_of_the_pairs(versions):
 
 
 @pytest.mark.parametrize("name", RESTORATION)
-def test_restoration_term_off_on_and_alone(name):
+def test_restoration_term_off_on_and_alone(name, float64):
     """The gradient is the weighted sum of the terms' own gradients, none of one that is off."""
-    outputs, clean = _images(3)
+    outputs, clean = (x.astype(np.float64) for x in _images(3))
 
     def gradient(weights, scale=1.0):
         slope = jax.jit(jax.grad(lambda o: losses.restoration_loss(o, clean, weights, scale)[0]))
@@ -128,7 +128,7 @@ def test_restoration_term_off_on_and_alone(name):
     alone = dataclasses.replace(OFF, **{name: 1.0})
     own = jax.jit(jax.grad(lambda o: losses.restoration_loss(o, clean, alone)[1][name]))(outputs)
     assert np.abs(own).max() > 0
-    np.testing.assert_allclose(gradient(alone), own, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(gradient(alone), own, atol=1e-9)
     np.testing.assert_allclose(
         gradient(dataclasses.replace(OFF, **{name: 2.5})), 2.5 * own, atol=1e-7
     )
