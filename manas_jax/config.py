@@ -344,12 +344,16 @@ def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
 
 def _check_feature(config: ml_collections.ConfigDict) -> None:
     weight, file = config.objectives.feature, config.train.feature_network
-    if bool(weight) != bool(file):
-        given, missing = f"objectives.feature = {weight:g}", "train.feature_network=FILE"
-        if not weight:
-            given = f"train.feature_network = {short_repr(file)}"
-            missing = "a weight, objectives.feature=WEIGHT,"
-        raise UserError(f"{given}: give {missing} as well, or leave it out")
+    if weight and not file:
+        raise UserError(
+            f"objectives.feature = {weight:g}: give train.feature_network=FILE as well, "
+            "or leave it out"
+        )
+    if file and not weight:
+        raise UserError(
+            f"train.feature_network = {short_repr(file)}: give a weight, "
+            "objectives.feature=WEIGHT, as well, or leave it out"
+        )
     if weight and config.stage in ("search", "all"):
         raise UserError(
             f"objectives.feature = {weight:g}: the search has no feature loss; set it in a new "

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks.tables import load, origin, table
 from manas_jax.downstream import bootstrap
 from manas_jax.downstream.bootstrap import text
@@ -91,8 +89,8 @@ def feature_loss() -> str:
     detection, segmentation = (
         load(f"downstream/feature_loss_{task}") for task in ("detection", "segmentation")
     )
-    psnr = [load(f"downstream/feature_loss_psnr_{name}") for name in names]
-    found = {"Rain100L, PSNR on Y, dB": dict(zip(names, _psnr_gains(psnr), strict=True))}
+    against, psnr = detection["against"], _psnr(names, detection["against"])
+    found = {"Rain100L, PSNR on Y, dB": {name: psnr[name]["psnr"] for name in names}}
     (rows,) = detection["results"].values()
     found["Rain100L, AP50, pooled"] = {name: rows[name]["pooled_ap50"] for name in names}
     found["Rain100L, AP"] = {name: rows[name]["ap"] for name in names}
@@ -102,17 +100,19 @@ def feature_loss() -> str:
         [measured, *(text(rows[name]) for name in names), text(rows["feature"]["gain"], "+")]
         for measured, rows in found.items()
     ]
-    head = ["pictures, score", *names, f"feature minus {detection['against']}"]
-    facts = f"{len(psnr[0]['images'])} and {len(segmentation['pictures'])} pictures"
+    head = ["pictures, score", *names, f"feature minus {against}"]
+    facts = f"{len(detection['pictures'])} and {len(segmentation['pictures'])} pictures"
     return f"{facts}; {origin(detection['provenance'])}.\n\n{table(head, cells)}"
 
 
-def _psnr_gains(scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The mean PSNR on Y of each, with its gain over that of the first, by one bootstrap."""
-    values = np.array([[image["y_psnr"] for image in found["images"]] for found in scores])
-    weights = bootstrap.picture_weights(values.shape[1], seed=0)
-    rows = {str(i): {"psnr": weights @ x / x.size} for i, x in enumerate(values)}
-    return [row["psnr"] for row in bootstrap.with_gains(rows, "0").values()]
+def _psnr(names: Sequence[str], against: str) -> dict[str, Any]:
+    """By name the mean PSNR on Y, with its gain over that of `against`."""
+    rows = {}
+    for name in names:
+        images = load(f"downstream/feature_loss_psnr_{name}")["images"]
+        weights = bootstrap.picture_weights(len(images), seed=0)
+        rows[name] = {"psnr": weights @ [image["y_psnr"] for image in images] / len(images)}
+    return bootstrap.with_gains(rows, against)
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -28,7 +28,7 @@ from manas_jax.downstream.onnx_model import Input, OnnxModel
 from manas_jax.downstream.pictures import counterparts, picture_files
 from manas_jax.errors import UserError
 from manas_jax.files import sha256
-from manas_jax.models.unet import UNet
+from manas_jax.models.unet import UNet, param_shapes
 from manas_jax.runtime import compilation
 from manas_jax.workdir import unet_file
 
@@ -212,7 +212,7 @@ def _init(network: UNet, draw: np.random.Generator) -> PyTree:
             return np.full(leaf.shape, float(path[-1].key == "scale"), np.float32)
         return draw.normal(0, math.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(first, unet_file.unet_shapes(network))
+    return jax.tree_util.tree_map_with_path(first, param_shapes(network))
 
 
 def _augmented(

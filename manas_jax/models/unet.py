@@ -6,9 +6,11 @@ Ronneberger, Fischer and Brox: U-Net. MICCAI 2015; here with residual blocks and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class UNet(nn.Module):
@@ -42,6 +44,12 @@ class UNet(nn.Module):
     def encode(self, x: jax.Array) -> list[jax.Array]:
         """The features of each scale, (N, H / 2^i, W / 2^i, widths[i - 1]) from i = 1 on."""
         return self(x, decode=False)
+
+
+def param_shapes(network: UNet) -> Any:
+    """Shapes and types of the network's parameters; computes nothing."""
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), images)["params"]
 
 
 def _conv(x: jax.Array, features: int, size: int = 3, stride: int = 1) -> jax.Array:

@@ -150,6 +150,23 @@ def check_height(key: str, pixels: int, mesh: Mesh) -> None:
         raise UserError(f"{key} = {pixels}: height_shards = {shards} needs a multiple of {shards}")
 
 
+def check_group(key: str, size: int, mesh: Mesh) -> None:
+    """Checks that the devices fall into groups of `size`, each of whole images; 0 is all of them.
+
+    Raises:
+      UserError: they do not; names sizes that would do.
+    """
+    devices, shards = mesh.devices.size, mesh.shape[HEIGHT]
+    if size and (devices % size or size % shards):
+        sizes = range(shards, devices + 1, shards)
+        possible = ", ".join(str(n) for n in sizes if devices % n == 0)
+        raise UserError(
+            f"{key} = {size}: cannot divide {devices} devices"
+            f"{f', of which {shards} share an image' if shards > 1 else ''}; "
+            f"give one of {possible}, or 0 for all"
+        )
+
+
 def zeros(shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Zeros with the shapes, dtypes and shardings of a batch of arrays or shape structs."""
     return {

@@ -19,7 +19,6 @@ from manas_jax.config import LossWeights, budget
 from manas_jax.data import pipeline
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
-from manas_jax.errors import UserError
 from manas_jax.models.network import Network
 from manas_jax.ops.norm import BatchNorm
 from manas_jax.runtime import sharding
@@ -176,19 +175,10 @@ def check_sharding(config: ConfigDict, stage: str, mesh: Mesh) -> None:
     """Checks that the devices can share a batch of a stage ('search' or 'train').
 
     Raises:
-      UserError: they cannot; names numbers of scenes that they can. Or BatchNorm's groups are not
-        equal parts of the devices, or smaller than the devices of an image.
+      UserError: they cannot; names numbers of scenes, or of devices in a group, that would do.
     """
-    options, group = config[stage], config.network.batch_norm_group
-    devices, height_shards = mesh.devices.size, mesh.shape[sharding.HEIGHT]
-    if group and (devices % group or group % height_shards):
-        sizes = range(height_shards, devices + 1, height_shards)
-        possible = ", ".join(str(n) for n in sizes if devices % n == 0)
-        raise UserError(
-            f"network.batch_norm_group = {group}: cannot divide {devices} devices"
-            f"{f', of which {height_shards} share an image' if height_shards > 1 else ''}; "
-            f"give one of {possible}, or 0 for all"
-        )
+    options = config[stage]
+    sharding.check_group("network.batch_norm_group", config.network.batch_norm_group, mesh)
     sharding.check_batch(f"{stage}.scenes", options.scenes, mesh, options.accumulate)
     sharding.check_height(f"{stage}.crop", options.crop, mesh)
 

@@ -10,14 +10,12 @@ import json
 import os
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from manas_jax.errors import UserError, reading
 from manas_jax.files import output_file
-from manas_jax.models.unet import UNet
+from manas_jax.models.unet import UNet, param_shapes
 from manas_jax.workdir.weights import flatten, read_safetensors, unflatten
 
 PyTree = Any
@@ -63,15 +61,9 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, PyTree]:
         ):
             raise ValueError("classes or widths out of range")
         network = UNet(classes, tuple(widths))
-        shapes = flatten(unet_shapes(network))
+        shapes = flatten(param_shapes(network))
         if {k: x.shape for k, x in tensors.items()} != {k: x.shape for k, x in shapes.items()}:
             raise ValueError("its tensors are not those of the network that it describes")
         if not all(x.dtype == np.float32 and np.isfinite(x).all() for x in tensors.values()):
             raise ValueError("a value is not finite")
     return network, unflatten(tensors)
-
-
-def unet_shapes(network: UNet) -> PyTree:
-    """Shapes of the parameters."""
-    pictures = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), pictures)["params"]

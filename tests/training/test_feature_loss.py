@@ -10,12 +10,12 @@ import pytest
 from manas_jax import main
 from manas_jax.config import LossWeights
 from manas_jax.errors import UserError
-from manas_jax.models.unet import UNet
+from manas_jax.models.unet import UNet, param_shapes
 from manas_jax.models.variables import init_variables
 from manas_jax.report import reader
 from manas_jax.training import build, feature_loss, losses, run
 from manas_jax.training.state import init_train
-from manas_jax.workdir.unet_file import save_unet, unet_shapes
+from manas_jax.workdir.unet_file import save_unet
 from manas_jax.workdir.weights import load_weights
 
 NETWORK = UNet(2, (8, 16))
@@ -26,7 +26,7 @@ def params():
     """Of `NETWORK`, random."""
     draw = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: draw.normal(0, 0.3, x.shape).astype(np.float32), unet_shapes(NETWORK)
+        lambda x: draw.normal(0, 0.3, x.shape).astype(np.float32), param_shapes(NETWORK)
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 import safetensors.numpy
 
 from manas_jax.errors import UserError
-from manas_jax.models.unet import UNet
-from manas_jax.workdir.unet_file import load_unet, save_unet, unet_shapes
+from manas_jax.models.unet import UNet, param_shapes
+from manas_jax.workdir.unet_file import load_unet, save_unet
 from manas_jax.workdir.weights import flatten
 
 NETWORK = UNet(2, (8, 16))
@@ -17,7 +17,7 @@ NETWORK = UNet(2, (8, 16))
 def params():
     draw = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: draw.standard_normal(x.shape).astype(np.float32), unet_shapes(NETWORK)
+        lambda x: draw.standard_normal(x.shape).astype(np.float32), param_shapes(NETWORK)
     )
 
 
