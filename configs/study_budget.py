@@ -9,8 +9,7 @@ genotype of the medium budget costs as much as the shipped weights. Each method 
 many multiply-accumulates as the bilevel search: that takes two gradients of the supernet a step,
 random search and halving one of a network of the budget. So does the single-path supernet, which
 computes all candidates of the attention edges besides, and ends with an evolution whose scores take
-a pass of the supernet each. `late` is the bilevel search with a warm-up, of one gradient a step,
-three times as long, and so with more steps.
+a pass of the supernet each.
 """
 
 import pathlib
@@ -23,7 +22,6 @@ from manas_jax import cost
 from manas_jax.space import SearchSpace
 
 SEEDS = 6
-LATE = 0.6  # of the steps, before the architecture is updated
 BUDGETS = {"medium": 2.4, "small": 1.2, "large": 4.8}  # billions of multiply-accumulates
 
 
@@ -49,13 +47,6 @@ def get_config() -> ConfigDict:
     study.sources = ConfigDict()
     for tier, (name, budget) in enumerate(BUDGETS.items()):
         steps = round(bilevel / (config.train.scenes * budget * 1e9))
-        late = {"method": "bilevel", "budget": budget, "architecture_warmup": LATE}
-        gradients = (2 - config.search.architecture_warmup) * config.search.steps
-        late["steps"] = round(gradients / (2 - LATE))
-        study.searches[f"late_{name}"] = ConfigDict({"search": late})
-        study.sources[f"late_{name}"] = ConfigDict(
-            {"choice": "derived", "search": f"late_{name}", "cells": SEEDS, "tier": 2 * tier}
-        )
         for method in ("bilevel", "random", "halving"):
             search = {"method": method, "budget": budget}
             if method != "bilevel":

@@ -100,7 +100,8 @@ def _replace(tree: PyTree, name: str, own: PyTree) -> dict[str, Any]:
 
 @jax.jit
 def _zeros(params: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, params)
+    """Zeros that lie where the parameters do, as all other gradients: `zeros_like` may not."""
+    return jax.tree.map(lambda x: jnp.where(False, x, 0), params)
 
 
 def _call(program: Callable, *args: Any) -> Any:

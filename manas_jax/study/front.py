@@ -25,7 +25,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_MARKERS = dict(zip(KINDS, "o*XsvD^P", strict=True))
+_MARKERS = dict(zip(KINDS, "oXsvD^P", strict=True))
 
 Cells = Mapping[str, Mapping[str, Any]]
 

@@ -22,7 +22,6 @@ CONFIDENCE = 0.95
 
 KINDS = {
     "bilevel": "bilevel search",
-    "late": "bilevel search, long warm-up",
     "evolution": "evolution over a supernet",
     "random": "random search",
     "halving": "successive halving",

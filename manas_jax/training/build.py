@@ -87,10 +87,39 @@ def search_optimizers(
     """Those of weights and architecture; the latter holds the budget, if there is one."""
     options, limit = config.search, budget(config)
     weights, architecture = search_weight_optimizer(options), architecture_optimizer(options)
+    if options.method == "evolution":
+        weights = skip_unused(weights)
     if limit is None:
         return weights, architecture
     held = dual_ascent(SearchSpace(**config.space), limit, options.budget_rate)
     return weights, optax.chain(held, architecture)
+
+
+def skip_unused(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer that leaves a parameter with a gradient of zero as it is, and its state too.
+
+    So a path of a supernet trains its own weights alone. Momentum would move those of other paths
+    on, and Muon by as much as the gradient of their last path did.
+    """
+
+    def update(grads, state, params=None):
+        used = jax.tree.map(jnp.any, grads)
+        updates, new_state = optimizer.update(grads, state, params)
+        updates = jax.tree.map(lambda u, x: jnp.where(u, x, 0), used, updates)
+        keep = optax.tree.map_params(
+            optimizer,
+            lambda x, u: x if is_masked(x) else u,
+            state,
+            used,
+            transform_non_params=lambda _: True,
+            is_leaf=is_masked,
+        )
+        return updates, jax.tree.map(jnp.where, keep, new_state, state)
+
+    def is_masked(leaf):
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ from manas_jax.config import LossWeights
 from manas_jax.models.network import Network, genotype_logits
 from manas_jax.models.variables import inherit, init_variables, variable_shapes
 from manas_jax.ops.cpu_train import CPU_TRAIN
+from manas_jax.runtime import sharding
 from manas_jax.search import single_path
 from manas_jax.search.modular_grad import scene_grad
 from manas_jax.space import Genotype
@@ -68,16 +69,18 @@ def test_path_gives_the_gradient_of_the_masked_supernet(float64):
 
 
 def test_paths_share_programs(count_compilations):
-    """After all choices were seen once, no other path compiles anything."""
+    """After all choices were seen once, no other path compiles anything, nor does its update."""
     network = Network(BUDGET_SPACE)
-    variables = init_variables(network, 0)
+    variables = sharding.replicate(init_variables(network, 0), sharding.make_mesh(1))
     grad = scene_grad(network, LossWeights(), 0)
+    update = jax.jit(lambda params, grads: jax.tree.map(jnp.subtract, params, grads))
 
     def run(columns, widths):
         genotype = Genotype(BUDGET_SPACE, columns, GENOTYPE.attention, widths)
         args = variables["params"], genotype_logits(genotype), variables["batch_stats"]
         path = single_path.blocks(network, genotype)
-        return grad(*args, jnp.int32(1), scene_batch(side=16), path=path)
+        (grads, _), _ = grad(*args, jnp.int32(1), scene_batch(side=16), path=path)
+        return update(variables["params"], grads)
 
     for width in BUDGET_SPACE.widths:
         run((("parallel",), ("parallel",) * 3), (((width,),), ((width, width),) * 3))

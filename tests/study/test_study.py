@@ -382,13 +382,9 @@ def test_searches_of_a_budget_cost_the_same(experiments):
     size, space = config.objectives.complexity_size, SearchSpace(**config.space)
     supernet = cost.supernet(space, *size).macs
     bilevel = 2 * config.search.steps * config.search.scenes * supernet
-    plain = (2 - config.search.architecture_warmup) * config.search.steps  # gradients
     for name, search in config.study.searches.items():
         options, budget = search.search, search.search.budget * 1e9
         if options.method == "bilevel":
-            merged = config.search.to_dict() | options.to_dict()
-            gradients = (2 - merged["architecture_warmup"]) * merged["steps"]
-            assert gradients == pytest.approx(plain, rel=1e-3), name
             continue
         if options.method == "evolution":
             genotypes = options.population * options.generations

@@ -1,5 +1,7 @@
 """Optimizers and schedules."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +89,34 @@ def test_search_takes_sgd_or_an_optimizer_of_the_training():
         step(make(options)) for make in (build.search_weight_optimizer, build.train_optimizer)
     )
     jax.tree.map(np.testing.assert_array_equal, chosen, trained)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_a_path_trains_its_own_weights_alone(optimizer):
+    """Others keep their values and momentum, and then go on as if that step had not been."""
+    params = {
+        name: {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)} for name in ("first", "second")
+    }
+    options = default().search
+    options.update(optimizer=optimizer, weight_decay=0.1, clip=0.0)
+    transform = build.skip_unused(build.search_weight_optimizer(options))
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), params)
+    _, state = transform.update(grads, transform.init(params), params)
+    first = {**grads, "second": jax.tree.map(jnp.zeros_like, grads["second"])}
+    updates, after = transform.update(first, state, params)
+    assert all(jnp.any(x != 0) for x in jax.tree.leaves(updates["first"]))
+    assert all(jnp.all(x == 0) for x in jax.tree.leaves(updates["second"]))
+
+    def momentum(state, name):
+        trees = [optax.tree.get_all_with_path(state, key) for key in ("trace", "mu", "nu")]
+        found = [tree[name] for _, tree in itertools.chain(*trees)]
+        assert found
+        return found
+
+    jax.tree.map(
+        np.testing.assert_array_equal, momentum(after, "second"), momentum(state, "second")
+    )
+    assert not jax.tree.all(
+        jax.tree.map(np.array_equal, momentum(after, "first"), momentum(state, "first"))
+    )
