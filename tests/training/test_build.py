@@ -95,7 +95,8 @@ def test_search_takes_sgd_or_an_optimizer_of_the_training():
 def test_a_path_trains_its_own_weights_alone(optimizer):
     """Others keep their values and momentum, and then go on as if that step had not been."""
     params = {
-        name: {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)} for name in ("first", "second")
+        name: {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}
+        for name in ("first", "second")
     }
     options = default().search
     options.update(optimizer=optimizer, weight_decay=0.1, clip=0.0)
