@@ -5,7 +5,8 @@ python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_
 
 DIR holds train/{rain,norain}; the test pairs are not used. Space and training are those of
 configs/budget.py, with half the channels, more columns and fewer steps: at twice the channels a
-genotype of the medium budget costs as much as the shipped weights. Each method of searching has as
+genotype of the large budget costs as much as the shipped weights. All networks have 0.88 billion
+multiply-accumulates in common, so what is searched has about 1 : 2 : 5. Each method of searching has as
 many multiply-accumulates as the bilevel search: that takes two gradients of the supernet a step,
 random search and halving one of a network of the budget. So does the single-path supernet, which
 computes all candidates of the attention edges besides, and ends with an evolution whose scores take
@@ -22,7 +23,7 @@ from manas_jax import cost
 from manas_jax.space import SearchSpace
 
 SEEDS = 6
-BUDGETS = {"medium": 2.4, "small": 1.2, "large": 4.8}  # billions of multiply-accumulates
+BUDGETS = {"small": 1.2, "medium": 1.5, "large": 2.4}  # billions of multiply-accumulates
 
 
 def get_config() -> ConfigDict:
@@ -30,7 +31,7 @@ def get_config() -> ConfigDict:
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("budget.py")))["get_config"]()
     config.devices = 1
     config.space.update(channels=(16, 32, 64), columns=(6, 6))
-    config.search.budget = BUDGETS["medium"]
+    config.search.budget = BUDGETS["large"]
     config.data.validation_scenes = 24
     config.train.update(steps=1500, checkpoint_every=1500, validation_crop=512)
 

@@ -202,6 +202,19 @@ def shard(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
     return [cell for cell in cells if cell.name in mine]
 
 
+def named(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells of these sources, and those of these names; all if there are no names.
+
+    Raises:
+      UserError: no cell has one of the names.
+    """
+    names = {name for cell in cells for name in (cell.name, cell.source.name)}
+    if unknown := sorted(set(only) - names):
+        sources = ", ".join(sorted({cell.source.name for cell in cells}))
+        raise UserError(f"--only={','.join(unknown)}: no cell to run; the sources are {sources}")
+    return [cell for cell in cells if not only or {cell.name, cell.source.name} & set(only)]
+
+
 def changed(config: ConfigDict, seed: int, changes: dict[str, Any]) -> ConfigDict:
     """The configuration of one search or training of the study."""
     changed = plain(config)

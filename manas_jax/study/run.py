@@ -1,7 +1,7 @@
 """A study: networks from many sources, trained alike, to see whether the search is worth its cost.
 
 python -m manas_jax.study --config=configs/study_rain100l.py --workdir=DIR \\
-    --config.data.root=DIR [--index=I --count=N]
+    --config.data.root=DIR [--index=I --count=N] [--only=SOURCE_OR_CELL,...]
 
 Genotypes come from a source: a search, chance, or a person. A cell is one source with one seed: its
 genotype, trained with the training budget of the study and scored on the validation scenes. Cells
@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -48,6 +49,7 @@ from manas_jax.workdir.claim import claim_inputs, claim_workdir
 
 _INDEX = flags.DEFINE_integer("index", 0, "Index of this machine, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Number of machines that share the cells.")
+_ONLY = flags.DEFINE_list("only", [], "Sources or cells to run, by name; default: all.")
 _SUMMARIZE = flags.DEFINE_bool("summarize", False, "Summarise the finished cells, run none.")
 
 
@@ -65,9 +67,18 @@ def run(
     workdir: str | os.PathLike,
     index: int = 0,
     count: int = 1,
+    only: Sequence[str] = (),
     summarize_only: bool = False,
 ) -> None:
     """Runs the unfinished cells of this machine; see the module.
+
+    Args:
+      config: of the study.
+      workdir: of the study.
+      index: of this machine.
+      count: of the machines that share the cells.
+      only: names of sources or cells to run, all if empty.
+      summarize_only: whether to summarise the finished cells and run none.
 
     Raises:
       UserError: what the user can correct; the message says how. So is a cell or a search that
@@ -75,7 +86,7 @@ def run(
       Stopped: a signal came; run again, the current cell is resumed.
     """
     planned = grid.cells(config)
-    cells = grid.shard(planned, index, count)
+    cells = grid.named(grid.shard(planned, index, count), only)
     plain = grid.plain(config)  # cells may be added to a study that has begun
     validate(plain)
     if not summarize_only:
@@ -244,4 +255,4 @@ def main(config: ConfigDict, workdir: str) -> None:
     if "study" not in config:
         raise UserError("--config: no study in it; configs/study_rain100l.py has one")
     check_local(workdir)
-    run(config, workdir, _INDEX.value, _COUNT.value, _SUMMARIZE.value)
+    run(config, workdir, _INDEX.value, _COUNT.value, _ONLY.value, _SUMMARIZE.value)
