@@ -6,11 +6,11 @@ python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_
 DIR holds train/{rain,norain}; the test pairs are not used. Space and training are those of
 configs/budget.py, with half the channels, more columns and fewer steps: at twice the channels a
 genotype of the large budget costs as much as the shipped weights. All networks have 0.88 billion
-multiply-accumulates in common, so what is searched has about 1 : 2 : 5. Each method of searching has as
-many multiply-accumulates as the bilevel search: that takes two gradients of the supernet a step,
-random search and halving one of a network of the budget. So does the single-path supernet, which
-computes all candidates of the attention edges besides, and ends with an evolution whose scores take
-a pass of the supernet each.
+multiply-accumulates in common, so the budgets leave about 1 : 2 : 5 for what is searched. Each
+method of searching has as many as the bilevel search: that takes two gradients of the supernet a
+step, random search and halving one of a network of the budget. So does the single-path supernet,
+which computes all candidates of the attention edges besides, and ends with an evolution whose
+scores take a pass of the supernet each.
 """
 
 import pathlib

@@ -110,6 +110,13 @@ def searched_by_branch(genotype: Genotype, height: int, width: int) -> list[Cost
     return total
 
 
+def branch_shares(genotype: Genotype) -> list[float]:
+    """Share of each branch, the finest first, in the MACs of a genotype's choices; 0 if none."""
+    # Any size will do: shares do not depend on it.
+    branches = [branch.macs for branch in searched_by_branch(genotype, 320, 480)]
+    return [macs / (sum(branches) or 1) for macs in branches]
+
+
 def _columns_by_branch(genotype: Genotype, height: int, width: int) -> list[Cost]:
     space = genotype.space
     total = [Cost()] * len(space.channels)

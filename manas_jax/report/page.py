@@ -73,6 +73,7 @@ def render(run: Run) -> str:
         if len(run.pictures) > pictures.MAX_EXAMPLES
         else "",
         network=_network(run.genotype) if run.genotype else None,
+        spending=_spending(run),
         probabilities=probabilities.kinds(run),
         curves={
             title: _charts(run.stages[stage]) if stage in run.stages else []
@@ -208,6 +209,19 @@ def _costs(genotype: Genotype) -> Table:
         for what, parts in costs.items()
     ]
     return ("Part", "Parameters", f"MACs, {_macs_size()} picture"), rows
+
+
+def _spending(run: Run) -> Table | None:
+    """Where the budget of the search went, scale by scale."""
+    summary = run.stages["search"].summary if "search" in run.stages else {}
+    shares = [values.get(summary, "spending", which) for which in ("found", "random")]
+    if not all(shares):
+        return None
+    rows = [
+        (values.scale(branch).capitalize(), *(f"{share:.0%}" for share in row))
+        for branch, row in enumerate(zip(*shares, strict=True))
+    ]
+    return ("", "This network", "Random networks of the budget, mean"), rows
 
 
 def _macs_size() -> str:

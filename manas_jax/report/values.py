@@ -50,6 +50,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def scale(branch: int) -> str:
+    """What a branch works at, relative to the finest one."""
+    return f"1/{2**branch} of the finest scale" if branch else "finest scale"
+
+
 def title(tag: str) -> str:
     """A TensorBoard tag as a heading: 'validation/psnr' -> 'Validation: PSNR'."""
     text = tag.replace("/", ": ").replace("_", " ")

@@ -31,7 +31,7 @@ from manas_jax.runtime import distributed, sharding, signals
 from manas_jax.runtime.compilation import CompileStats
 from manas_jax.search import single_path
 from manas_jax.search.run import ARCHITECTURE_ROLE, WEIGHTS_ROLE, make_step
-from manas_jax.search.sampling import Picks, Sampler
+from manas_jax.search.sampling import Picks, Sampler, spending
 from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.search.step import Blocks, SearchStep
 from manas_jax.space import Genotype, SearchSpace, assemble, derivable
@@ -123,6 +123,7 @@ def search(
             "parameters": cost.supernet(network.space, 1, 1).parameters,
             "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
             "generations": history,
+            "spending": spending(genotype, sampler.limit),
         }
 
     stage.run(

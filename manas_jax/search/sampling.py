@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from manas_jax.training.losses import expected_cost
 from manas_jax.training.restore import load_genotype
 
 DRAWS = 64  # per genotype within a budget
+COMPARED = 20  # random genotypes, of which `spending` is a mean
 STEEPEST = 1e4  # fall of the log-probability per budget, where only the cheapest is drawn
 
 Picks = Mapping[str, np.ndarray]
@@ -69,6 +71,7 @@ def search(
             "seconds": sum(result["seconds"] for result in results.values()),
             "validation": {name: results[best][name] for name in ("psnr", "ssim")},
             "rounds": history,
+            "spending": spending(candidates[best], budget(config)),
         }
         distributed.broadcast_from_primary(lambda: candidates[best].save(workdir / "genotype.json"))
         distributed.broadcast_from_primary(lambda: write_json(summary, facts))
@@ -168,6 +171,21 @@ def random_within(sampler: Sampler, seed: int) -> Genotype:
         drawn = [sampler.genotype(sampler.picks(draw)) for _ in range(DRAWS)]
         if within := list(filter(sampler.allows, drawn)):
             return max(within, key=sampler.limit.cost)
+
+
+def spending(genotype: Genotype, limit: Budget | None) -> dict[str, list[float]]:
+    """Shares of the branches, the finest first, in the multiply-accumulates of what is searched.
+
+    Returns:
+      'found', of the genotype, and 'random', the mean of some that `random_within` draws within the
+      budget; nothing without a budget.
+    """
+    if limit is None:
+        return {}
+    sampler = Sampler(genotype.space, limit)
+    rows = [cost.branch_shares(random_within(sampler, seed)) for seed in range(COMPARED)]
+    means = [statistics.mean(branch) for branch in zip(*rows, strict=True)]
+    return {"found": cost.branch_shares(genotype), "random": means}
 
 
 def _logits(space: SearchSpace, limit: Budget | None) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from manas_jax import cost
+from manas_jax.report import values
 from manas_jax.space import Genotype
 from manas_jax.study.summary import KINDS, interval
 
@@ -59,13 +60,8 @@ def by_kind(cells: Cells) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
 
 def shares(cells: Sequence[Mapping[str, Any]]) -> list[float]:
     """Mean share that each branch, the finest first, has in the MACs of what is searched."""
-    rows = []
-    for cell in cells:
-        genotype = Genotype.from_json(json.dumps(cell["genotype"]))
-        # Any size will do: shares do not depend on it.
-        branches = cost.searched_by_branch(genotype, 320, 480)
-        total = sum(branch.macs for branch in branches)
-        rows.append([branch.macs / total if total else 0.0 for branch in branches])
+    genotypes = (Genotype.from_json(json.dumps(cell["genotype"])) for cell in cells)
+    rows = map(cost.branch_shares, genotypes)
     return [statistics.mean(branch) for branch in zip(*rows, strict=True)]
 
 
@@ -111,11 +107,11 @@ def _spending(
         kinds = [kind for kind, of in groups if of == budget][::-1]
         rows = [shares(groups[kind, budget]) for kind in kinds]
         left = [0.0] * len(kinds)
-        for branch, values in enumerate(zip(*rows, strict=True)):
-            scale = f"1/{2**branch} of the finest scale" if branch else "finest scale"
+        for branch, widths in enumerate(zip(*rows, strict=True)):
+            scale = values.scale(branch)
             labels = [KINDS[kind] for kind in kinds]
-            axes.barh(labels, values, left=left, color=f"C{branch}", label=scale)
-            left = [start + value for start, value in zip(left, values, strict=True)]
+            axes.barh(labels, widths, left=left, color=f"C{branch}", label=scale)
+            left = [start + value for start, value in zip(left, widths, strict=True)]
         axes.set_title(budget, fontsize=9)
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the searched MACs")

@@ -76,6 +76,7 @@ def workdir(tmp_path_factory):
         "flops_per_step": 2.5e12,
         "validation": {"psnr": 30},
         "derived": {"psnr": 12.5, "ssim": 0.25},
+        "spending": {"found": [0.75, 0.25], "random": [0.5, 0.496]},
         "warnings": ["gap: a sentence that would make a table wide"],
     }
     (folder / "search/summary.json").write_text(json.dumps(summary))
@@ -208,6 +209,11 @@ def test_tables(html):
         ["Wall time", "1 h 02 min", "1 min 01 s"],
         ["FLOP per step", "2.5 T", "–"],
         ["Devices", "–", "2"],
+    ]
+    assert _cells(html, "Shares of the scales in the MACs of the searched parts") == [
+        ["", "This network", "Random networks of the budget, mean"],
+        ["Finest scale", "75%", "50%"],
+        ["1/2 of the finest scale", "25%", "50%"],
     ]
     assert _cells(html, "Validation scenes") == [
         ["", "PSNR", "SSIM"],

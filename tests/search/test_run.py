@@ -23,15 +23,20 @@ def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config
     report = main.run(config, tmp_path)
 
     limit, genotype = budget(config), Genotype.load(tmp_path / "genotype.json")
-    summary = json.loads((tmp_path / "search" / "summary.json").read_text())["budget"]
+    facts = json.loads((tmp_path / "search" / "summary.json").read_text())
+    summary, spending = facts["budget"], facts["spending"]
     assert cheapest <= limit.cost(genotype) <= limit.limit < dearest
     assert summary["limit"] == limit.limit and summary["derived"] == limit.cost(genotype)
     assert summary["changed_choices"] > 0 or summary["likeliest"] <= limit.limit
+    assert spending["found"] == cost.branch_shares(genotype)
+    for shares in spending.values():
+        assert len(shares) == len(genotype.space.channels) and 0 <= sum(shares) <= 1 + 1e-9
     curves = reader.read(tmp_path).stages["search"].events
     for name in ("multiplier", "excess"):
         steps, values = curves[f"loss/budget_{name}"]
         assert len(steps) and np.all(np.isfinite(values))
-    assert "Widths of residual blocks" in report.read_text()
+    page = report.read_text()
+    assert "Widths of residual blocks" in page and "Shares of the scales" in page
 
     derain = Derainer.from_pretrained(tmp_path / "weights.safetensors")
     parameters = json.loads((tmp_path / "train" / "summary.json").read_text())["parameters"]
