@@ -23,6 +23,7 @@ from manas_jax import cost
 from manas_jax.space import SearchSpace
 
 SEEDS = 6
+CANDIDATES = {"random": 8, "halving": 16}
 BUDGETS = {"small": 1.2, "medium": 1.5, "large": 2.4}  # billions of multiply-accumulates
 
 
@@ -51,7 +52,7 @@ def get_config() -> ConfigDict:
         for method in ("bilevel", "random", "halving"):
             search = {"method": method, "budget": budget}
             if method != "bilevel":
-                search |= {"steps": steps, "candidates": 8}
+                search |= {"steps": steps, "candidates": CANDIDATES[method]}
             study.searches[f"{method}_{name}"] = ConfigDict({"search": search})
             study.sources[f"{method}_{name}"] = ConfigDict(
                 {

@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 from benchmarks.tables import load, table
+from manas_jax.study.page import interval_text, mean_text
 
 # In the order of the tables.
 TITLES = {
@@ -246,21 +247,6 @@ def _ordered(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     names = [n for n in TITLES if n in summary["sources"]]
     names += sorted(summary["sources"].keys() - TITLES.keys())
     return [(name, summary["sources"][name]) for name in names]
-
-
-def mean_text(values: dict[str, Any], scale: float = 1, digits: int = 2) -> str:
-    """Mean and standard deviation."""
-    deviation = "" if values["sd"] is None else f" ± {values['sd'] * scale:,.{digits}f}"
-    return f"{values['mean'] * scale:,.{digits}f}{deviation}"
-
-
-def interval_text(values: dict[str, Any] | None) -> str:
-    """Mean and interval."""
-    if not values or not values["n"]:
-        return "–"
-    if values["low"] is None:
-        return f"{values['mean']:+.2f}"
-    return f"{values['mean']:+.2f} [{values['low']:+.2f}, {values['high']:+.2f}]"
 
 
 def _p(value: float | None) -> str:

@@ -52,8 +52,8 @@ def write(workdir: str | os.PathLike) -> buckets.Path:
     return path
 
 
-def render(run: Run) -> str:
-    """The HTML of the page."""
+def template(name: str) -> jinja2.Template:
+    """A page of `templates/`, which escapes all that it is given."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=True,
@@ -61,7 +61,12 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
+    return environment.get_template(name)
+
+
+def render(run: Run) -> str:
+    """The HTML of the page."""
+    return template("page.html").render(
         name=run.name,
         note=run.config.get("note"),
         figures=_key_figures(run),

@@ -32,20 +32,25 @@ Cells = Mapping[str, Mapping[str, Any]]
 
 
 def draw(cells: Cells, folder: pathlib.Path) -> None:
-    """Writes front.svg and spending.svg into a folder, if sources of the cells have budgets.
+    """Writes the pictures of `figures` into a folder, as NAME.svg."""
+    for name, figure in figures(cells).items():
+        with matplotlib.rc_context(_STYLE):
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+
+
+def figures(cells: Cells) -> dict[str, Figure]:
+    """'front', PSNR against cost, and 'spending', shares of the scales; none without budgets.
 
     Args:
       cells: the result of `manas_jax.study.run.read_cells`.
-      folder: where the pictures go.
     """
-    groups = by_kind(cells)
-    if not groups:
-        return
-    with matplotlib.rc_context(_STYLE):
-        for name, plot in (("front.svg", _front), ("spending.svg", _spending)):
-            figure = Figure(figsize=(8, 4.2), layout="constrained")
-            plot(figure, groups)
-            figure.savefig(folder / name, metadata={"Date": None})
+    drawn = {}
+    if groups := by_kind(cells):
+        for name, plot in (("front", _front), ("spending", _spending)):
+            with matplotlib.rc_context(_STYLE):
+                drawn[name] = Figure(figsize=(8, 4.2), layout="constrained")
+                plot(drawn[name], groups)
+    return drawn
 
 
 def by_kind(cells: Cells) -> dict[tuple[str, str], list[Mapping[str, Any]]]:

@@ -7,10 +7,10 @@ Genotypes come from a source: a search, chance, or a person. A cell is one sourc
 genotype, trained with the training budget of the study and scored on the validation scenes. Cells
 of one seed have the same initial weights' seed and the same batches. Each cell is a function of the
 configuration alone and writes one file, DIR/cells/NAME.json; the command, run again, continues with
-the cells that have none. DIR/summary.json aggregates them. With --index and --count it runs its
-share of the cells, so that N machines run all, in one shared folder or in one each; the files of
-all machines, copied into one folder cells/, form one study. A cell that another process runs is
-refused.
+the cells that have none. DIR/summary.json aggregates them, and DIR/report.html shows those within
+budgets. With --index and --count it runs its share of the cells, so that N machines run all, in one
+shared folder or in one each; the files of all machines, copied into one folder cells/, form one
+study. A cell that another process runs is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from manas_jax.search import run as search_run
 from manas_jax.search.sampling import Sampler, random_within
 from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.space import Genotype, SearchSpace
-from manas_jax.study import genotypes, grid
+from manas_jax.study import genotypes, grid, page
 from manas_jax.study import summary as study_summary
 from manas_jax.training import build
 from manas_jax.training import run as train_run
@@ -120,10 +120,10 @@ def run(
 
 
 def _summarize(workdir: pathlib.Path, planned: int) -> pathlib.Path:
-    """Aggregates the finished cells in `summary.json`."""
-    file = workdir / "summary.json"
-    write_json(file, study_summary.summarize(read_cells(workdir / "cells"), planned))
-    return file
+    """Aggregates the finished cells in `summary.json`, those within budgets in a page too."""
+    file, cells = workdir / "summary.json", read_cells(workdir / "cells")
+    write_json(file, summary := study_summary.summarize(cells, planned))
+    return page.write(cells, summary, workdir) or file
 
 
 def run_cell(config: ConfigDict, cell: grid.Cell, workdir: pathlib.Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from manas_jax.space import (
     assemble,
     random_genotype,
 )
-from manas_jax.study import front, genotypes, grid
+from manas_jax.study import front, genotypes, grid, page
 from manas_jax.study import run as study_run
 from manas_jax.study import summary as study_summary
 from manas_jax.training.restore import load_search
@@ -789,6 +789,17 @@ def test_pictures_of_the_front(tmp_path):
     front.draw(budget_cells(), tmp_path)
     assert (tmp_path / "front.svg").read_bytes() == first
     front.draw({"random-00": fake_cell()}, tmp_path / "none")  # no budgets: no pictures
+
+
+def test_page_of_the_front(tmp_path):
+    cells = budget_cells()
+    path = page.write(cells, study_summary.summarize(cells, planned=12), tmp_path)
+    html = path.read_text()
+    assert path == tmp_path / "report.html" and "10 cells of 12" in html
+    assert html.count('<img src="data:image/svg+xml;base64,') == 2
+    assert '<th scope="row">small</th><td>bilevel search</td><td>2, 2</td><td>31.50 ± 0.71' in html
+    cells = {"random-00": fake_cell()}  # no budgets: no page
+    assert page.write(cells, study_summary.summarize(cells), tmp_path / "none") is None
 
 
 def test_table_of_budgets(tmp_path, monkeypatch):
