@@ -227,8 +227,16 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
     file = folder / f"scores-{steps}.json"
     if not file.exists():
         training = config.copy_and_resolve_references()
+        batch_norm = training.train.batch_norm
+        if batch_norm < 1:  # statistics are frozen at the same step, however long the training
+            batch_norm = min(1.0, batch_norm * training.train.steps / steps)
         training.train.update(
-            genotype="", weights="", inherit=False, steps=steps, checkpoint_every=steps
+            genotype="",
+            weights="",
+            inherit=False,
+            steps=steps,
+            batch_norm=batch_norm,
+            checkpoint_every=steps,
         )
         distributed.broadcast_from_primary(lambda: _start(folder, genotype))
         train_run.train(training, folder)

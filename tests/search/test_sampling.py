@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from manas_jax import cost
+from manas_jax.files import write_json
 from manas_jax.search import methods, sampling
 from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace, random_genotype
 
@@ -70,6 +71,26 @@ def test_halving_trains_the_better_half_for_longer():
     had.clear()
     best, (scores,) = sampling.successive_halving(5, score, 300, rounds=1)  # random search
     assert best == 1 and list(scores.values()) == quality and set(had.values()) == {60}
+
+
+@pytest.mark.parametrize(
+    "share, steps, expected",
+    [(0.25, 10, 1.0), (0.25, 40, 0.5), (0.25, 160, 0.125), (1.0, 160, 1.0)],
+)
+def test_statistics_are_frozen_at_one_step(
+    share, steps, expected, tmp_path, monkeypatch, make_config
+):
+    config = make_config(train__batch_norm=share, train__steps=80)
+    given = []
+
+    def train(config, folder):
+        given.append(config.train.batch_norm)
+        (folder / "train").mkdir()
+        write_json(folder / "train" / "summary.json", {"seconds": 1.0, "validation": {"psnr": 1.0}})
+
+    monkeypatch.setattr(sampling.train_run, "train", train)
+    sampling._trained(config, random_genotype(SearchSpace(**config.space), 0), tmp_path, steps)
+    assert given == [expected]
 
 
 def test_search_by_training_leaves_the_files_of_a_search(tmp_path, monkeypatch, loop_config):
