@@ -79,7 +79,7 @@ def _front(figure: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str
             axes.scatter(
                 [cell["macs"] / 1e9 for cell in cells],
                 [cell["trained"]["psnr"] for cell in cells],
-                s=9, marker=_MARKERS[kind], color=f"C{number}", alpha=0.35, linewidths=0,
+                s=18, marker=_MARKERS[kind], color=f"C{number}", alpha=0.45, linewidths=0,
             )  # fmt: skip
         if budgets:
             _means(axes, budgets, kind, f"C{number}")
