@@ -45,10 +45,14 @@ def write(workdir: str | os.PathLike) -> buckets.Path:
     Raises:
       UserError: the folder is missing or holds no run, or one of its files is damaged.
     """
-    text = render(reader.read(workdir))
+    return save(render(reader.read(workdir)), workdir)
+
+
+def save(html: str, workdir: str | os.PathLike) -> buckets.Path:
+    """Writes WORKDIR/report.html, completely or not at all, and returns its path."""
     path = buckets.as_path(workdir) / "report.html"
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 

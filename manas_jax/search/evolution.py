@@ -123,7 +123,7 @@ def search(
             "parameters": cost.supernet(network.space, 1, 1).parameters,
             "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
             "generations": history,
-            "spending": spending(genotype, sampler.limit),
+            "spending": spending(genotype, sampler),
         }
 
     stage.run(

@@ -20,7 +20,7 @@ from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding
 from manas_jax.search import collapse, selection
 from manas_jax.search.derivation import spend
-from manas_jax.search.sampling import spending
+from manas_jax.search.sampling import Sampler, spending
 from manas_jax.search.selection import SupernetEvaluator, softmax
 from manas_jax.search.step import SearchStep
 from manas_jax.space import Genotype, SearchSpace, derive
@@ -111,7 +111,7 @@ def search(
             "parameters": cost.supernet(space, 1, 1).parameters,
             "derived": {"psnr": derived.y_psnr, "ssim": derived.y_ssim},
             "warnings": warnings,
-            "spending": spending(genotype, limit),
+            "spending": spending(genotype, Sampler(space, limit)),
             **facts,
         }
 

@@ -56,7 +56,8 @@ def search(
     summary = workdir / "search" / "summary.json"
     if not summary.exists():
         seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
-        candidates = _drawn(config, map(int, seeds))
+        sampler = Sampler(SearchSpace(**config.space), budget(config))
+        candidates = _drawn(sampler, map(int, seeds))
         results: dict[int, dict[str, float]] = {}
 
         def score(number: int, steps: int) -> float:
@@ -71,18 +72,17 @@ def search(
             "seconds": sum(result["seconds"] for result in results.values()),
             "validation": {name: results[best][name] for name in ("psnr", "ssim")},
             "rounds": history,
-            "spending": spending(candidates[best], budget(config)),
+            "spending": spending(candidates[best], sampler),
         }
         distributed.broadcast_from_primary(lambda: candidates[best].save(workdir / "genotype.json"))
         distributed.broadcast_from_primary(lambda: write_json(summary, facts))
     return load_genotype(workdir)
 
 
-def _drawn(config: ConfigDict, seeds: Iterable[int]) -> list[Genotype]:
-    space = SearchSpace(**config.space)
-    if limit := budget(config):
-        return list(map(functools.partial(random_within, Sampler(space, limit)), seeds))
-    return [random_genotype(space, seed) for seed in seeds]
+def _drawn(sampler: Sampler, seeds: Iterable[int]) -> list[Genotype]:
+    if sampler.limit:
+        return [random_within(sampler, seed) for seed in seeds]
+    return [random_genotype(sampler.space, seed) for seed in seeds]
 
 
 def successive_halving(
@@ -173,16 +173,15 @@ def random_within(sampler: Sampler, seed: int) -> Genotype:
             return max(within, key=sampler.limit.cost)
 
 
-def spending(genotype: Genotype, limit: Budget | None) -> dict[str, list[float]]:
+def spending(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:
     """Shares of the branches, the finest first, in the multiply-accumulates of what is searched.
 
     Returns:
       'found', of the genotype, and 'random', the mean of some that `random_within` draws within the
       budget; nothing without a budget.
     """
-    if limit is None:
+    if sampler.limit is None:
         return {}
-    sampler = Sampler(genotype.space, limit)
     rows = [cost.branch_shares(random_within(sampler, seed)) for seed in range(COMPARED)]
     means = [statistics.mean(branch) for branch in zip(*rows, strict=True)]
     return {"found": cost.branch_shares(genotype), "random": means}

@@ -9,16 +9,22 @@ import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from etils import epy
 
 from manas_jax import cost
 from manas_jax.report import values
 from manas_jax.space import Genotype
-from manas_jax.study.summary import KINDS, interval
+from manas_jax.study.summary import BUDGETS, KINDS, interval
+
+with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
+    import matplotlib
+    from matplotlib import figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _STYLE = {
     "svg.hashsalt": "study",
@@ -33,9 +39,9 @@ Cells = Mapping[str, Mapping[str, Any]]
 
 def draw(cells: Cells, folder: pathlib.Path) -> None:
     """Writes the pictures of `figures` into a folder, as NAME.svg."""
-    for name, figure in figures(cells).items():
+    for name, drawn in figures(cells).items():
         with matplotlib.rc_context(_STYLE):
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            drawn.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
 
 def figures(cells: Cells) -> dict[str, Figure]:
@@ -48,7 +54,7 @@ def figures(cells: Cells) -> dict[str, Figure]:
     if groups := by_kind(cells):
         for name, plot in (("front", _front), ("spending", _spending)):
             with matplotlib.rc_context(_STYLE):
-                drawn[name] = Figure(figsize=(8, 4.2), layout="constrained")
+                drawn[name] = figure.Figure(figsize=(8, 4.2), layout="constrained")
                 plot(drawn[name], groups)
     return drawn
 
@@ -58,7 +64,7 @@ def by_kind(cells: Cells) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for cell in sorted(cells.values(), key=lambda cell: cell["macs"]):
         kind, _, budget = cell["source"]["name"].partition("_")
-        if kind in KINDS and budget:
+        if (kind in KINDS and budget in BUDGETS) or (kind == "paper" and budget):
             groups.setdefault((kind, budget), []).append(cell)
     return {key: groups[key] for kind in KINDS for key in groups if key[0] == kind}
 
@@ -70,9 +76,9 @@ def shares(cells: Sequence[Mapping[str, Any]]) -> list[float]:
     return [statistics.mean(branch) for branch in zip(*rows, strict=True)]
 
 
-def _front(figure: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
+def _front(chart: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
     """Means with 95% intervals over the seeds, and the single networks behind them, paler."""
-    axes = figure.subplots()
+    axes = chart.subplots()
     for number, kind in enumerate(KINDS):
         budgets = [cells for (of, _), cells in groups.items() if of == kind]
         for cells in budgets:
@@ -102,12 +108,10 @@ def _means(axes: Axes, budgets: Sequence[Sequence[Mapping]], kind: str, colour: 
     )  # fmt: skip
 
 
-def _spending(
-    figure: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
-) -> None:
+def _spending(chart: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
     """Shares of the branches in what is searched, a bar for each kind, budget by budget."""
     budgets = list(dict.fromkeys(budget for kind, budget in groups if kind != "paper"))
-    panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True)[0]
+    panels = chart.subplots(1, len(budgets), squeeze=False, sharex=True)[0]
     for axes, budget in zip(panels, budgets, strict=True):
         kinds = [kind for kind, of in groups if of == budget][::-1]
         rows = [shares(groups[kind, budget]) for kind in kinds]
@@ -121,4 +125,4 @@ def _spending(
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of the searched MACs")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    chart.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)

@@ -6,11 +6,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from manas_jax.files import replacing
 from manas_jax.report import charts
-from manas_jax.report.page import Table, template
+from manas_jax.report.page import Table, save, template
 from manas_jax.study import front
-from manas_jax.study.summary import KINDS
+from manas_jax.study.summary import BUDGETS, KINDS
 
 
 def write(
@@ -35,10 +34,7 @@ def write(
         pictures={name: charts.data_uri(figure) for name, figure in figures.items()},
         table=table(summary),
     )
-    path = workdir / "report.html"
-    with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return path
+    return save(html, workdir)
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -50,7 +46,7 @@ def table(summary: Mapping[str, Any]) -> Table:
         "minus random", "minus random search",
     ]  # fmt: skip
     rows = []
-    for budget in ("small", "medium", "large", "all_fusion", "hand_made"):
+    for budget in (*BUDGETS, "all_fusion", "hand_made"):
         for kind, label in KINDS.items():
             if not (source := sources.get(f"{kind}_{budget}")):
                 continue

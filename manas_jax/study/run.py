@@ -86,7 +86,7 @@ def run(
       Stopped: a signal came; run again, the current cell is resumed.
     """
     planned = grid.cells(config)
-    cells = grid.named(grid.shard(planned, index, count), only)
+    cells = grid.shard(grid.named(planned, only), index, count)
     plain = grid.plain(config)  # cells may be added to a study that has begun
     validate(plain)
     if not summarize_only:

@@ -32,6 +32,9 @@ KINDS = {
 """What makes the genotypes of configs/study_budget.py, and its label in tables and pictures;
 'within' draws one at random within the budget."""
 
+BUDGETS = ("small", "medium", "large")
+"""Of configs/study_budget.py, whose sources are named KIND_BUDGET."""
+
 # (source, baseline)
 COMPARISONS = (
     ("first_order", "random"),
@@ -55,7 +58,7 @@ COMPARISONS = (
     # Of configs/study_budget.py.
     *(
         (f"{ours}_{budget}", f"{theirs}_{budget}")
-        for budget in ("small", "medium", "large")
+        for budget in BUDGETS
         for ours, theirs in itertools.combinations((kind for kind in KINDS if kind != "paper"), 2)
     ),
 )

@@ -102,11 +102,14 @@ def skip_unused(optimizer: optax.GradientTransformation) -> optax.GradientTransf
     on, and Muon by as much as the gradient of their last path did.
     """
 
+    def is_masked(leaf):
+        return isinstance(leaf, optax.MaskedNode)
+
     def update(grads, state, params=None):
         used = jax.tree.map(jnp.any, grads)
         updates, new_state = optimizer.update(grads, state, params)
         updates = jax.tree.map(lambda u, x: jnp.where(u, x, 0), used, updates)
-        keep = optax.tree.map_params(
+        moves = optax.tree.map_params(
             optimizer,
             lambda x, u: x if is_masked(x) else u,
             state,
@@ -114,10 +117,7 @@ def skip_unused(optimizer: optax.GradientTransformation) -> optax.GradientTransf
             transform_non_params=lambda _: True,
             is_leaf=is_masked,
         )
-        return updates, jax.tree.map(jnp.where, keep, new_state, state)
-
-    def is_masked(leaf):
-        return isinstance(leaf, optax.MaskedNode)
+        return updates, jax.tree.map(jnp.where, moves, new_state, state)
 
     return optax.GradientTransformation(optimizer.init, update)
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -234,6 +236,20 @@ def fake_cells(monkeypatch):
     return called
 
 
+def test_machines_share_the_cells_that_were_named(tmp_path, fake_cells):
+    for index in range(2):
+        study_run.run(study_config(), tmp_path, index, 2, only=["random-01"])
+    assert fake_cells == ["random-01"]
+
+
+def test_command_starts_without_the_libraries_of_its_pictures():
+    """So that it can say which extra is missing."""
+    code = (
+        "import sys; sys.modules.update(matplotlib=None, jinja2=None); import manas_jax.study.run"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_finished_cells_are_not_run_again(tmp_path, fake_cells):
     config = study_config()
     study_run.run(config, tmp_path)
@@ -392,9 +408,13 @@ def test_searches_of_a_budget_cost_the_same(experiments):
     size, space = config.objectives.complexity_size, SearchSpace(**config.space)
     supernet = cost.supernet(space, *size).macs
     bilevel = 2 * config.search.steps * config.search.scenes * supernet
+    plain = (2 - config.search.architecture_warmup) * config.search.steps  # gradients
     for name, search in config.study.searches.items():
         options, budget = search.search, search.search.budget * 1e9
         if options.method == "bilevel":
+            merged = config.search.to_dict() | options.to_dict()
+            gradients = (2 - merged["architecture_warmup"]) * merged["steps"]
+            assert gradients == pytest.approx(plain, rel=1e-3), name
             continue
         if options.method == "evolution":
             genotypes = options.population * options.generations
@@ -798,7 +818,7 @@ def test_page_of_the_front(tmp_path):
     assert path == tmp_path / "report.html" and "10 cells of 12" in html
     assert html.count('<img src="data:image/svg+xml;base64,') == 2
     assert '<th scope="row">small</th><td>bilevel search</td><td>2, 2</td><td>31.50 ± 0.71' in html
-    cells = {"random-00": fake_cell()}  # no budgets: no page
+    cells = {"random-00": fake_cell(), "random_long-00": fake_cell("random_long")}  # no budgets
     assert page.write(cells, study_summary.summarize(cells), tmp_path / "none") is None
 
 
