@@ -1,13 +1,15 @@
 """Compares steps of search and training between layouts of devices and processes.
 
 python -m benchmarks.agreement [--steps 20] [--out results/robustness/agreement.json]
+python -m benchmarks.agreement --platform cuda --out FILE   one device of a platform against the CPU
 
 Every layout searches and trains for a few steps from the same initial state, with the batches of
 the data pipeline, in processes of its own on simulated host devices. The losses of every step, the
 final state (parameters, statistics, optimizers) and the pictures that the processes read, together
 those of one process and each once, are compared with the first layout, one process on one device.
 In float64 only the order of sums differs; in float32 rounding errors show, amplified by the finite
-difference and Adam's first steps. On CPU.
+difference and Adam's first steps. A platform is compared in float32, with products of full
+precision, and its device is named.
 """
 
 from __future__ import annotations
@@ -36,13 +38,19 @@ WORKER = "MANAS_AGREEMENT_WORKER"  # environment variable: the task of a child p
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Number of processes, devices per process, and devices that share a picture's height."""
+    """Number of processes, devices per process, and devices that share a picture's height.
+
+    `platform` is JAX's name of it; its devices are simulated on 'cpu'.
+    """
 
     processes: int = 1
     devices: int = 1
     height_shards: int = 1
+    platform: str = "cpu"
 
     def __str__(self) -> str:
+        if self.platform != "cpu":
+            return self.platform
         height = f", height over {self.height_shards}" if self.height_shards > 1 else ""
         return f"{self.processes} x {self.devices}{height}"
 
@@ -71,7 +79,7 @@ def compare(layouts: Sequence[Layout], steps: int, dtype: str) -> list[dict[str,
     Returns:
       For each layout its fields as 'layout', and for 'search' and 'train' the largest relative
       difference of a loss ('losses') and of an array of the final state ('state'), and whether
-      every batch held the same scenes, once each ('same_pictures').
+      every batch held the same scenes, once each ('same_pictures'). 'device' is the kind that ran.
     """
     with tempfile.TemporaryDirectory() as folder:
         records = []
@@ -82,7 +90,11 @@ def compare(layouts: Sequence[Layout], steps: int, dtype: str) -> list[dict[str,
             records.append((layout, here))
         first = records[0][1]
         return [
-            {"layout": dataclasses.asdict(layout), **_differences(first, here, layout.processes)}
+            {
+                "layout": dataclasses.asdict(layout),
+                "device": json.loads((here / "device.json").read_text()),
+                **_differences(first, here, layout.processes),
+            }
             for layout, here in records
         ]
 
@@ -94,8 +106,10 @@ def _run(layout: Layout, task: Mapping[str, Any], folder: pathlib.Path) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": layout.platform,
         "JAX_ENABLE_X64": str(task["dtype"] == "float64"),
+        # By default GPUs multiply in TF32 and TPUs in bfloat16.
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={layout.devices}",
     }
     processes = [
@@ -107,6 +121,7 @@ def _run(layout: Layout, task: Mapping[str, Any], folder: pathlib.Path) -> None:
                 WORKER: json.dumps(
                     {
                         **task,
+                        "devices": layout.processes * layout.devices,
                         "height_shards": layout.height_shards,
                         "folder": str(folder),
                         "start": [f"localhost:{port}", layout.processes, number]
@@ -154,7 +169,7 @@ def _work(task: Mapping[str, Any]) -> None:
     if dtype == np.float64:
         config.search.hypergradient = "finite_difference"
     config.update_from_flattened_dict(NARROW)
-    mesh = sharding.make_mesh(0, task["height_shards"])
+    mesh = sharding.make_mesh(task["devices"], task["height_shards"])
     splits = load_splits(config.data, config.search.crop)
     supernet = build.network(config)
     loss_weights = build.loss_weights(config)
@@ -165,6 +180,9 @@ def _work(task: Mapping[str, Any]) -> None:
     network = build.network(config, random_genotype(supernet.space, 0))
     train_optimizer = build.train_optimizer(config.train)
     process = jax.process_index()
+    if process == 0:
+        kind = mesh.devices.flat[0].device_kind
+        (folder / "device.json").write_text(json.dumps(kind))
 
     def cast(tree):
         return jax.tree.map(
@@ -260,21 +278,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=pathlib.Path, default=RESULTS / "robustness" / "agreement.json"
     )
+    parser.add_argument("--platform", help="such as cuda or tpu: its first device alone")
+    parser.add_argument(
+        "--limit", type=float, default=1e-2, help="relative difference of a loss that is an error"
+    )
     options = parser.parse_args(arguments)
 
     from manas_jax.files import write_json
     from manas_jax.workdir import provenance
 
-    kinds = ("float64", "float32")
-    rows = {dtype: compare(LAYOUTS, options.steps, dtype) for dtype in kinds}
+    layouts, kinds = LAYOUTS, ("float64", "float32")
+    if options.platform:
+        layouts, kinds = (Layout(), Layout(platform=options.platform)), ("float32",)
+    rows = {dtype: compare(layouts, options.steps, dtype) for dtype in kinds}
     write_json(options.out, {"provenance": provenance.describe(), "steps": options.steps, **rows})
     for dtype in kinds:
-        for layout, row in zip(LAYOUTS, rows[dtype], strict=True):
+        for layout, row in zip(layouts, rows[dtype], strict=True):
             differences = ", ".join(
                 f"{stage} {row[stage]['losses']:.1e} {row[stage]['state']:.1e}"
                 for stage in ("search", "train")
             )
-            print(f"{dtype}  {layout}: {differences}")
+            print(f"{dtype}  {layout} ({row['device']}): {differences}")
+    compared = [row[stage] for kind in kinds for row in rows[kind] for stage in ("search", "train")]
+    largest = max(stage["losses"] for stage in compared)
+    if not largest <= options.limit:
+        print(f"error: losses differ by {largest:.1e}; limit {options.limit:g}", file=sys.stderr)
+        return 1
     return 0
 
 
