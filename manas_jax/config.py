@@ -35,6 +35,8 @@ BUDGETS = {
 """What a budget limits: a unit of `manas_jax.cost`, and how much of it a budget of 1 is."""
 RAIN_LEVELS = ("light", "medium", "heavy", "mixed")
 """Levels of synthetic rain, see `manas_jax.data.rain`."""
+RAIN_APPEARANCES = ("additive", "photographic", "mixed")
+"""Of synthetic rain, see `manas_jax.data.rain`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "data.transfer": (0.0, NOT_NEGATIVE),
     "data.synthetic": (0.0, NOT_NEGATIVE),
     "data.level": ("mixed", _LEVEL),  # of synthetic rain: light, medium, heavy or mixed
+    "data.appearance": ("additive", one_of(*RAIN_APPEARANCES)),  # of synthetic rain, in training
     "data.veil": (0.0, _SHARE),  # haze behind synthetic rain, 0 to 1
     "data.evaluation_level": ("medium", _LEVEL),  # where test scenes have no rain of their own
     "data.validation_scenes": (8, at_least(1)),

@@ -8,7 +8,15 @@ import operator
 import ml_collections
 import pytest
 
-from manas_jax.config import _KEYS, HYPERGRADIENTS, METHODS, RAIN_LEVELS, default, validate
+from manas_jax.config import (
+    _KEYS,
+    HYPERGRADIENTS,
+    METHODS,
+    RAIN_APPEARANCES,
+    RAIN_LEVELS,
+    default,
+    validate,
+)
 from manas_jax.data import rain
 from manas_jax.errors import UserError
 from manas_jax.search import bilevel, methods
@@ -124,8 +132,9 @@ def test_hypergradients_are_those_of_the_search():
     assert tuple(bilevel.HYPERGRADIENTS) == HYPERGRADIENTS
 
 
-def test_levels_of_rain_are_those_of_the_data():
+def test_levels_and_appearances_of_rain_are_those_of_the_data():
     assert (*rain.LEVELS, rain.MIXED) == RAIN_LEVELS
+    assert (*rain.APPEARANCES, rain.MIXED) == RAIN_APPEARANCES
 
 
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**5000

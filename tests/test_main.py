@@ -141,6 +141,7 @@ def _small_test_scene(root):
         ({}, _without_test, "no test images to evaluate; add a test folder"),
         ({}, _small_test_scene, r"test scene 9: 40x10 pixels are too small to be scored"),
         ({"data__level": "wet"}, None, r"data\.level"),
+        ({"data__appearance": "wet"}, None, r"data\.appearance"),
         ({"data__evaluation_level": "wet"}, None, r"data\.evaluation_level"),
         ({"data__validation_scenes": 0}, None, r"data\.validation_scenes = 0: give at least 1"),
         ({"stage": "train"}, None, r"genotype\.json is missing"),

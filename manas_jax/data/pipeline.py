@@ -36,7 +36,7 @@ class Batches:
     - real: one of the scene's own rainy images, without replacement; once they are used up, the
       kind is drawn again from the other two;
     - transfer: the streaks of a rainy image of another scene, with their own crop and flips;
-    - synthetic: see `rain.synthesize`, with `config.level` and `config.veil`.
+    - synthetic: see `rain.synthesize`, with `config.level`, `config.veil` and `config.appearance`.
 
     The K versions and the clean image share one crop and one of the 8 symmetries of the square.
     Batches do not depend on how images are cached, see `image_cache`.
@@ -168,7 +168,7 @@ class Batches:
                 ),
                 "transfer": lambda: self._transfer(scene, clean, seed),
                 "synthetic": lambda: rain.synthesize(
-                    clean, seed, self._config.level, self._config.veil
+                    clean, seed, self._config.level, self._config.veil, self._config.appearance
                 ),
             }
             return tf.switch_case(kind, [functions[kind] for kind in self._kinds])
@@ -266,6 +266,7 @@ def check(
     if config.versions < 1:
         raise UserError(f"data.versions: {config.versions} must be at least 1")
     rain.check_level(config.level, "data.level")
+    rain.check_appearance(config.appearance, "data.appearance")
     if not 0 <= config.veil <= 1:
         raise UserError(f"data.veil: {config.veil} must lie between 0 and 1")
     weights = {kind: config[kind] for kind in _KINDS}

@@ -1,12 +1,16 @@
 """Synthetic rain, and rain transferred from one image to another.
 
-Rain is additive, as in the datasets it stands in for (Rain100L, Rain14000, DID-MDN): rainy =
-clip(clean + streaks). Streaks are random drops, blurred along the direction of their fall, in
-several depth layers; streaks of farther layers are finer, fainter and more numerous (Garg and
-Nayar: Vision and Rain. IJCV 2007). The levels light, medium and heavy are named after Zhang and
-Patel: Density-aware Single Image De-raining using a Multi-stream Dense Network (DID-MDN). CVPR
-2018. The optional veil is the atmospheric light of Li, Cheong and Tan: Heavy Rain Image
-Restoration. CVPR 2019.
+Streaks are random drops, blurred along the direction of their fall, in several depth layers;
+streaks of farther layers are finer, fainter and more numerous (Garg and Nayar: Vision and Rain.
+IJCV 2007). The levels light, medium and heavy are named after Zhang and Patel: Density-aware Single
+Image De-raining using a Multi-stream Dense Network (DID-MDN). CVPR 2018. There are two appearances:
+
+- additive, as in the datasets it stands in for (Rain100L, Rain14000, DID-MDN): rainy = clip(clean +
+  streaks), with one direction, length and width in a layer;
+- photographic, see `photographic`: nearer to a camera's pictures of rain.
+
+The optional veil is the atmospheric light of Li, Cheong and Tan: Heavy Rain Image Restoration. CVPR
+2019.
 
 All operations are TensorFlow's with stateless seeds: the same seed gives the same rain, eagerly
 and in tf.data.
@@ -17,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -57,7 +62,16 @@ _DIRECTION_SPREAD = 2.5  # degrees, standard deviation over layers: wind varies 
 _MARGIN = 64  # pixels added to the image, so that streaks cross its border
 _FWHM = 2 * math.sqrt(2 * math.log(2))  # full width at half maximum of a Gaussian, per sigma
 
+_KINDS = 3  # of streaks in a layer of photographic rain
+_KIND_SPREAD = 4.0  # degrees, standard deviation over them
+_DENSER = 3.0  # than additive rain, as its streaks are finer and less bright
+_NEAR = RainRanges((-40, 40), (12, 50), (5.0, 14.0), (0.0, 0.08), (0.08, 0.3))
+"""Drops near the camera, out of focus: short, wide, faint and few."""
+_NOISE = 0.012  # greatest standard deviation
+_JPEG_QUALITY = (75, 100)
+
 MIXED = "mixed"
+APPEARANCES = ("additive", "photographic")
 
 
 def check_level(level: str, key: str) -> str:
@@ -66,9 +80,16 @@ def check_level(level: str, key: str) -> str:
     Raises:
       UserError: there is no such level; names the key of the configuration.
     """
-    if level not in (*LEVELS, MIXED):
-        raise UserError(f"{key}: {level!r} is none of {', '.join((*LEVELS, MIXED))}")
-    return level
+    return _check(level, (*LEVELS, MIXED), key)
+
+
+def check_appearance(appearance: str, key: str) -> str:
+    """Returns the appearance.
+
+    Raises:
+      UserError: there is no such appearance; names the key of the configuration.
+    """
+    return _check(appearance, (*APPEARANCES, MIXED), key)
 
 
 def streaks(seed: tf.Tensor, height: int, width: int, level: str = MIXED) -> tf.Tensor:
@@ -84,34 +105,78 @@ def streaks(seed: tf.Tensor, height: int, width: int, level: str = MIXED) -> tf.
       The light that streaks add to the image, float32 (height, width), at least 0.
     """
     seeds = tf.unstack(tf.random.split(seed, 4))
-    table = tf.constant(
-        [dataclasses.astuple(ranges) for ranges in LEVELS.values()], tf.float32
-    )  # (levels, parameters, 2)
-    if level == MIXED:
-        index = tf.random.stateless_uniform((), seeds[0], maxval=len(LEVELS), dtype=tf.int32)
-    else:
-        index = list(LEVELS).index(level)
-    low, high = tf.unstack(table[index], axis=-1)
-    drawn = low + (high - low) * tf.random.stateless_uniform(low.shape, seeds[1])
-    direction, length, streak_width, density, brightness = tf.unstack(drawn)
-
+    nearest = _drawn(_ranges(level, seeds[0]), seeds[1])
     scale = tf.constant([_LAYER_SCALE**layer for layer in range(_LAYERS)])
     spread = _DIRECTION_SPREAD * tf.random.stateless_normal((_LAYERS,), seeds[2])
-    canvas = [scipy.fft.next_fast_len(side + _MARGIN, real=True) for side in (height, width)]
-    # A pixel has a drop if the uniform draw is below the density; the ratio of the two sets the
-    # strength of the drop, 0.3 to 1.
-    chance = (density / 1000 / scale**2)[:, None, None]
-    draw = tf.random.stateless_uniform((_LAYERS, *canvas), seeds[3])
-    drops = tf.where(draw < chance, 0.3 + 0.7 * draw / chance, 0.0)
-    layers = _blur(drops, direction + spread, length * scale, tf.maximum(streak_width * scale, 1.3))
-    layers = layers * (brightness * scale)[:, None, None]
-    return tf.reduce_sum(layers, axis=0)[:height, :width]
+    layers = _Streaks(
+        direction=nearest.direction + spread,
+        length=nearest.length * scale,
+        width=tf.maximum(nearest.width * scale, 1.3),
+        density=nearest.density / scale**2,
+        brightness=nearest.brightness * scale,
+    )
+    return _fall(layers, height, width, seeds[3])
+
+
+def photographic(clean: tf.Tensor, seed: tf.Tensor, level: str = MIXED) -> tf.Tensor:
+    """Rain as a camera sees it, in front of a clean image.
+
+    - A drop shows the light of a wide surrounding and covers a pixel for a share of the exposure
+      time, so a streak is a mixture, (1 - a) clean + a light: it brightens a dark background much,
+      a bright one little, and can darken the sky (Garg and Nayar, section 3). As most of it is
+      from the sky, the light is brighter than the mean of the image, with less colour, and varies
+      slowly over the image.
+    - In a layer directions, lengths and widths differ, and some drops near the camera are out of
+      focus.
+    - Then come noise and the compression of JPEG, both mild.
+
+    Args:
+      clean: float32 (height, width, 3) in [0, 1], of static shape.
+      seed: integers of shape (2,).
+      level: see `streaks`.
+
+    Returns:
+      float32 (height, width, 3) in [0, 1].
+    """
+    height, width = clean.shape[:2]
+    seeds = tf.unstack(tf.random.split(seed, 8))
+    nearest = _drawn(_ranges(level, seeds[0]), seeds[1])
+    count = _LAYERS * _KINDS
+    scale = tf.constant([_LAYER_SCALE ** (i // _KINDS) for i in range(count)])
+    tilt, stretch, swell = tf.unstack(tf.random.stateless_normal((3, count), seeds[2]))
+    far = _Streaks(
+        direction=nearest.direction + _KIND_SPREAD * tilt,
+        length=nearest.length * scale * tf.exp(0.4 * stretch),
+        width=tf.maximum(0.8 * nearest.width * scale * tf.exp(0.25 * swell), 1.1),
+        density=_DENSER * nearest.density / scale**2 / _KINDS,
+        brightness=nearest.brightness * scale,
+    )
+    near = _drawn(tf.constant(dataclasses.astuple(_NEAR)), seeds[3])
+    near = near._replace(direction=nearest.direction)
+    layers = _Streaks(*(tf.concat([a, [b]], 0) for a, b in zip(far, near, strict=True)))
+    opacity = tf.minimum(_fall(layers, height, width, seeds[4]), 0.95)[..., None]
+
+    gain, colour, noise, quality = tf.unstack(tf.random.stateless_uniform((4,), seeds[5]))
+    mean = tf.reduce_mean(clean, axis=(0, 1))
+    light = (1.2 + 1.6 * gain) * (0.5 * colour * mean + (1 - 0.5 * colour) * tf.reduce_mean(mean))
+    coarse = tf.random.stateless_uniform((1, 3, 3, 1), seeds[6], 0.75, 1.25)
+    smooth = tf.image.resize(coarse, (height, width), "bicubic")[0]
+    rainy = clean + opacity * (tf.clip_by_value(light * smooth, 0.35, 1.0) - clean)
+
+    rainy += _NOISE * noise * tf.random.stateless_normal(clean.shape, seeds[7])
+    low, high = _JPEG_QUALITY
+    quality = tf.cast(low + quality * (high - low), tf.int32)
+    return tf.image.adjust_jpeg_quality(tf.clip_by_value(rainy, 0.0, 1.0), quality)
 
 
 def synthesize(
-    clean: tf.Tensor, seed: tf.Tensor, level: str = MIXED, veil: float = 0.0
+    clean: tf.Tensor,
+    seed: tf.Tensor,
+    level: str = MIXED,
+    veil: float = 0.0,
+    appearance: str = "additive",
 ) -> tf.Tensor:
-    """Adds rain to a clean image: (1 - v) clip(clean + streaks) + v airlight.
+    """Adds rain to a clean image, and then a veil: (1 - v) rainy + v airlight.
 
     Args:
       clean: float32 (height, width, 3) in [0, 1], of static shape.
@@ -119,13 +184,28 @@ def synthesize(
       level: see `streaks`.
       veil: greatest share v of atmospheric light, 0 to 1; v is drawn from [veil / 2, veil], the
         airlight (a gray) from [0.7, 0.95]. With 0 there is no veil.
+      appearance: one of `APPEARANCES`, or 'mixed' for one of them drawn by the seed.
 
     Returns:
       float32 (height, width, 3) in [0, 1].
     """
     height, width = clean.shape[:2]
     seeds = tf.unstack(tf.random.split(seed, 3))
-    rainy = tf.clip_by_value(clean + streaks(seeds[0], height, width, level)[..., None], 0.0, 1.0)
+
+    def additive():
+        return tf.clip_by_value(
+            clean + streaks(seeds[0], height, width, level)[..., None], 0.0, 1.0
+        )
+
+    appearances = {
+        "additive": additive,
+        "photographic": lambda: photographic(clean, seeds[0], level),
+    }
+    if appearance == MIXED:
+        chosen = tf.random.stateless_uniform((), seeds[0], maxval=len(APPEARANCES), dtype=tf.int32)
+        rainy = tf.switch_case(chosen, [appearances[name] for name in APPEARANCES])
+    else:
+        rainy = appearances[appearance]()
     if not veil:
         return rainy
     share = veil * tf.random.stateless_uniform((), seeds[1], 0.5, 1.0)
@@ -147,6 +227,51 @@ def transfer(clean: tf.Tensor, other_rainy: tf.Tensor, other_clean: tf.Tensor) -
     Arguments and result are float32 (height, width, 3) in [0, 1].
     """
     return tf.clip_by_value(clean + (other_rainy - other_clean), 0.0, 1.0)
+
+
+def _check(name: str, known: Sequence[str], key: str) -> str:
+    if name not in known:
+        raise UserError(f"{key}: {name!r} is none of {', '.join(known)}")
+    return name
+
+
+class _Streaks(NamedTuple):
+    """As in `RainRanges`, but drops per pixel: scalars, or vectors for several kinds of streaks."""
+
+    direction: tf.Tensor
+    length: tf.Tensor
+    width: tf.Tensor
+    density: tf.Tensor
+    brightness: tf.Tensor
+
+
+def _ranges(level: str, seed: tf.Tensor) -> tf.Tensor:
+    """(parameters, 2); the seed draws one of the levels for 'mixed'."""
+    table = tf.constant(
+        [dataclasses.astuple(ranges) for ranges in LEVELS.values()], tf.float32
+    )  # (levels, parameters, 2)
+    if level == MIXED:
+        return table[tf.random.stateless_uniform((), seed, maxval=len(LEVELS), dtype=tf.int32)]
+    return table[list(LEVELS).index(level)]
+
+
+def _drawn(ranges: tf.Tensor, seed: tf.Tensor) -> _Streaks:
+    low, high = tf.unstack(ranges, axis=-1)
+    drawn = low + (high - low) * tf.random.stateless_uniform(low.shape, seed)
+    direction, length, width, density, brightness = tf.unstack(drawn)
+    return _Streaks(direction, length, width, density / 1000, brightness)
+
+
+def _fall(layers: _Streaks, height: int, width: int, seed: tf.Tensor) -> tf.Tensor:
+    """The sum of all layers, (height, width)."""
+    canvas = [scipy.fft.next_fast_len(side + _MARGIN, real=True) for side in (height, width)]
+    # A pixel has a drop if the uniform draw is below the density; the ratio of the two sets the
+    # strength of the drop, 0.3 to 1.
+    chance = layers.density[:, None, None]
+    draw = tf.random.stateless_uniform((chance.shape[0], *canvas), seed)
+    drops = tf.where(draw < chance, 0.3 + 0.7 * draw / chance, 0.0)
+    drawn = _blur(drops, layers.direction, layers.length, layers.width)
+    return tf.reduce_sum(drawn * layers.brightness[:, None, None], axis=0)[:height, :width]
 
 
 def _blur(drops: tf.Tensor, direction, length, width) -> tf.Tensor:

@@ -25,6 +25,7 @@ def data_config(**changes):
         "transfer": 0.0,
         "synthetic": 0.0,
         "level": "mixed",
+        "appearance": "additive",
         "veil": 0.0,
         "evaluation_level": "medium",
         "cache_gib": 1.0,

@@ -276,6 +276,7 @@ def test_synthetic_versions_differ_and_depend_on_level_and_veil():
         ({"real": -1.0}, {}, r"data\.real"),
         ({"real": 0.0}, {}, r"data\.real"),
         ({"level": "drizzle"}, {}, r"data\.level: 'drizzle'"),
+        ({"appearance": "painted"}, {}, r"data\.appearance: 'painted'"),
         ({"veil": 2.0}, {}, r"data\.veil"),
         ({}, {"process_count": 3}, "divisible by the 3 processes"),
         ({}, {"batch_scenes": 0}, "must be positive"),

@@ -87,6 +87,45 @@ def test_veil_lifts_black_and_lowers_contrast():
     assert veiled.min() >= 0 and veiled.max() <= 1
 
 
+def test_photographic_rain_mixes_the_picture_with_light():
+    """It brightens the dark half and, unlike additive rain, the bright one hardly or not at all."""
+    halves = np.full((96, 128, 3), 0.9, np.float32)
+    halves[:, :64] = 0.1
+    change = np.zeros((96, 128, 3))
+    for i in range(8):
+        rainy = rain.photographic(tf.constant(halves), _seed(i), "heavy").numpy()
+        assert rainy.shape == halves.shape and rainy.dtype == np.float32
+        assert rainy.min() >= 0 and rainy.max() <= 1
+        change += (rainy - halves) / 8
+    dark, bright = change[:, :60].mean(), change[:, 68:].mean()
+    assert 0.05 < dark < 0.5 and -0.2 < bright < 0.2 * dark
+
+
+def test_photographic_rain_is_drawn_by_its_seed_and_level():
+    clean = tf.constant(np.random.default_rng(0).random((96, 96, 3), np.float32))
+    first, again, other = (rain.photographic(clean, _seed(i), "medium").numpy() for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert abs(first - other).mean() > 0.01
+    strength = [
+        np.mean([abs(rain.photographic(clean, _seed(i), level) - clean) for i in range(12)])
+        for level in rain.LEVELS
+    ]
+    assert strength[0] < strength[1] < strength[2]
+
+
+def test_mixed_appearance_draws_both():
+    clean = tf.fill((64, 64, 3), 0.3)
+
+    def rainy(seed, appearance):
+        return rain.synthesize(clean, _seed(seed), "medium", appearance=appearance).numpy()
+
+    drawn = set()
+    for i in range(6):
+        mixed = rainy(i, "mixed")
+        drawn |= {name for name in rain.APPEARANCES if np.array_equal(mixed, rainy(i, name))}
+    assert drawn == {"additive", "photographic"}
+
+
 def test_transfer_matches_its_formula():
     clean, rainy, other = np.random.default_rng(0).random((3, 8, 8, 3), np.float32)
     expected = np.clip(clean + rainy - other, 0, 1)
