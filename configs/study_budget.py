@@ -10,7 +10,7 @@ multiply-accumulates in common, so the budgets leave about 1 : 2 : 5 for what is
 method of searching has as many as the bilevel search: that takes two gradients of the supernet a
 step, random search and halving one of a network of the budget. So does the single-path supernet,
 which computes all candidates of the attention edges besides, and ends with an evolution whose
-scores take a pass of the supernet each.
+scores take a pass of the supernet each. Halving of networks with preferences has half as many.
 """
 
 import pathlib
@@ -23,7 +23,8 @@ from manas_jax import cost
 from manas_jax.space import SearchSpace
 
 SEEDS = 6
-CANDIDATES = {"random": 8, "halving": 16}
+CANDIDATES = {"random": 8, "halving": 16, "preferences": 8}
+PREFERENCE = 3.0
 BUDGETS = {"small": 1.2, "medium": 1.5, "large": 2.4}  # billions of multiply-accumulates
 
 
@@ -50,17 +51,19 @@ def get_config() -> ConfigDict:
     study.sources = ConfigDict()
     for tier, (name, budget) in enumerate(BUDGETS.items()):
         steps = round(bilevel / (config.train.scenes * budget * 1e9))
-        for method in ("bilevel", "random", "halving"):
-            search = {"method": method, "budget": budget}
-            if method != "bilevel":
-                search |= {"steps": steps, "candidates": CANDIDATES[method]}
-            study.searches[f"{method}_{name}"] = ConfigDict({"search": search})
-            study.sources[f"{method}_{name}"] = ConfigDict(
+        for kind in ("bilevel", *CANDIDATES):
+            search = {"method": kind, "budget": budget}
+            if kind != "bilevel":
+                search |= {"steps": steps, "candidates": CANDIDATES[kind]}
+            if kind == "preferences":
+                search |= {"method": "halving", "steps": steps // 2, "preference": PREFERENCE}
+            study.searches[f"{kind}_{name}"] = ConfigDict({"search": search})
+            study.sources[f"{kind}_{name}"] = ConfigDict(
                 {
                     "choice": "derived",
-                    "search": f"{method}_{name}",
+                    "search": f"{kind}_{name}",
                     "cells": SEEDS,
-                    "tier": 2 * tier + (method != "bilevel"),
+                    "tier": 2 * tier + (kind != "bilevel"),
                 }
             )
         of_budget = {"search": f"bilevel_{name}", "tier": 2 * tier}

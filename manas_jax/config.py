@@ -191,6 +191,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
 
     "search.method": ("bilevel", one_of(*METHODS)),
     "search.candidates": (16, at_least(1)),  # trained by the methods random and halving
+    "search.preference": (0.0, NOT_NEGATIVE),  # of each of them, see random_preferences
     "search.population": (50, at_least(2)),  # of the method evolution, in each generation
     "search.generations": (20, at_least(1)),
     "search.hypergradient": ("first_order", one_of(*HYPERGRADIENTS)),

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def search(
     if not summary.exists():
         seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
         sampler = Sampler(SearchSpace(**config.space), budget(config))
-        candidates = _drawn(sampler, map(int, seeds))
+        candidates = [random_candidate(sampler, int(s), options.preference) for s in seeds]
         results: dict[int, dict[str, float]] = {}
 
         def score(number: int, steps: int) -> float:
@@ -77,12 +78,6 @@ def search(
         distributed.broadcast_from_primary(lambda: candidates[best].save(workdir / "genotype.json"))
         distributed.broadcast_from_primary(lambda: write_json(summary, facts))
     return load_genotype(workdir)
-
-
-def _drawn(sampler: Sampler, seeds: Iterable[int]) -> list[Genotype]:
-    if sampler.limit:
-        return [random_within(sampler, seed) for seed in seeds]
-    return [random_genotype(sampler.space, seed) for seed in seeds]
 
 
 def successive_halving(
@@ -122,12 +117,18 @@ class Sampler:
     keep their relative probabilities. A budget above the dearest genotype changes nothing.
     """
 
-    def __init__(self, space: SearchSpace, limit: Budget | None = None):
+    def __init__(
+        self,
+        space: SearchSpace,
+        limit: Budget | None = None,
+        preferences: Mapping[str, np.ndarray] | None = None,
+    ):
         """Args:
         space: the search space.
-        limit: at least the cost of the cheapest genotype; None for any cost."""
+        limit: at least the cost of the cheapest genotype; None for any cost.
+        preferences: see `random_preferences`; None for uniform choices."""
         self.space, self.limit = space, limit
-        self._logits = _logits(space, limit)
+        self._logits = _logits(space, limit, preferences or {})
 
     def picks(self, draw: np.random.Generator) -> Picks:
         """Drawn choices, whatever they cost.
@@ -173,6 +174,57 @@ def random_within(sampler: Sampler, seed: int) -> Genotype:
             return max(within, key=sampler.limit.cost)
 
 
+def random_candidate(sampler: Sampler, seed: int, preference: float = 0.0) -> Genotype:
+    """A random genotype, within the budget if there is one, with preferences of its own.
+
+    Choices that are drawn one by one even out over a network: half of the columns are of one kind,
+    half of another, and one random network is much like the next. Networks whose choices go
+    together differ more, so there is more for a search to choose from.
+
+    Args:
+      sampler: without preferences.
+      seed: of all draws.
+      preference: of `random_preferences`; with 0 it is that of `random_within`.
+    """
+    space = sampler.space
+    if preference:
+        preferences = random_preferences(space, np.random.default_rng([seed, 1]), preference)
+        sampler = Sampler(space, sampler.limit, preferences)
+    if sampler.limit:
+        return random_within(sampler, seed)
+    if preference:
+        return sampler.genotype(sampler.picks(np.random.default_rng(seed)))
+    return random_genotype(space, seed)
+
+
+def random_preferences(
+    space: SearchSpace, draw: np.random.Generator, strength: float
+) -> dict[str, np.ndarray]:
+    """Logits that all decisions of a kind have in common, those of widths on a branch.
+
+    Args:
+      space: the search space.
+      draw: the source of randomness.
+      strength: standard deviation of the logits; beyond 3 or so one choice is nearly always taken.
+
+    Returns:
+      For each kind its logits, (1, choices), or (blocks, choices) for the widths.
+    """
+    rows = dict.fromkeys(space.choices, 1) | {"widths": len(space.channels)}
+    logits = {
+        kind: strength * draw.normal(size=(rows[kind], len(choices)))
+        for kind, choices in space.choices.items()
+    }
+    # Whether a column is parallel does not depend on the preferences for widths.
+    logits = {
+        kind: row - np.logaddexp.reduce(row, axis=1, keepdims=True) + math.log(row.shape[1])
+        for kind, row in logits.items()
+    }
+    if space.residual_blocks:
+        logits["widths"] = logits["widths"][[branch for _, branch in space.residual_blocks]]
+    return logits
+
+
 def spending(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:
     """Shares of the branches, the finest first, in the multiply-accumulates of what is searched.
 
@@ -187,35 +239,50 @@ def spending(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:
     return {"found": cost.branch_shares(genotype), "random": means}
 
 
-def _logits(space: SearchSpace, limit: Budget | None) -> dict[str, np.ndarray]:
+def _logits(
+    space: SearchSpace, limit: Budget | None, preferences: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Logits of the choices with which the mean cost is the budget."""
     if limit is None:
-        return _tilted(space, cost.tables(space, 1, 1, "parameters"), 0.0)
+        return _tilted(space, cost.tables(space, 1, 1, "parameters"), 0.0, preferences)
     tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
     if limit.extremes(space)[1] < limit.limit:
-        return _tilted(space, tables, 0.0)
-    expected = jax.jit(functools.partial(expected_cost, space, limit))
+        return _tilted(space, tables, 0.0, preferences)
+    expected = _expected_cost(space, limit)
     flat, steep = -STEEPEST, STEEPEST
     for _ in range(50):
         rate = (flat + steep) / 2
-        if float(expected(_tilted(space, tables, rate))) > limit.limit:
+        if float(expected(_tilted(space, tables, rate, preferences))) > limit.limit:
             flat = rate
         else:
             steep = rate
-    return _tilted(space, tables, steep)
+    return _tilted(space, tables, steep, preferences)
 
 
-def _tilted(space: SearchSpace, tables: Mapping[str, Any], rate: float) -> dict[str, np.ndarray]:
-    """Logits with which a genotype is as likely as exp(-rate * cost), and `none` never drawn."""
+@functools.lru_cache(maxsize=1)  # of the candidates of a search
+def _expected_cost(space: SearchSpace, limit: Budget) -> Callable[[Any], jax.Array]:
+    return jax.jit(functools.partial(expected_cost, space, limit))
+
+
+def _tilted(
+    space: SearchSpace,
+    tables: Mapping[str, Any],
+    rate: float,
+    preferences: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> dict[str, np.ndarray]:
+    """Logits with which a genotype is as likely as exp(-rate * cost), and `none` never drawn.
+
+    Preferences are added to those of the choices.
+    """
     tables = {kind: np.array(rows, float) for kind, rows in tables.items()}
-    logits = {kind: -rate * tables[kind] for kind in space.choices}
+    logits = {kind: preferences.get(kind, 0.0) - rate * tables[kind] for kind in space.choices}
     allowed = derivable(space.candidates)
     logits["attention"] = np.where(
         np.isin(np.arange(len(space.candidates)), allowed), logits["attention"], -np.inf
     ).reshape(*space.decisions["attention"], -1)
     if space.residual_blocks:
         parallel = space.column_choices.index("parallel")
-        blocks = -rate * tables["widths"]
+        blocks = logits["widths"]
         for (column, _), row in zip(space.residual_blocks, blocks, strict=True):
             logits["columns"][column, parallel] += np.logaddexp.reduce(row) - math.log(len(row))
     return logits

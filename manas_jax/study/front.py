@@ -32,7 +32,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_MARKERS = dict(zip(KINDS, "oXsvD^P", strict=True))
+_MARKERS = dict(zip(KINDS, "oXsv*D^P", strict=True))
 
 Cells = Mapping[str, Mapping[str, Any]]
 

@@ -25,6 +25,7 @@ KINDS = {
     "evolution": "evolution over a supernet",
     "random": "random search",
     "halving": "successive halving",
+    "preferences": "halving of networks with preferences",
     "uniform": "hand-made, uniform",
     "within": "random",
     "paper": "hand-made of the paper's choices",

@@ -54,6 +54,44 @@ def test_probabilities_depend_on_the_cost_alone():
     np.testing.assert_allclose(values, values[0], rtol=1e-9)
 
 
+def test_choices_of_a_candidate_with_preferences_go_together():
+    budget = cost.Budget(round(np.mean(cost.extremes(SPACE, 64, 64, "macs"))), "macs", 64, 64)
+    sampler = sampling.Sampler(SPACE, budget)
+
+    def commonest(preference):
+        """The mean share of a network's edges that have its commonest candidate."""
+        shares = []
+        for seed in range(16):
+            genotype = sampling.random_candidate(sampler, seed, preference)
+            assert 0.9 * budget.limit <= budget.cost(genotype) <= budget.limit
+            assert genotype == sampling.random_candidate(sampler, seed, preference)
+            edges = genotype.picks["attention"]
+            shares.append(max(map(edges.count, edges)) / len(edges))
+        return np.mean(shares)
+
+    assert commonest(0.0) < 0.45 < 0.65 < commonest(3.0)
+    drawn = {sampling.random_candidate(sampler, seed, 3.0).to_json() for seed in range(16)}
+    assert len(drawn) > 12  # each has preferences of its own
+    assert sampling.random_candidate(sampler, 0) == sampling.random_within(sampler, 0)
+    free = sampling.Sampler(SPACE)
+    assert sampling.random_candidate(free, 0) == random_genotype(SPACE, 0)
+    assert sampling.random_candidate(free, 0, 3.0) != random_genotype(SPACE, 0)
+
+
+def test_preferences_for_widths_leave_the_kinds_of_columns_alone():
+    """A column is as likely parallel as before, and blocks of a branch prefer the same width."""
+    preferences = sampling.random_preferences(SPACE, np.random.default_rng(0), 3.0)
+    tables = {k: np.array(rows, float) for k, rows in cost.tables(SPACE, 1, 1, "macs").items()}
+    plain = sampling._tilted(SPACE, tables, 0.0)
+    widths = sampling._tilted(SPACE, tables, 0.0, {"widths": preferences["widths"]})
+    np.testing.assert_allclose(widths["columns"], plain["columns"], atol=1e-12)
+    branches = [branch for _, branch in SPACE.residual_blocks]
+    rows = dict(zip(branches, widths["widths"], strict=True))
+    for branch, row in zip(branches, widths["widths"], strict=True):
+        np.testing.assert_array_equal(row, rows[branch])
+    assert not np.allclose(rows[0], rows[1])
+
+
 def test_halving_trains_the_better_half_for_longer():
     quality = [0.3, 0.9, 0.1, 0.8, 0.5]
     had = collections.Counter()
