@@ -1,10 +1,13 @@
-"""Scores trainings, each of which has left out one dataset, on held-out pairs of all of them.
+"""Scores trainings of one experiment on held-out pairs of several datasets.
 
-python -m tools.leave_one_out RUNS --held_out DIR
+python -m tools.score_trainings NAME RUNS --held_out DIR
 
-RUNS holds a workdir `all` of a training on all datasets, and workdirs `without_NAME` of trainings
-that have left out the dataset NAME. DIR is a folder of all datasets as `tools.join_datasets` writes
-it. Writes `results/leave_one_out.json`.
+RUNS is a folder of workdirs whose trainings have ended, and DIR one of all datasets as
+`tools.join_datasets` writes it. Writes `results/NAME.json`. The experiments here, and what their
+workdirs are called:
+
+- leave_one_out: `all`, a training on all datasets, and `without_DATASET`;
+- appearance: `APPEARANCE_SEED`, trainings with one appearance of synthetic rain.
 """
 
 from __future__ import annotations
@@ -25,8 +28,6 @@ from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
 from tools.publish_weights import score_datasets, training_log
 
-ALL, WITHOUT = "all", "without_"
-
 
 def score_trainings(runs: pathlib.Path, data: ConfigDict) -> dict[str, Any]:
     """By name of the workdir: the training's log, and its scores on each dataset.
@@ -36,9 +37,11 @@ def score_trainings(runs: pathlib.Path, data: ConfigDict) -> dict[str, Any]:
       data: whose root has the held-out pairs.
 
     Raises:
-      UserError: a workdir is missing or its training has not ended.
+      UserError: there is no workdir, or a training has not ended.
     """
-    found = [runs / ALL, *sorted(runs.glob(f"{WITHOUT}*"))]
+    found = sorted(file.parent for file in runs.glob("*/config.json"))
+    if not found:
+        raise UserError(f"{runs}: has no folders of runs")
     for workdir in found:
         if not (workdir / WEIGHTS).exists():
             raise UserError(f"{workdir / WEIGHTS}: missing; has this training ended?")
@@ -54,6 +57,7 @@ def score_trainings(runs: pathlib.Path, data: ConfigDict) -> dict[str, Any]:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the file in results/")
     parser.add_argument("runs", type=pathlib.Path)
     parser.add_argument("--held_out", required=True, help="folder with held-out pairs")
     options = parser.parse_args()
@@ -61,7 +65,7 @@ def main() -> None:
     data.root = options.held_out
     trainings = score_trainings(options.runs, data)
     record = {"provenance": provenance.describe(), "trainings": trainings}
-    write_json(RESULTS / "leave_one_out.json", record)
+    write_json(RESULTS / f"{options.name}.json", record)
 
 
 if __name__ == "__main__":
