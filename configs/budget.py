@@ -5,9 +5,9 @@ python -m manas_jax.main --config=configs/budget.py --workdir=runs/budget \\
 
 DIR is a folder as configs/rain100l.py describes it, or any other that docs/data.md lists. The
 budget is in billions of multiply-accumulates for an image of `objectives.complexity_size`, or with
---config.search.budget_of=parameters a number of parameters. A budget that no network of the space
-is within is refused with the costs of the cheapest and of the dearest one. The run ends with a
-trained network within the budget, runs/budget/weights.safetensors.
+--config.search.budget_of=parameters a number of parameters. A budget below the cheapest network
+of the space is refused; the message has its cost and that of the most expensive one. The run ends
+with a trained network within the budget, runs/budget/weights.safetensors.
 """
 
 import pathlib

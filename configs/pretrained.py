@@ -11,7 +11,9 @@ squeeze-excitation on every edge, at half resolution and with a residual output.
 reaches more than the network that a search found for earlier weights (docs/weights.md).
 
 `rain100l` is for the folder described in configs/rain100l.py. `general` starts from its weights,
-and adds synthetic rain of all kinds and all folders of pairs or groups below ALL/train.
+and adds synthetic rain of all levels and all folders of pairs or groups below ALL/train. The
+shipped weights are from several such trainings in a row, with other rates, decays and patches:
+docs/weights.md describes them, and results/pretrained/ has the commands.
 
 A training can be continued, with another decay, in a new workdir: from the weights of the first,
 with `--config.train.weights=FILE --config.train.genotype= --config.train.batch_norm=0`.

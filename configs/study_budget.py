@@ -4,13 +4,14 @@ python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_
     --config.data.root=DIR [--index=I --count=N]
 
 DIR holds train/{rain,norain}; the test pairs are not used. Space and training are those of
-configs/budget.py, with half the channels, more columns and fewer steps: at twice the channels a
+configs/budget.py, with fewer channels, more columns and shorter trainings: at twice the channels a
 genotype of the large budget costs as much as the shipped weights. All networks have 0.88 billion
 multiply-accumulates in common, so the budgets leave about 1 : 2 : 5 for what is searched. Each
-method of searching has as many as the bilevel search: that takes two gradients of the supernet a
-step, random search and halving one of a network of the budget. So does the single-path supernet,
-which computes all candidates of the attention edges besides, and ends with an evolution whose
-scores take a pass of the supernet each. Halving of networks with preferences has half as many.
+method of searching has as many as 1,000 bilevel steps of two gradients of the supernet, 11% more
+than the bilevel search itself, which takes one gradient a step while it warms up. Random search and
+halving take one gradient of a network of the budget a step. So does the single-path supernet, which
+computes all candidates of the attention edges besides, and ends with an evolution whose scores take
+four passes of the supernet each. Halving of networks with preferences has half as many.
 """
 
 import pathlib

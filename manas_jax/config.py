@@ -22,7 +22,7 @@ from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
 OPTIMIZERS = ("adam", "muon")
-"""Of the final training, see `manas_jax.training.build.train_optimizer`."""
+"""Of the training and, besides sgd, of a search's weights, see `training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
 METHODS = ("bilevel", "evolution", "random", "halving")
@@ -191,7 +191,8 @@ _KEYS: dict[str, tuple[Any, Range]] = {
 
     "search.method": ("bilevel", one_of(*METHODS)),
     "search.candidates": (16, at_least(1)),  # trained by the methods random and halving
-    "search.preference": (0.0, NOT_NEGATIVE),  # of each of them, see random_preferences
+    # Standard deviation of a candidate's shared logits, see sampling.random_preferences; 0 = none.
+    "search.preference": (0.0, NOT_NEGATIVE),
     "search.population": (50, at_least(2)),  # of the method evolution, in each generation
     "search.generations": (20, at_least(1)),
     "search.hypergradient": ("first_order", one_of(*HYPERGRADIENTS)),

@@ -79,7 +79,7 @@ class Budget:
         return tables(space, self.height, self.width, self.unit)
 
     def extremes(self, space: SearchSpace) -> tuple[int, int]:
-        """What the cheapest and the dearest genotype of a space cost."""
+        """Costs of the cheapest and of the most expensive genotype of a space."""
         return _extremes(space, self.fixed(space), self.tables(space))
 
 
@@ -256,7 +256,7 @@ def tables(space: SearchSpace, height: int, width: int, unit: str) -> dict[str, 
 
 
 def extremes(space: SearchSpace, height: int, width: int, unit: str) -> tuple[int, int]:
-    """Cost of the cheapest and of the dearest genotype; arguments as `tables` has them."""
+    """Costs of the cheapest and of the most expensive genotype; arguments as `tables` has them."""
     return Budget(0, unit, height, width).extremes(space)
 
 

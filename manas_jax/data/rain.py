@@ -121,14 +121,14 @@ def streaks(seed: tf.Tensor, height: int, width: int, level: str = MIXED) -> tf.
 def photographic(clean: tf.Tensor, seed: tf.Tensor, level: str = MIXED) -> tf.Tensor:
     """Rain as a camera sees it, in front of a clean image.
 
-    - A drop shows the light of a wide surrounding and covers a pixel for a share of the exposure
-      time, so a streak is a mixture, (1 - a) clean + a light: it brightens a dark background much,
-      a bright one little, and can darken the sky (Garg and Nayar, section 3). As most of it is
-      from the sky, the light is brighter than the mean of the image, with less colour, and varies
-      slowly over the image.
-    - In a layer directions, lengths and widths differ, and some drops near the camera are out of
-      focus.
-    - Then come noise and the compression of JPEG, both mild.
+    - A drop refracts light from a wide field of view and covers a pixel for a part of the exposure,
+      so a streak is a mixture, (1 - a) clean + a light: a streak brightens a dark background
+      strongly and a bright one slightly, and can darken the sky (Garg and Nayar, section 3). The
+      light is mostly that of the sky: brighter than the mean of the image, with less colour, and
+      varying slowly over the image.
+    - Each layer has three kinds of streaks, each with its own direction, length and width. Besides,
+      there may be some drops near the camera, out of focus.
+    - Noise and JPEG compression follow, both mild.
 
     Args:
       clean: float32 (height, width, 3) in [0, 1], of static shape.

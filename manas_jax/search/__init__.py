@@ -1,1 +1,1 @@
-"""The search: bilevel optimisation of architecture and weights, then derivation."""
+"""The ways to search an architecture, and the derivation of a genotype."""

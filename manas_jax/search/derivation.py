@@ -43,13 +43,14 @@ NOTHING = Front(np.zeros(1, np.int64), np.zeros(1), np.zeros((1, 0), np.int64))
 
 
 def spend(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget) -> Genotype:
-    """The likeliest genotype that costs no more than the budget and `SPENT` of it or more.
+    """A likely genotype within the budget that, where one does, costs `SPENT` of it or more.
 
     Probabilities close to 0 and 1 say little about what to change where the likeliest choices cost
     more than the budget, and the likeliest within it may cost far less. So cost is worth a price,
     the lowest at which the budget is spent (Everett, "Generalized Lagrange multiplier method",
     Operations Research 11(3), 1963). No genotype within the budget that costs as much as the one
-    returned, or more, is likelier; where none costs `SPENT` of the budget, it is the dearest.
+    returned, or more, is likelier; where none costs `SPENT` of the budget, the most
+    expensive one.
 
     Args:
       space: the search space.

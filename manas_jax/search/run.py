@@ -1,4 +1,4 @@
-"""The search: weights on some training scenes, architecture on others, then derivation."""
+"""The bilevel search: weights on some training scenes, architecture on others, then derivation."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def search(
             likeliest, genotype = genotype, spend(space, logs, limit)
             facts["budget"] = _within(limit, likeliest, genotype)
         if options.choice == "perturbation":
-            held_out = sources(0)[1].iterate(0, options.choice_batches)
-            held_out = [sharding.shard_batch(batch, mesh) for batch in held_out]
-            evaluator = SupernetEvaluator(config, state, held_out)
+            patches = sources(0)[1].iterate(0, options.choice_batches)
+            patches = [sharding.shard_batch(batch, mesh) for batch in patches]
+            evaluator = SupernetEvaluator(config, state, patches)
             genotype = selection.perturbation(space, state.architecture, evaluator, config.seed)
         derived = validation(state.variables, genotype_logits(genotype))
         gap = scores.y_psnr - derived.y_psnr
@@ -168,14 +168,14 @@ def supernet_evaluator(
     state = load_search(config, workdir)
     splits = load_splits(config.data, config.search.crop)
     mesh = sharding.make_mesh(1)
-    held_out, seen = (
+    architecture_batches, weight_batches = (
         build.batches(config, scenes_of_role, "search", role, mesh).iterate(0, batches)
         for scenes_of_role, role in (
             (splits.architecture, ARCHITECTURE_ROLE),
             (splits.weights, WEIGHTS_ROLE),
         )
     )
-    return SupernetEvaluator(config, state, list(held_out), list(seen))
+    return SupernetEvaluator(config, state, list(architecture_batches), list(weight_batches))
 
 
 def _within(limit: cost.Budget, likeliest: Genotype, genotype: Genotype) -> dict[str, Any]:

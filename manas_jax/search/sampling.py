@@ -114,7 +114,7 @@ class Sampler:
 
     Within a budget probabilities are proportional to exp(-rate * cost), times the uniform ones of
     `random_genotype`. The rate is such that the mean cost is the budget; genotypes of equal cost
-    keep their relative probabilities. A budget above the dearest genotype changes nothing.
+    keep their relative probabilities. A budget above all genotypes changes nothing.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Sampler:
 def random_within(sampler: Sampler, seed: int) -> Genotype:
     """A random genotype that costs about as much as the budget and no more.
 
-    It is the dearest within the budget of many that are drawn.
+    It is the most expensive one within the budget of many that are drawn.
 
     Args:
       sampler: with a budget.
@@ -177,14 +177,14 @@ def random_within(sampler: Sampler, seed: int) -> Genotype:
 def random_candidate(sampler: Sampler, seed: int, preference: float = 0.0) -> Genotype:
     """A random genotype, within the budget if there is one, with preferences of its own.
 
-    Choices that are drawn one by one even out over a network: half of the columns are of one kind,
-    half of another, and one random network is much like the next. Networks whose choices go
-    together differ more, so there is more for a search to choose from.
+    Choices that are drawn independently even out over a network: half of the columns are of one
+    kind, half of another, so random networks resemble each other. Networks whose choices are
+    correlated differ more, and leave a search more to choose from.
 
     Args:
       sampler: without preferences.
       seed: of all draws.
-      preference: of `random_preferences`; with 0 it is that of `random_within`.
+      preference: the strength of `random_preferences`; 0 for none.
     """
     space = sampler.space
     if preference:

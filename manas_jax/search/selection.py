@@ -38,18 +38,20 @@ class SupernetEvaluator:
         self,
         config: ConfigDict,
         state: SearchState,
-        held_out: Sequence[Batch],
-        seen: Sequence[Batch] = (),
+        architecture_batches: Sequence[Batch],
+        weight_batches: Sequence[Batch] = (),
     ):
         """Compiles nothing yet.
 
         Args:
           config: of the search.
           state: the end of the search.
-          held_out: batches of architecture scenes to evaluate on.
-          seen: batches of weight scenes, for `recalibrate_batch_norm`.
+          architecture_batches: batches of architecture scenes to evaluate on.
+          weight_batches: batches of weight scenes, for `recalibrate_batch_norm`.
         """
-        self.state, self._held_out, self._seen = state, list(held_out), list(seen)
+        self.state = state
+        self._architecture_batches = list(architecture_batches)
+        self._weight_batches = list(weight_batches)
         loss_fn = losses.scene_loss_fn(
             build.network(config), build.loss_weights(config), internal_from=0
         )
@@ -73,14 +75,14 @@ class SupernetEvaluator:
         architecture, state = _arrays(architecture), self.state
         scores = [
             self._apply(state.params, architecture, state.batch_stats, batch)[1]
-            for batch in self._held_out
+            for batch in self._architecture_batches
         ]
         return float(np.mean(jax.device_get(scores)))
 
     def recalibrate_batch_norm(self, architecture: Architecture) -> PyTree:
         """Running statistics of this architecture, updated on the weight scenes."""
         architecture, batch_stats = _arrays(architecture), self.state.batch_stats
-        for batch in self._seen:
+        for batch in self._weight_batches:
             batch_stats, _ = self._apply(self.state.params, architecture, batch_stats, batch)
         return batch_stats
 
@@ -89,7 +91,7 @@ class SupernetEvaluator:
         architecture, state = _arrays(architecture), self.state
         found = [
             jax.device_get(self._grad(state.params, architecture, state.batch_stats, batch))
-            for batch in self._held_out
+            for batch in self._architecture_batches
         ]
         return {kind: np.stack([g[kind] for g in found]) for kind in architecture}
 

@@ -1,4 +1,4 @@
-"""One step of the bilevel search: the architecture on held-out scenes, the weights on others."""
+"""One step of the bilevel search: the architecture and the weights, each on scenes of its own."""
 
 from __future__ import annotations
 

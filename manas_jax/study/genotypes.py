@@ -31,7 +31,7 @@ def fixed(space: SearchSpace, choice: str) -> Genotype:
 
 
 def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
-    """The dearest genotype within a budget of those that a person would make.
+    """The most expensive genotype within a budget of those that a person would make.
 
     The first columns alternate, as many in each cell, and the rest are left out; all residual
     blocks have one width; all edges have SE.

@@ -55,7 +55,7 @@ class Source:
 
     Attributes:
       name: its name in tables.
-      choice: one of `CHOICES`: 'derived', the likeliest choices of a search; 'perturbation' and
+      choice: one of `CHOICES`: 'derived', the one that a search finds; 'perturbation' and
         'proxy' (best of `study.candidates` random ones), those with which the search's supernet
         scores best; 'matched', random among those of the same cost as the derived one; 'within',
         random within the search's budget, and 'uniform', made by hand for it, see

@@ -29,7 +29,7 @@ class BudgetState(NamedTuple):
 def dual_ascent(
     space: SearchSpace, budget: cost.Budget, rate: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds to the gradient by the logits that of the expected cost's distance from the budget.
+    """Adds the gradient of a penalty, for costs off the budget, to that by the logits.
 
     The sum is the gradient of the augmented Lagrangian, loss + multiplier * excess + excess**2 / 2,
     and each step adds `rate` times the excess to the multiplier, which has either sign (Hestenes,
@@ -41,7 +41,7 @@ def dual_ascent(
     Args:
       space: the search space.
       budget: of the expected cost, see `losses.expected_cost`; where no network of the space
-        costs as much, the dearest one's cost counts.
+        costs as much, the cost of the most expensive one counts.
       rate: of the ascent.
     """
     target = float(min(budget.limit, budget.extremes(space)[1]))

@@ -98,8 +98,9 @@ def search_optimizers(
 def skip_unused(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer that leaves a parameter with a gradient of zero as it is, and its state too.
 
-    So a path of a supernet trains its own weights alone. Momentum would move those of other paths
-    on, and Muon by as much as the gradient of their last path did.
+    So a step along a path of a supernet leaves the parameters of other paths as they are. Momentum
+    would move them on, and Muon by as much as the gradient of their last path did. The hidden
+    channels that a narrower width leaves out are in one parameter with the others, and do move.
     """
 
     def is_masked(leaf):

@@ -239,10 +239,11 @@ class ComplexityModel:
     width: int
 
     def parameters(self, logits: Architecture) -> jax.Array:
-        """Expected parameters of the choices as a share of those of the dearest, in [0, 1].
+        """Expected parameters of the choices as a share of the largest number, in [0, 1].
 
         The paper weighs modules by their share of parameters; here the costs are those of the
-        search space itself, so that 1 is the dearest architecture and 0 one whose choices are free.
+        search space itself, so that 1 is the most expensive architecture and 0 one whose choices
+        are free.
         """
         return self._share(logits, "parameters")
 

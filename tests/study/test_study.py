@@ -819,6 +819,15 @@ def test_page_of_the_front(tmp_path):
     assert path == tmp_path / "report.html" and "10 cells of 12" in html
     assert html.count('<img src="data:image/svg+xml;base64,') == 2
     assert '<th scope="row">small</th><td>bilevel search</td><td>2, 2</td><td>31.50 ± 0.71' in html
+    for kind, psnr in (("random", 30.5), ("halving", 30.75)):  # of the same seeds
+        for i in range(2):
+            name = f"{kind}_small"
+            cells[f"{name}-{i:02d}"] = fake_cell(name, i, i, psnr + i, 2_000)
+    rows = {
+        row[1]: row for row in page.table(study_summary.summarize(cells))[1] if row[0] == "small"
+    }
+    assert rows["successive halving"][-2:] == ["+0.75 [+0.75, +0.75]", "+0.25 [+0.25, +0.25]"]
+    assert rows["random"][-2:] == ["–", "-0.50 [-0.50, -0.50]"]
     cells = {"random-00": fake_cell(), "random_long-00": fake_cell("random_long")}  # no budgets
     assert page.write(cells, study_summary.summarize(cells), tmp_path / "none") is None
 
