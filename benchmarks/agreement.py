@@ -26,7 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -240,7 +240,7 @@ def _differences(first: pathlib.Path, other: pathlib.Path, processes: int) -> di
     for name in ("search", "train"):
         expected = json.loads((first / f"{name}0.json").read_text())
         found = [json.loads((other / f"{name}{i}.json").read_text()) for i in range(processes)]
-        losses = max(
+        losses = _largest(
             abs(a[key] - b[key]) / max(abs(a[key]), 1e-3)
             for part in found
             for a, b in zip(expected["losses"], part["losses"], strict=True)
@@ -252,7 +252,7 @@ def _differences(first: pathlib.Path, other: pathlib.Path, processes: int) -> di
             for step in zip(*(part["read"] for part in found), strict=True)
         ]
         with np.load(first / f"{name}.npz") as a, np.load(other / f"{name}.npz") as b:
-            state = max(_difference(a[key], b[key]) for key in a.files)
+            state = _largest(_difference(a[key], b[key]) for key in a.files)
         differences[name] = {
             "losses": losses,
             "state": state,
@@ -265,6 +265,11 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     """The largest difference, relative to the largest number."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return float(np.max(np.abs(a - b), initial=0.0) / max(np.max(np.abs(a), initial=0.0), 1e-3))
+
+
+def _largest(values: Iterable[float]) -> float:
+    """The largest value; NaN if one of them is."""
+    return float(np.max(list(values)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,6 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--limit", type=float, default=1e-2, help="relative difference of a loss that is an error"
     )
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        parser.error(f"--steps={options.steps}: give at least 1")
+    if options.platform and options.out == parser.get_default("out"):
+        parser.error("--platform needs --out=FILE: the default is the record of all layouts")
 
     from manas_jax.files import write_json
     from manas_jax.workdir import provenance
@@ -300,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             print(f"{dtype}  {layout} ({row['device']}): {differences}")
     compared = [row[stage] for kind in kinds for row in rows[kind] for stage in ("search", "train")]
-    largest = max(stage["losses"] for stage in compared)
+    largest = _largest(stage["losses"] for stage in compared)
     if not largest <= options.limit:
         print(f"error: losses differ by {largest:.1e}; limit {options.limit:g}", file=sys.stderr)
         return 1

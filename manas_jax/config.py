@@ -140,6 +140,7 @@ _PATH = Range(
     lambda value: buckets.scheme(value) in ("", buckets.SCHEME),
 )
 NOT_NEGATIVE = Range("0 or more", lambda value: value >= 0)
+_PREFERENCE = Range("from 0 to 10", lambda value: 0 <= value <= 10)
 _POSITIVE = Range("more than 0", lambda value: value > 0)
 _SHARE = Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
 _LEVEL = one_of(*RAIN_LEVELS)
@@ -192,7 +193,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.method": ("bilevel", one_of(*METHODS)),
     "search.candidates": (16, at_least(1)),  # trained by the methods random and halving
     # Standard deviation of a candidate's shared logits, see sampling.random_preferences; 0 = none.
-    "search.preference": (0.0, NOT_NEGATIVE),
+    "search.preference": (0.0, _PREFERENCE),
     "search.population": (50, at_least(2)),  # of the method evolution, in each generation
     "search.generations": (20, at_least(1)),
     "search.hypergradient": ("first_order", one_of(*HYPERGRADIENTS)),

@@ -43,7 +43,7 @@ def gather(workdir: pathlib.Path, kept: pathlib.Path) -> None:
     Raises:
       UserError: there is no study, or a cell is damaged.
     """
-    files = sorted((workdir / "cells").glob("*.json"))
+    files = sorted((workdir / "cells").glob("[!.]*.json"))
     if not files or not (workdir / "config.json").exists():
         raise UserError(f"{workdir}: no cells here; run `python -m manas_jax.study` first")
     read_cells(workdir / "cells")  # raises if one is damaged

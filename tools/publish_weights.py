@@ -83,7 +83,9 @@ def score(derainer: Derainer, data: ConfigDict, self_ensemble: bool) -> dict[str
 def score_datasets(derainer: Derainer, data: ConfigDict) -> dict[str, Any]:
     """Mean scores of the test pairs of each dataset, before and after, and their number."""
     found = collections.defaultdict(list)
-    pairs = evaluation_pairs(load_splits(data, crop=64).test, data)
+    pairs = list(evaluation_pairs(load_splits(data, crop=64).test, data))
+    if not pairs:
+        raise UserError(f"--held_out {data.root}: holds no test pairs")
     for name, rainy, clean in tqdm(pairs, unit="picture"):
         dataset = name.split("/")[0]
         found[dataset].append((metrics.score(rainy, clean), metrics.score(derainer(rainy), clean)))

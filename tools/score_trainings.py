@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("runs", type=pathlib.Path)
     parser.add_argument("--held_out", required=True, help="folder with held-out pairs")
     options = parser.parse_args()
+    if not options.name.isidentifier():
+        raise UserError(f"{options.name}: give a name of letters, digits and underscores")
     data = default().data
     data.root = options.held_out
     trainings = score_trainings(options.runs, data)

@@ -12,8 +12,8 @@ Image De-raining using a Multi-stream Dense Network (DID-MDN). CVPR 2018. There 
 The optional veil is the atmospheric light of Li, Cheong and Tan: Heavy Rain Image Restoration. CVPR
 2019.
 
-All operations are TensorFlow's with stateless seeds: the same seed gives the same rain, eagerly
-and in tf.data.
+All operations are TensorFlow's with stateless seeds: the same seed gives the same rain, up to
+rounding eagerly and in tf.data.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ _DIRECTION_SPREAD = 2.5  # degrees, standard deviation over layers: wind varies 
 _MARGIN = 64  # pixels added to the image, so that streaks cross its border
 _FWHM = 2 * math.sqrt(2 * math.log(2))  # full width at half maximum of a Gaussian, per sigma
 
+_LONGEST = 80.0  # pixels; with the fade at its ends a streak reaches as far as the margin
 _KINDS = 3  # of streaks in a layer of photographic rain
 _KIND_SPREAD = 4.0  # degrees, standard deviation over them
 _DENSER = 3.0  # than additive rain, as its streaks are finer and less bright
@@ -146,7 +147,7 @@ def photographic(clean: tf.Tensor, seed: tf.Tensor, level: str = MIXED) -> tf.Te
     tilt, stretch, swell = tf.unstack(tf.random.stateless_normal((3, count), seeds[2]))
     far = _Streaks(
         direction=nearest.direction + _KIND_SPREAD * tilt,
-        length=nearest.length * scale * tf.exp(0.4 * stretch),
+        length=tf.minimum(nearest.length * scale * tf.exp(0.4 * stretch), _LONGEST),
         width=tf.maximum(0.8 * nearest.width * scale * tf.exp(0.25 * swell), 1.1),
         density=_DENSER * nearest.density / scale**2 / _KINDS,
         brightness=nearest.brightness * scale,

@@ -23,14 +23,16 @@ from manas_jax.cost import Budget
 from manas_jax.data.splits import Splits
 from manas_jax.files import write_json
 from manas_jax.runtime import distributed
+from manas_jax.search.derivation import likeliest_within
 from manas_jax.space import Genotype, SearchSpace, assemble, derivable, random_genotype
 from manas_jax.training import run as train_run
 from manas_jax.training.losses import expected_cost
 from manas_jax.training.restore import load_genotype
 
 DRAWS = 64  # per genotype within a budget
+ROUNDS = 100  # of as many draws, after which genotypes within the budget are too rare to be drawn
 COMPARED = 20  # random genotypes, of which `spending` is a mean
-STEEPEST = 1e4  # fall of the log-probability per budget, where only the cheapest is drawn
+STEEPEST = 1e4  # fall of the log-probability per budget
 
 Picks = Mapping[str, np.ndarray]
 """Index of the choice of every decision, by kind; see `SearchSpace.decisions`."""
@@ -60,17 +62,20 @@ def search(
         sampler = Sampler(SearchSpace(**config.space), budget(config))
         candidates = [random_candidate(sampler, int(s), options.preference) for s in seeds]
         results: dict[int, dict[str, float]] = {}
+        compile_seconds = []
 
         def score(number: int, steps: int) -> float:
             folder = workdir / "search" / "candidates" / f"{number:03d}"
-            results[number] = _trained(config, candidates[number], folder, steps)
-            return results[number]["psnr"]
+            results[number] = result = _trained(config, candidates[number], folder, steps)
+            compile_seconds.append(result["compile_seconds"])
+            return result["psnr"]
 
         rounds = 1 if options.method == "random" else max(1, math.ceil(math.log2(len(candidates))))
         best, history = successive_halving(len(candidates), score, options.steps, rounds)
         facts = {
             "steps": options.steps,
             "seconds": sum(result["seconds"] for result in results.values()),
+            "compile_seconds": sum(compile_seconds),
             "validation": {name: results[best][name] for name in ("psnr", "ssim")},
             "rounds": history,
             "spending": spending(candidates[best], sampler),
@@ -143,10 +148,18 @@ class Sampler:
 
     def within(self, draw: np.random.Generator) -> tuple[Picks, Genotype]:
         """The first drawn choices that are within the budget, and their genotype."""
-        while True:
+        for _ in range(ROUNDS * DRAWS):
             picks = self.picks(draw)
             if self.allows(genotype := self.genotype(picks)):
                 return picks, genotype
+        genotype = self.likeliest()
+        choices = self.space.choices
+        picks = {k: np.array([choices[k].index(c) for c in v]) for k, v in genotype.picks.items()}
+        return picks, genotype
+
+    def likeliest(self) -> Genotype:
+        """The likeliest genotype within the budget."""
+        return likeliest_within(self.space, self._logits, self.limit)
 
     def genotype(self, picks: Picks) -> Genotype:
         """The genotype of these choices."""
@@ -161,17 +174,19 @@ class Sampler:
 def random_within(sampler: Sampler, seed: int) -> Genotype:
     """A random genotype that costs about as much as the budget and no more.
 
-    It is the most expensive one within the budget of many that are drawn.
+    It is the most expensive one within the budget of many that are drawn, or the likeliest one
+    where hardly any is within it.
 
     Args:
       sampler: with a budget.
       seed: of the draws.
     """
     draw = np.random.default_rng(seed)
-    while True:
+    for _ in range(ROUNDS):
         drawn = [sampler.genotype(sampler.picks(draw)) for _ in range(DRAWS)]
         if within := list(filter(sampler.allows, drawn)):
             return max(within, key=sampler.limit.cost)
+    return sampler.likeliest()
 
 
 def random_candidate(sampler: Sampler, seed: int, preference: float = 0.0) -> Genotype:
@@ -210,9 +225,9 @@ def random_preferences(
     Returns:
       For each kind its logits, (1, choices), or (blocks, choices) for the widths.
     """
-    rows = dict.fromkeys(space.choices, 1) | {"widths": len(space.channels)}
     logits = {
-        kind: strength * draw.normal(size=(rows[kind], len(choices)))
+        kind: strength
+        * draw.normal(size=(len(space.channels) if kind == "widths" else 1, len(choices)))
         for kind, choices in space.choices.items()
     }
     # Whether a column is parallel does not depend on the preferences for widths.
@@ -220,7 +235,7 @@ def random_preferences(
         kind: row - np.logaddexp.reduce(row, axis=1, keepdims=True) + math.log(row.shape[1])
         for kind, row in logits.items()
     }
-    if space.residual_blocks:
+    if "widths" in logits:
         logits["widths"] = logits["widths"][[branch for _, branch in space.residual_blocks]]
     return logits
 
@@ -248,7 +263,7 @@ def _logits(
     tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
     if limit.extremes(space)[1] < limit.limit:
         return _tilted(space, tables, 0.0, preferences)
-    expected = _expected_cost(space, limit)
+    expected = jax.jit(functools.partial(expected_cost, space, limit))
     flat, steep = -STEEPEST, STEEPEST
     for _ in range(50):
         rate = (flat + steep) / 2
@@ -257,11 +272,6 @@ def _logits(
         else:
             steep = rate
     return _tilted(space, tables, steep, preferences)
-
-
-@functools.lru_cache(maxsize=1)  # of the candidates of a search
-def _expected_cost(space: SearchSpace, limit: Budget) -> Callable[[Any], jax.Array]:
-    return jax.jit(functools.partial(expected_cost, space, limit))
 
 
 def _tilted(
@@ -282,7 +292,7 @@ def _tilted(
     ).reshape(*space.decisions["attention"], -1)
     if space.residual_blocks:
         parallel = space.column_choices.index("parallel")
-        blocks = logits["widths"]
+        blocks = preferences.get("widths", 0.0) - rate * tables["widths"]
         for (column, _), row in zip(space.residual_blocks, blocks, strict=True):
             logits["columns"][column, parallel] += np.logaddexp.reduce(row) - math.log(len(row))
     return logits
@@ -307,7 +317,8 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
         distributed.broadcast_from_primary(lambda: _start(folder, genotype))
         train_run.train(training, folder)
         summary = json.loads((folder / "train" / "summary.json").read_text())
-        result = {"seconds": summary["seconds"], **summary["validation"]}
+        result = {key: summary[key] for key in ("seconds", "compile_seconds")}
+        result |= summary["validation"]
         distributed.broadcast_from_primary(lambda: write_json(file, result))
         logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, result["psnr"])
     return json.loads(file.read_text())

@@ -51,7 +51,8 @@ def figures(cells: Cells) -> dict[str, Figure]:
       cells: the result of `manas_jax.study.run.read_cells`.
     """
     drawn = {}
-    if groups := by_kind(cells):
+    groups = by_kind(cells)
+    if any(kind != "paper" for kind, _ in groups):
         for name, plot in (("front", _front), ("spending", _spending)):
             with matplotlib.rc_context(_STYLE):
                 drawn[name] = figure.Figure(figsize=(8, 4.2), layout="constrained")

@@ -31,6 +31,7 @@ CHOICES = (
 )  # fmt: skip
 NEED_A_SEARCH, BUDGETED = CHOICES[:4], CHOICES[4:6]
 NEED_A_SUPERNET = CHOICES[1:3]
+FIXED = CHOICES[7:]
 
 _NAME = re.compile(r"[\w-]+")  # of files
 _KEYS = {
@@ -142,6 +143,9 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
     Raises:
       UserError: one could not run; names the key or the scene.
     """
+    if starts := [key for key in ("genotype", "weights", "inherit") if config.train[key]]:
+        raise UserError(f"train.{starts[0]}: a study finds the genotypes itself, leave it out")
+    space = SearchSpace(**config.space)
     runs: dict[tuple[str, str], ConfigDict] = {}  # stage and content -> configuration
     for source in {cell.source.name: cell.source for cell in cells}.values():
         used = [("train", _valid(config, f"study.sources.{source.name}.changes", source.changes))]
@@ -153,9 +157,20 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
                 checks.check_latency(search)
                 trains_alone = search.search.method in ("random", "halving")
                 used.append(("train" if trains_alone else "search", search))
+        if source.choice in FIXED:
+            _check_fixed(space, source)
         runs |= {(stage, run.to_json_best_effort()): run for stage, run in used}
     for (stage, _), run in runs.items():
         checks.check_training(run, stage)
+
+
+def _check_fixed(space: SearchSpace, source: Source) -> None:
+    try:
+        genotypes.fixed(space, source.choice)
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"study.sources.{source.name}.choice = {source.choice!r}: {one_line(error)}"
+        ) from None
 
 
 def _check_search(source: Source, search: ConfigDict, key: str) -> None:

@@ -59,7 +59,9 @@ def read_cells(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: a file is damaged; names it.
     """
-    return {file.stem: _read(file) for file in sorted(pathlib.Path(folder).glob("*.json"))}
+    # Without temporary files of other machines.
+    files = sorted(pathlib.Path(folder).glob("[!.]*.json"))
+    return {file.stem: _read(file) for file in files}
 
 
 def run(
@@ -91,19 +93,21 @@ def run(
     validate(plain)
     if not summarize_only:
         grid.check(config, cells)
+    elif not any((pathlib.Path(workdir) / "cells").glob("[!.]*.json")):
+        raise UserError(f"--workdir={workdir}: no cells to summarise in {workdir}/cells")
     workdir = claim_workdir(plain, workdir)
     if not summarize_only:
         claim_inputs(plain, workdir, {"search": load_splits(plain.data, plain.search.crop)})
     with app.run_context(plain, workdir):
         folder = workdir / "cells"
         folder.mkdir(exist_ok=True)
-        done = {cell.name for cell in cells if _is_done(cell, folder)}
+        done = {cell.name for cell in cells if _is_done(config, cell, folder)}
         todo = [] if summarize_only else [cell for cell in cells if cell.name not in done]
         logging.info("study: %d cells, %d of them done", len(cells), len(done))
         begin = time.monotonic()
         for number, cell in enumerate(todo, 1):
             with lock.hold(workdir / "trainings" / cell.name):
-                if _is_done(cell, folder):  # since this start, by another process
+                if _is_done(config, cell, folder):  # since this start, by another process
                     continue
                 result = run_cell(config, cell, workdir)
                 write_json(folder / f"{cell.name}.json", result)
@@ -140,13 +144,14 @@ def run_cell(config: ConfigDict, cell: grid.Cell, workdir: pathlib.Path) -> dict
     facts["seconds_of_choice"] = time.monotonic() - start
     training = grid.changed(config, cell.seed, cell.source.changes)
     folder = workdir / "trainings" / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_workdir(training, folder)
     genotype.save(folder / "genotype.json")
     train_run.train(training, folder)
     summary = json.loads((folder / "train" / "summary.json").read_text())
     total = cost.derived(genotype, *config.objectives.complexity_size)
     return {
         "source": dataclasses.asdict(cell.source),
+        "search": _search_of(config, cell),
         "index": cell.index,
         "seed": cell.seed,
         **facts,
@@ -176,12 +181,12 @@ def _genotype(
         return genotypes.uniform_within(space, budget(changed)), {}
     folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
     with lock.hold(folder):
-        derived = methods.search(changed, folder)
+        derived = methods.search(changed, claim_workdir(changed, folder))
     if source.choice == "matched":
         return genotypes.matched(config, derived, cell.index), {}
     if changed.search.method != "bilevel":  # no relaxed architecture to evaluate
         summary = json.loads((folder / "search" / "summary.json").read_text())
-        return derived, {"seconds_of_search": summary["seconds"]}
+        return derived, {"seconds_of_search": summary["seconds"] + summary["compile_seconds"]}
     evaluator = search_run.supernet_evaluator(changed, folder, config.study.judged_batches)
     genotype, facts = derived, {}
     if source.choice == "perturbation":
@@ -217,25 +222,41 @@ def _in_supernet(
         "probabilities": selection.softmax(state.architecture),
     }
     if rank:
-        count = config.study.sources.random.cells
+        count = sum(cell.source.name == "random" for cell in grid.cells(config))
         facts["ranking"] = selection.best(genotypes.random_genotypes(config, count), evaluator)[1]
     return facts
 
 
-def _is_done(cell: grid.Cell, folder: pathlib.Path) -> bool:
+def _is_done(config: ConfigDict, cell: grid.Cell, folder: pathlib.Path) -> bool:
+    """Whether a cell has its file.
+
+    Raises:
+      UserError: the file is of another source, search or seed.
+    """
     file = folder / f"{cell.name}.json"
     if not file.exists():
         return False
-    before, now = (
-        {k: v for k, v in fields.items() if k not in ("cells", "tier")}
-        for fields in (
-            _read(file)["source"],
-            json.loads(json.dumps(dataclasses.asdict(cell.source))),
-        )
-    )
-    if before != now:
-        raise UserError(f"{file} is from another source ({before}): remove it or rename the source")
+    found = _read(file)
+    fields = {
+        "source": dataclasses.asdict(cell.source),
+        "search": _search_of(config, cell),
+        "seed": cell.seed,
+    }
+    for field, now in json.loads(json.dumps(fields)).items():
+        before = found.get(field, now)  # earlier cells do not say how they searched
+        if field == "source":
+            before, now = ({**x, "cells": None, "tier": None} for x in (before, now))
+        if before != now:
+            raise UserError(
+                f"{file} is from another {field} ({before}): remove it or rename the source"
+            )
     return True
+
+
+def _search_of(config: ConfigDict, cell: grid.Cell) -> dict[str, Any] | None:
+    """How the search of a cell, or its budget, differs from the configuration; None without one."""
+    search = config.study.searches.get(cell.source.search)
+    return None if search is None else search.to_dict()
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:

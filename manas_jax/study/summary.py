@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from manas_jax.search import collapse
+from manas_jax.space import COLUMNS
 
 CONFIDENCE = 0.95
 
@@ -191,11 +192,11 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
     supernets = [
         _tau([c["ranking"][r["index"]] for r in random], truth) | {"seed": c["seed"]}
         for c in searched
-        if len(c.get("ranking", [])) >= len(random)
+        if len(c.get("ranking", [])) > random[-1]["index"]
     ]
     result = {"genotypes": len(random), "macs": _tau([c["macs"] for c in random], truth)}
     if supernets:
-        ranked = [c["ranking"] for c in searched if len(c.get("ranking", [])) >= len(random)]
+        ranked = [c["ranking"] for c in searched if len(c.get("ranking", [])) > random[-1]["index"]]
         mean = np.mean([[r[c["index"]] for c in random] for r in ranked], axis=0)
         result["mean_of_supernets"] = _tau(mean, truth)
         result["supernets"] = supernets
@@ -271,7 +272,8 @@ def agreement(cells: Sequence[Mapping]) -> dict[str, Any] | None:
         choices["columns"].append([c for cells_ in genotype["columns"] for c in cells_])
         choices["attention"].append([e for c in genotype["attention"] for m in c for e in m])
     candidates = len(set(cells[0]["genotype"]["space"]["candidates"]) - {"none"})
-    chance = {"columns": 1 / 2, "attention": 1 / candidates}
+    columns = len(cells[0]["genotype"]["space"].get("column_choices", COLUMNS))
+    chance = {"columns": 1 / columns, "attention": 1 / candidates}
     return {
         kind: {
             "share": float(
@@ -349,13 +351,15 @@ def _entropy(rows: Any) -> float:
 
 
 def _hours(cells: Cells) -> float:
-    """Duration of searches (each counted once), their evaluation, and trainings."""
+    """Duration of searches (each counted once) and trainings, with their compilation."""
     searches = {}
     total = 0.0
     for cell in cells.values():
         total += cell["seconds_of_training"]
         if "seconds_of_search" in cell:
-            searches[cell["source"]["search"], cell["seed"]] = cell["seconds_of_search"]
+            # Earlier cells of searches by training counted no compilation.
+            seconds = max(cell["seconds_of_search"], cell.get("seconds_of_choice", 0.0))
+            searches[cell["source"]["search"], cell["seed"]] = seconds
     return (total + sum(searches.values())) / 3600
 
 

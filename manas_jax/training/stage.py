@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from manas_jax.buckets import as_path
+from manas_jax.buckets import Path, as_path
 from manas_jax.data import lazy_tf
 from manas_jax.files import write_json
 from manas_jax.metrics import Scores
@@ -70,7 +71,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
 
         state = restore_or_init()
         start = int(state.step)
-        if start == options.steps and (folder / "summary.json").exists():
+        if start == options.steps and _has_ended(folder / "summary.json", start):
             logging.info("%s: all %d steps are done", name, start)
             return False
         if start:
@@ -94,7 +95,16 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
                 log_fn=lambda step, state: stage.log_fn(logger, step, state),
             )
         scores = stage.eval_fn(state)
+        facts = stage.finish(state, scores, checkpoints)
         summary = logger.summary(compile_stats, scores) | {"devices": stage.mesh.devices.size}
-        summary |= stage.finish(state, scores, checkpoints)
+        summary |= facts
         distributed.broadcast_from_primary(lambda: write_json(folder / "summary.json", summary))
     return True
+
+
+def _has_ended(summary: Path, steps: int) -> bool:
+    """Whether a summary is there and not that of an earlier, shorter stage in this folder."""
+    try:
+        return json.loads(summary.read_text())["steps"] == steps
+    except (FileNotFoundError, ValueError, KeyError):  # missing or damaged: it is written again
+        return False

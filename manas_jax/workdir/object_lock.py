@@ -81,8 +81,9 @@ def hold(
         while not released.wait(lease / 6):
             with contextlib.suppress(Exception):  # of the network: the next one may pass
                 written = _write(store, name, me, generation)
-                if written is None and not released.is_set():
-                    on_loss()
+                if written is None:
+                    if not released.is_set():
+                        on_loss()
                     return
                 generation = written
 

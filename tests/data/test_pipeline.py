@@ -46,7 +46,9 @@ def _codes(batch):
     return values[..., :2], values[..., 2] // 16, values[..., 2] % 16
 
 
-ALL_KINDS = {"real": 1.0, "transfer": 1.0, "synthetic": 1.0, "veil": 0.3}
+ALL_KINDS = {
+    "real": 1.0, "transfer": 1.0, "synthetic": 1.0, "veil": 0.3, "appearance": "mixed"
+}  # fmt: skip
 
 
 def test_shapes_types_and_range():

@@ -1,6 +1,7 @@
 """Random genotypes within a budget, and the choice of one of them by training."""
 
 import collections
+import dataclasses
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 
 from manas_jax import cost
 from manas_jax.files import write_json
+from manas_jax.latency_table import LatencyTable
 from manas_jax.search import methods, sampling
 from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace, random_genotype
 
@@ -78,6 +80,34 @@ def test_choices_of_a_candidate_with_preferences_go_together():
     assert sampling.random_candidate(free, 0, 3.0) != random_genotype(SPACE, 0)
 
 
+@pytest.mark.parametrize("unit", ["macs", "nanoseconds"])
+def test_candidates_of_spaces_with_one_width(unit):
+    space = SearchSpace((8, 16), (1, 2), (2, 3), 1)
+    for seed in range(3):
+        assert sampling.random_candidate(sampling.Sampler(space), seed, 3.0).space == space
+    latency = None
+    if unit == "nanoseconds":
+        rows = cost.tables(space, 64, 64, "macs")
+        latency = LatencyTable("file", "cpu", space, (64, 64), 100, rows)
+    free = cost.Budget(1, unit, 64, 64, latency)
+    budget = dataclasses.replace(free, limit=round(np.mean(free.extremes(space))))
+    sampler = sampling.Sampler(space, budget)
+    for seed, preference in ((0, 0.0), (1, 3.0)):
+        genotype = sampling.random_candidate(sampler, seed, preference)
+        assert 0.9 * budget.limit <= budget.cost(genotype) <= budget.limit
+
+
+def test_a_budget_that_hardly_a_genotype_is_within():
+    """Of three million only those with the cheapest choice of every decision."""
+    space = SearchSpace((8, 16), (1, 2), (4, 4), 2, candidates=("none", "skip_connect", "SE"))
+    cheapest, _ = cost.extremes(space, 64, 64, "parameters")
+    sampler = sampling.Sampler(space, cost.Budget(cheapest, "parameters", 64, 64))
+    assert sampler.limit.cost(sampling.random_within(sampler, 0)) == cheapest
+    picks, genotype = sampler.within(np.random.default_rng(0))
+    assert sampler.limit.cost(genotype) == cheapest and sampler.genotype(picks) == genotype
+    assert sampler.limit.cost(sampling.random_candidate(sampler, 0, 10.0)) == cheapest
+
+
 def test_preferences_for_widths_leave_the_kinds_of_columns_alone():
     """A column is as likely parallel as before, and blocks of a branch prefer the same width."""
     preferences = sampling.random_preferences(SPACE, np.random.default_rng(0), 3.0)
@@ -124,7 +154,8 @@ def test_statistics_are_frozen_at_one_step(
     def train(config, folder):
         given.append(config.train.batch_norm)
         (folder / "train").mkdir()
-        write_json(folder / "train" / "summary.json", {"seconds": 1.0, "validation": {"psnr": 1.0}})
+        summary = {"seconds": 1.0, "compile_seconds": 1.0, "validation": {"psnr": 1.0}}
+        write_json(folder / "train" / "summary.json", summary)
 
     monkeypatch.setattr(sampling.train_run, "train", train)
     sampling._trained(config, random_genotype(SearchSpace(**config.space), 0), tmp_path, steps)
@@ -145,11 +176,25 @@ def test_search_by_training_leaves_the_files_of_a_search(tmp_path, monkeypatch, 
     assert genotype == Genotype.load(tmp_path / "genotype.json")
     summary = json.loads((tmp_path / "search" / "summary.json").read_text())
     first, second = summary["rounds"]
-    assert len(first) == 3 and len(second) == 2 and summary["seconds"] > 0
+    assert len(first) == 3 and len(second) == 2
+    assert summary["seconds"] > 0 and summary["compile_seconds"] > 0
     assert summary["validation"]["psnr"] == max(second.values())
     trained = sorted((tmp_path / "search" / "candidates").glob("*/scores-*.json"))
     assert [file.name for file in trained].count("scores-2.json") == 3
     assert [file.name for file in trained].count("scores-5.json") == 2
+
+    # As if interrupted between the last step of a candidate's second training and its summary.
+    (tmp_path / "search" / "summary.json").unlink()
+    twice = next((tmp_path / "search" / "candidates").glob("*/scores-5.json"))
+    (twice.parent / "train" / "summary.json").write_text(
+        json.dumps({"steps": 2, "seconds": 1.0, "validation": {"psnr": 99.0, "ssim": 1.0}})
+    )
+    before = json.loads(twice.read_text())
+    twice.unlink()
+    assert methods.search(config, tmp_path) == genotype
+    after = json.loads(twice.read_text())
+    assert (after["psnr"], after["ssim"]) == (before["psnr"], before["ssim"])
+    summary = json.loads((tmp_path / "search" / "summary.json").read_text())
 
     (tmp_path / "search" / "summary.json").unlink()  # as if interrupted at the very end
     monkeypatch.setattr(sampling.train_run, "train", None)

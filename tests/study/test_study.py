@@ -242,6 +242,53 @@ def test_machines_share_the_cells_that_were_named(tmp_path, fake_cells):
     assert fake_cells == ["random-01"]
 
 
+def test_a_cell_of_another_search_or_seed_is_refused(tmp_path, fake_cells):
+    config = study_config()
+    study_run.run(config, tmp_path, only=["first_order-00"])
+    file = tmp_path / "cells" / "first_order-00.json"
+    cell = json.loads(file.read_text())
+    for field, other in (("search", {"search": {"steps": 7}}), ("seed", 5)):
+        file.write_text(json.dumps(cell | {field: other}))
+        with pytest.raises(UserError, match=rf"first_order-00\.json is from another {field}"):
+            study_run.run(config, tmp_path, only=["first_order-00"])
+    file.write_text(json.dumps(cell | {"search": {}}))  # as it is now
+    study_run.run(config, tmp_path, only=["first_order-00"])
+    assert fake_cells == ["first_order-00"]
+
+
+def test_files_that_others_are_writing_are_not_read(tmp_path, fake_cells):
+    study_run.run(study_config(), tmp_path, only=["random-00"])
+    (tmp_path / "cells" / ".0123.tmp.json").write_text("{")
+    assert list(study_run.read_cells(tmp_path / "cells")) == ["random-00"]
+
+
+def test_nothing_to_summarise(tmp_path):
+    with pytest.raises(UserError, match="no cells to summarise"):
+        study_run.run(study_config(), tmp_path / "typo", summarize_only=True)
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__genotype": "file.json"}, "train.genotype: a study finds the genotypes itself"),
+        ({"train__inherit": True, "stage": "all"}, "train.inherit: a study finds the genotypes"),
+    ],
+)
+def test_trainings_start_from_the_genotypes_of_the_study(changes, message):
+    config = study_config(**changes)
+    with pytest.raises(UserError, match=message):
+        grid.check(config, grid.cells(config))
+
+
+def test_fixed_genotypes_that_the_space_does_not_have_are_named():
+    config = study_config()
+    config.space.candidates = ("none", "CBAM", "skip_connect")
+    cells = [cell for cell in grid.cells(config) if cell.source.name == "hand_made"]
+    with pytest.raises(UserError, match=r"study\.sources\.hand_made\.choice = 'hand_made': .*SE"):
+        grid.check(config, cells)
+
+
 def test_command_starts_without_the_libraries_of_its_pictures():
     """So that it can say which extra is missing."""
     code = (
@@ -809,7 +856,9 @@ def test_pictures_of_the_front(tmp_path):
     first = (tmp_path / "front.svg").read_bytes()
     front.draw(budget_cells(), tmp_path)
     assert (tmp_path / "front.svg").read_bytes() == first
-    front.draw({"random-00": fake_cell()}, tmp_path / "none")  # no budgets: no pictures
+    # Without budgets there are no pictures.
+    front.draw({"random-00": fake_cell()}, tmp_path / "none")
+    front.draw({"paper_hand_made-00": fake_cell("paper_hand_made")}, tmp_path / "none")
 
 
 def test_page_of_the_front(tmp_path):
