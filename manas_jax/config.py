@@ -191,7 +191,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "data.limit": (0, at_least(0)),  # use this many training scenes; 0 = all
 
     "search.method": ("bilevel", one_of(*METHODS)),
-    "search.candidates": (16, at_least(1)),  # trained by the methods random and halving
+    "search.candidates": (16, at_least(1)),  # of random and halving; 1 is not trained
     # Standard deviation of a candidate's shared logits, see sampling.random_preferences; 0 = none.
     "search.preference": (0.0, _PREFERENCE),
     "search.population": (50, at_least(2)),  # of the method evolution, in each generation

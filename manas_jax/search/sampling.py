@@ -43,8 +43,8 @@ def search(
 ) -> Genotype:
     """Trains random genotypes and takes the best; resumes with the training that was interrupted.
 
-    All trainings together have `search.steps` steps. Leaves them in `search/candidates/` and, at
-    the end, `genotype.json` and `search/summary.json`.
+    All trainings together have `search.steps` steps; a single candidate is taken without any.
+    Leaves them in `search/candidates/` and, at the end, `genotype.json` and `search/summary.json`.
 
     Args:
       config: of the run; `search.method` is 'random' or 'halving'.
@@ -57,7 +57,7 @@ def search(
     """
     workdir, options = as_path(workdir), config.search
     summary = workdir / "search" / "summary.json"
-    if not summary.exists():
+    if not distributed.broadcast_from_primary(summary.exists):
         seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
         sampler = Sampler(SearchSpace(**config.space), budget(config))
         candidates = [random_candidate(sampler, int(s), options.preference) for s in seeds]
@@ -70,18 +70,22 @@ def search(
             compile_seconds.append(result["compile_seconds"])
             return result["psnr"]
 
-        rounds = 1 if options.method == "random" else max(1, math.ceil(math.log2(len(candidates))))
-        best, history = successive_halving(len(candidates), score, options.steps, rounds)
+        best, history = 0, []
+        if len(candidates) > 1:
+            halvings = math.ceil(math.log2(len(candidates)))
+            rounds = 1 if options.method == "random" else halvings
+            best, history = successive_halving(len(candidates), score, options.steps, rounds)
         facts = {
-            "steps": options.steps,
+            "steps": options.steps if history else 0,
             "seconds": sum(result["seconds"] for result in results.values()),
             "compile_seconds": sum(compile_seconds),
-            "validation": {name: results[best][name] for name in ("psnr", "ssim")},
+            "validation": {name: results[best][name] for name in ("psnr", "ssim") if history},
             "rounds": history,
             "spending": spending(candidates[best], sampler),
         }
-        distributed.broadcast_from_primary(lambda: candidates[best].save(workdir / "genotype.json"))
-        distributed.broadcast_from_primary(lambda: write_json(summary, facts))
+        distributed.broadcast_from_primary(
+            functools.partial(_keep, summary, candidates[best], facts)
+        )
     return load_genotype(workdir)
 
 
@@ -301,7 +305,7 @@ def _tilted(
 def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:
     """Scores and seconds of a training of this many steps; it continues one of fewer."""
     file = folder / f"scores-{steps}.json"
-    if not file.exists():
+    if not distributed.broadcast_from_primary(file.exists):
         training = config.copy_and_resolve_references()
         batch_norm = training.train.batch_norm
         if batch_norm < 1:  # statistics are frozen at the same step, however long the training
@@ -316,12 +320,22 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
         )
         distributed.broadcast_from_primary(lambda: _start(folder, genotype))
         train_run.train(training, folder)
-        summary = json.loads((folder / "train" / "summary.json").read_text())
-        result = {key: summary[key] for key in ("seconds", "compile_seconds")}
-        result |= summary["validation"]
-        distributed.broadcast_from_primary(lambda: write_json(file, result))
+        result = distributed.broadcast_from_primary(lambda: _keep_scores(folder, file))
         logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, result["psnr"])
-    return json.loads(file.read_text())
+    return distributed.broadcast_from_primary(lambda: json.loads(file.read_text()))
+
+
+def _keep_scores(folder: Path, file: Path) -> dict[str, float]:
+    summary = json.loads((folder / "train" / "summary.json").read_text())
+    result = {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
+    write_json(file, result)
+    return result
+
+
+def _keep(summary: Path, genotype: Genotype, facts: Mapping[str, Any]) -> None:
+    summary.parent.mkdir(parents=True, exist_ok=True)
+    genotype.save(summary.parent.parent / "genotype.json")
+    write_json(summary, facts)
 
 
 def _start(folder: Path, genotype: Genotype) -> None:

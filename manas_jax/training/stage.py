@@ -71,7 +71,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
 
         state = restore_or_init()
         start = int(state.step)
-        if start == options.steps and _has_ended(folder / "summary.json", start):
+        if start == options.steps and distributed.broadcast_from_primary(
+            lambda: _has_ended(folder / "summary.json", start)
+        ):
             logging.info("%s: all %d steps are done", name, start)
             return False
         if start:

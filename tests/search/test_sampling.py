@@ -162,6 +162,15 @@ def test_statistics_are_frozen_at_one_step(
     assert given == [expected]
 
 
+def test_a_single_candidate_is_not_trained(tmp_path, monkeypatch, make_config):
+    config = make_config(search__method="random", search__candidates=1, train__inherit=False)
+    monkeypatch.setattr(sampling.train_run, "train", None)
+    genotype = methods.search(config, tmp_path)
+    assert genotype == Genotype.load(tmp_path / "genotype.json")
+    summary = json.loads((tmp_path / "search" / "summary.json").read_text())
+    assert (summary["steps"], summary["rounds"], summary["validation"]) == (0, [], {})
+
+
 def test_search_by_training_leaves_the_files_of_a_search(tmp_path, monkeypatch, loop_config):
     """Of a space with one genotype, so that all trainings share compiled steps."""
     config = loop_config(
