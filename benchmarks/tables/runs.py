@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 from benchmarks import RESULTS
 from benchmarks.tables import load, origin, table
+from manas_jax.data import rain
 from manas_jax.metrics import PSNR_CAP
 
 RUNS = {
@@ -125,6 +127,21 @@ def leave_one_out() -> str:
     return table(["dataset", "pairs", "rainy", "trained on all", "trained without it"], rows)
 
 
+def appearance() -> str:
+    """Gain on each dataset of trainings with one appearance of synthetic rain, seed by seed."""
+    trainings = load("appearance")["trainings"]
+    groups = collections.defaultdict(list)
+    for name, training in sorted(trainings.items()):
+        groups[name.rpartition("_")[0]].append(training["held_out"])
+    appearances = [name for name in (*rain.APPEARANCES, rain.MIXED) if name in groups]
+    rows = []
+    for dataset, scores in groups[appearances[0]][0].items():
+        before = "{y_psnr:.2f} / {y_ssim:.3f}".format(**scores["input"])
+        gains = [", ".join(_gain(run[dataset]) for run in groups[name]) for name in appearances]
+        rows.append([dataset, str(scores["pairs"]), before, *gains])
+    return table(["dataset", "pairs", "rainy", *appearances], rows)
+
+
 def recipe() -> str:
     """The trials of a recipe: short trainings, scored on validation pairs."""
     head = ["trial", "parameters", "GFLOP/image", "steps", "min", "seed", "validation PSNR / SSIM"]
@@ -240,6 +257,7 @@ TABLES = {
         gallery,
         held_out,
         leave_one_out,
+        appearance,
         recipe,
         interruptions,
         agreement,
