@@ -38,6 +38,7 @@ from manas_jax.inference.derainer import ENGINES, Derainer
 from manas_jax.inference.pretrained import describe, list_pretrained
 from manas_jax.runtime import devices, malloc, signals
 
+COMPARISON = ".compare.png"  # ends the name of an output and its original side by side
 STREAM = "-"
 DEFAULT_WEIGHTS = "general"
 
@@ -83,7 +84,7 @@ class Job:
         """The file of before and after, if one is written."""
         if not self.compare or self.target is None or self.is_video:
             return None
-        return self.target.with_name(f"{self.target.name}.compare.png")
+        return self.target.with_name(f"{self.target.name}{COMPARISON}")
 
 
 @dataclasses.dataclass
@@ -142,7 +143,8 @@ class Outputs:
 
     def is_earlier(self, file: buckets.Path) -> bool:
         """Whether a file has the name of an output."""
-        return bool(self.suffix) and file.stem.endswith(self.suffix)
+        output = file.name.removesuffix(COMPARISON)
+        return bool(self.suffix) and pathlib.PurePath(output).stem.endswith(self.suffix)
 
 
 def plan(inputs: Sequence[str], outputs: Outputs) -> Plan:
@@ -431,13 +433,14 @@ def _derain(
     if job.format not in (file.format, None):
         file = image_files.converted(file, job.format)
     restored = [restore(frame) for frame in file.frames]
+    if job.comparison:  # before the output, whose presence says that a picture is done
+        before_and_after = [metrics.in_8_bits(frame) for frame in (file.frames[0], restored[0])]
+        both = np.concatenate(before_and_after, axis=1)
+        images.write_png(job.comparison, both, like=job.source)
     if job.target:
         image_files.write(file, restored, job.target, like=job.source)
     else:
         _write_to_standard_output(file, restored)
-    if job.comparison:
-        both = np.concatenate([_to_8_bits(file.frames[0]), _to_8_bits(restored[0])], axis=1)
-        images.write_png(job.comparison, both, like=job.source)
     if file.left_out:
         line = f"{job}: warning: written without its {' and '.join(file.left_out)}"
         tqdm.write(_printable(line), file=sys.stderr)
@@ -466,10 +469,6 @@ def _write_to_standard_output(file: image_files.ImageFile, restored: Sequence[np
         raise UserError(f"cannot write to standard output ({error.strerror})") from error
 
 
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.dtype == np.uint8 else metrics.to_uint8(pixels / np.float32(65535))
-
-
 def _frame_progress(bar: tqdm, job: Job, verbose: bool) -> video.Progress:
     is_told = not verbose
 
@@ -493,7 +492,15 @@ def _stream_target(out: str, several: bool) -> buckets.Path | None:
         raise UserError(f"{out} is a folder: give -o a file")
     if video.is_video(out):
         raise UserError(f"standard input and {out}: videos are read from files only")
-    return buckets.as_path(out)
+    _check_written(place := buckets.as_path(out))
+    return place
+
+
+def _check_written(place: buckets.Path) -> None:
+    """Raises UserError for the name of an image of a kind that is only known."""
+    if image_files.is_other_image(place):
+        hint = image_files.how_to_read(place) or "give -o another suffix"
+        raise UserError(f"{place}: images of this kind are not written; {hint}")
 
 
 def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
@@ -514,9 +521,8 @@ def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
         if several or video.is_video(source):
             raise UserError("standard output takes a single image")
         return outputs.job(source, None)
-    if image_files.is_other_image(place) and not buckets.is_folder(place):
-        hint = image_files.how_to_read(place) or "give -o another suffix"
-        raise UserError(f"{place}: images of this kind are not written; {hint}")
+    if not buckets.is_folder(place):
+        _check_written(place)
     if several or buckets.is_folder(place) or not _is_known(place):
         return outputs.in_folder(source, _folder(place))
     if outputs.suffix:

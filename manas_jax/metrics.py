@@ -31,6 +31,11 @@ class Scores:
     rgb_ssim: float
 
 
+def in_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """An image of 8 or 16 bits in 8 bits: uint8 or uint16 of any shape to uint8 of the same."""
+    return pixels if pixels.dtype == np.uint8 else to_uint8(pixels / np.float32(65535))
+
+
 def to_uint8(image) -> np.ndarray:
     """Clips a float image to [0, 1] and rounds it to 8 bits, half up.
 

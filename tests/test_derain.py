@@ -595,6 +595,20 @@ def test_format_and_suffix_name_the_outputs_of_a_folder(street, identity):
     assert {Image.open(street / name).format for name in made} == {"JPEG"}
     status, (line,) = identity(street, "-o", street, *options)  # outputs are no inputs
     assert status == 0 and line.startswith("0 of 4 de-rained; 4 existing")
+    compared = ("-o", street, "--suffix", "_dry", "--compare", "--overwrite")
+    for _ in range(2):  # comparisons are no inputs either
+        assert identity(street, *compared) == (0, ["4 of 4 de-rained"])
+
+
+def test_the_comparison_is_there_before_the_output(street, identity, monkeypatch):
+    """An output that exists says that a picture is done."""
+    monkeypatch.setattr(derain.image_files, "write", _raise_full)
+    assert identity(street / "a.png", "-o", street / "out.png", "--compare")[0] == 1
+    assert (street / "out.png.compare.png").exists() and not (street / "out.png").exists()
+
+
+def _raise_full(*_, **__):
+    raise OSError(28, "No space left on device")
 
 
 def test_report_in_json(street, tmp_path, identity):

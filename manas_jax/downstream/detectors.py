@@ -147,17 +147,21 @@ class Detector:
         if layout.scores:
             scores = _output(outputs, layout.scores, layout.transposed)
             rows = rows.reshape(-1, rows.shape[-1])
+            if scores.shape[0] == 1 and scores.shape[1] == len(rows):  # of a batch of one picture
+                scores = scores.T
         else:
             rows, scores = rows[:, :4], rows[:, 4:]
         if rows.shape[1:] != (4,):
             raise UserError("has rows of other than 4 numbers for a box")
-        scores = scores.reshape(len(rows), -1) if len(rows) else scores.reshape(0, 1)
+        if len(scores) != len(rows):
+            raise UserError(f"has {len(rows)} boxes, but {len(scores)} rows of scores")
         if layout.activation == "sigmoid":
             scores = 1 / (1 + np.exp(-scores))
         if layout.objectness:
             scores = scores[:, 1:] * scores[:, :1]
         if layout.labels:
-            labels = np.ravel(outputs[layout.labels]).astype(int) - layout.first_label
+            labels = _output(outputs, layout.labels, transposed=False)
+            labels = np.ravel(labels).astype(int) - layout.first_label
             if labels.shape != (len(rows),) or scores.shape[1] != 1:
                 raise UserError("has other numbers of boxes, scores and labels")
             best = scores[:, 0]
@@ -184,7 +188,7 @@ def _output(outputs: Mapping[str, np.ndarray], name: str, transposed: bool) -> n
     if name not in outputs:
         raise UserError(f"has no output {name!r}")
     output = np.asarray(outputs[name], np.float64)
-    if output.ndim > 1 and output.shape[0] == 1:
+    if output.ndim == 3 and output.shape[0] == 1:
         output = output[0]
     output = output[:, None] if output.ndim == 1 else output
     if output.ndim != 2:

@@ -49,8 +49,10 @@ class Input:
             numbers = isinstance(value, (tuple, list)) and all(map(is_number, value))
             if not (value is None and key == "size") and not (numbers and len(value) == count):
                 raise UserError(f"{key} = {value!r}: give {count} numbers")
-        if not all(self.std) or not is_number(self.fill):
-            raise UserError("fill and std: give numbers, those of std other than 0")
+        if not all(self.std):
+            raise UserError(f"std = {self.std!r}: give numbers other than 0")
+        if not is_number(self.fill) or not 0 <= self.fill <= 255:
+            raise UserError(f"fill = {self.fill!r}: give a number from 0 to 255")
 
 
 def is_number(value: Any) -> bool:

@@ -231,10 +231,12 @@ def _named(arguments: Sequence[str], option: str, needs_name: bool = False) -> d
     """'NAME=PATH' -> {NAME: PATH}; of 'PATH' alone the name is its stem."""
     found: dict[str, str] = {}
     for argument in arguments:
-        name, equals, path = argument.rpartition("=")
+        name, equals, path = argument.partition("=")
+        if not equals or pathlib.Path(argument).exists():
+            name, path = "", argument
         if not path or (needs_name and not name):
             raise UserError(f"{option} {argument}: give NAME=PATH")
-        name = name if equals else pathlib.Path(path).stem
+        name = name or pathlib.Path(path).stem
         if name in found:
             raise UserError(f"{option}: two are called {name}; give NAME=PATH")
         found[name] = path

@@ -81,8 +81,8 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
             f"--classes: names {len(classes)}, but there are {count or 'at least 2'} classes"
         )
     if options.train:
-        if options.steps < 1:
-            raise UserError(f"--steps {options.steps}: give at least 1")
+        if options.steps < 2:
+            raise UserError(f"--steps {options.steps}: give at least 2")
         _check_apart(segmenters.training_files(options.train)[0], compared.clean)
     if options.masks:
         files = counterparts(options.masks, compared.clean, "--masks")

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from manas_jax import metrics
 from manas_jax.errors import UserError, check_extra
 from manas_jax.inference import image_files, video
 from manas_jax.inference.pretrained import list_pretrained
@@ -96,4 +97,4 @@ def make_page(derain_file: DerainFile, weights: str) -> Any:
 
 def _preview(path: pathlib.Path) -> Image.Image:
     """The first frame of a picture, which browsers may not read themselves."""
-    return Image.fromarray(image_files.read(path, path.name).frames[0])
+    return Image.fromarray(metrics.in_8_bits(image_files.read(path, path.name).frames[0]))

@@ -66,6 +66,20 @@ def test_boxes_scores_and_labels_of_their_own(save_onnx):
     assert boxes.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_boxes_without_an_axis_of_pictures(save_onnx, count):
+    outputs = {
+        "boxes": np.tile(np.float32(BOX), (count, 1)),
+        "scores": np.full(count, 0.5, np.float32),
+        "labels": np.zeros(count, np.int64),
+    }
+    layout = DetectorLayout(
+        boxes="boxes", scores="scores", labels="labels", nms=None, classes=("a",)
+    )
+    boxes = Detector(save_onnx(outputs), layout)(np.zeros((32, 32, 3), np.uint8))
+    assert boxes.corners.shape == (count, 4) and boxes.labels.tolist() == [0] * count
+
+
 def test_suppression_keeps_the_best_of_each_class():
     corners = np.float64([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [30, 0, 40, 10]])
     boxes = Boxes(corners, np.array([0.5, 0.9, 0.4, 0.3]), np.array([0, 0, 1, 0]))
@@ -108,6 +122,12 @@ def test_input_is_normalised_in_the_order_of_the_channels():
         ({"x": np.zeros((1, 2, 3), np.float32)}, {}, "rows of other than 4"),
         ({"x": np.zeros((1, 2, 4), np.float32), "y": np.zeros((1, 2), np.float32),
           "z": np.int64([[0, 80]])}, {"scores": "y", "labels": "z"}, "labels beyond"),
+        ({"x": np.zeros((1, 2, 4), np.float32), "y": np.zeros((1, 2), np.float32)},
+         {"scores": "y", "labels": "z"}, "no output 'z'"),
+        ({"x": np.zeros((1, 3, 4), np.float32), "y": np.zeros((1, 80, 3), np.float32)},
+         {"scores": "y"}, "has 3 boxes, but 80 rows of scores"),
+        ({"x": np.zeros((1, 3, 4), np.float32), "y": np.zeros((2,), np.float32)},
+         {"scores": "y"}, "has 3 boxes, but 2 rows of scores"),
     ],
 )  # fmt: skip
 def test_another_layout_is_one_line(save_onnx, outputs, layout, words):
@@ -147,6 +167,7 @@ def test_files_that_are_no_models_are_one_line(tmp_path, content):
         ('{"mean": [1, 2]}', "mean = "),
         ('{"size": [1, "2"]}', "size = "),
         ('{"std": [1, 1, 0]}', "std"),
+        ('{"fill": -1}', "fill = -1: give a number from 0 to 255"),
         ('{"box_format": "corners"}', "box_format = "),
         ('{"nms": 2}', "nms = 2"),
         ('{"strides": [0]}', "strides"),

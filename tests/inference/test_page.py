@@ -48,6 +48,15 @@ def test_the_result_comes_back_in_its_format(tmp_path, caller):
     assert film["visible"] is False
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_are_shown_in_eight(tmp_path, suffix):
+    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey).save(path := tmp_path / f"a{suffix}")
+    shown = np.asarray(page._preview(path))
+    assert shown.dtype == np.uint8
+    np.testing.assert_array_equal(shown[..., 0], grey // 257)
+
+
 def test_a_file_that_is_refused_is_one_sentence(tmp_path, caller):
     Image.new("RGB", (8, 8)).save(tmp_path / "rainy.png")
     file = client.handle_file(tmp_path / "rainy.png")
