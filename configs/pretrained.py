@@ -56,7 +56,7 @@ def _rain100l() -> ConfigDict:
 def _general() -> ConfigDict:
     config = _rain100l()
     # No veil: haze is estimated from the whole image, so tiles would differ in brightness.
-    config.data.update(synthetic=1.0, validation_scenes=20)
+    config.data.update(synthetic=1.0, appearance="mixed", validation_scenes=20)
     config.train.update(
         genotype="", steps=4000, learning_rate=2e-3, decay=1.0, batch_norm=0.0, checkpoint_every=500
     )
