@@ -8,6 +8,8 @@ usage() {
   cat <<'END'
 usage: launch/check_accelerator.sh [--platform=NAME] [--out=FOLDER] [--dry-run]
 
+  On the first device:
+
   1. configs/quickstart.py, from the search to an image without rain
   2. 20 steps of search and of training, whose losses may differ from the CPU's by 1%
   3. seconds and memory of the steps of `small` and of a 320x480 image
@@ -44,7 +46,8 @@ if ! $dry_run; then
       "requirements-tpu.txt, and see that the machine's driver works"
   say "$device"
 fi
-run "$python" -m manas_jax.main --config=configs/quickstart.py --workdir="$out/quickstart"
+run "$python" -m manas_jax.main --config=configs/quickstart.py --config.devices=1 \
+  --workdir="$out/quickstart"
 # It starts processes of both platforms.
 run env -u JAX_PLATFORMS "$python" -m benchmarks.agreement --platform="$platform" \
   --out="$out/agreement.json"

@@ -193,8 +193,9 @@ work() {
 variables() {
   local flag
   for flag in "${flags[@]}"; do
-    [[ $flag != --workdir=gs://* ]] ||
-      echo "env $(shell_line "JAX_COMPILATION_CACHE_DIR=${flag#*=}/compilation_cache") "
+    [[ $flag == --workdir=gs://* ]] || continue
+    flag=${flag#*=}
+    echo "env $(shell_line "JAX_COMPILATION_CACHE_DIR=${flag%/}/compilation_cache") "
   done
 }
 

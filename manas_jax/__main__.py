@@ -8,6 +8,7 @@ COMMANDS = {
     "derain": "remove the rain from pictures and videos (also `manas-derain`)",
     "main": "search, train, evaluate and report",
     "preflight": "compile a run's steps for a slice of TPUs, on any machine",
+    "latency": "measure what each choice of a search space takes on this device",
     "evaluate": "score restored pictures of any method",
     "report": "write the report of a run again",
     "study": "compare searches with random networks",

@@ -65,7 +65,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         argv = _named_configs(argv)
         rest = app.parse_flags_with_usage(argv)
-        config = _CONFIG.value  # a missing file is noticed only when used
+        config = _CONFIG.value
+        getattr(config, "lock", None)  # a missing file is noticed only when used
         if not (config is None or isinstance(config, ConfigDict)):
             raise TypeError("get_config() has to return a ConfigDict")
     except Exception as error:

@@ -156,7 +156,9 @@ def fixed(space: SearchSpace, height: int, width: int) -> Cost:
     pixels = _pixels(space, height, width)
     image = 3 * space.patch**2
     inner, wide = space.channels[0], STEM_EXPANSION * space.channels[0]
-    total = _conv(1, image, wide, pixels[0])  # the first block's shortcut
+    total = Cost(0, 0)
+    if image != wide:  # the first block's shortcut
+        total += _conv(1, image, wide, pixels[0])
     for inputs in (image, *[wide] * (space.stem_blocks - 1)):
         total += _conv(1, inputs, inner, pixels[0])
         total += _conv(3, inner, inner, pixels[0])

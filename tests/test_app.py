@@ -2,10 +2,13 @@
 
 import importlib.util
 import runpy
+import subprocess
+import sys
 import types
 
 import pytest
 from absl import flags
+from conftest import ROOT
 from ml_collections import ConfigDict
 
 from manas_jax import app
@@ -141,6 +144,26 @@ def test_other_arguments_stay(argument):
 def test_missing_extra_is_named():
     with pytest.raises(UserError, match=r"needs no_such_package; pip install 'manas_jax\[train\]'"):
         check_extra("train", "numpy", "no_such_package")
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    command = [sys.executable, "-m", "manas_jax.main", "--config=configs/quickstrat.py"]
+    finished = subprocess.run(
+        [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 1
+    assert finished.stderr == "error: --config=configs/quickstrat.py: no such file\n"
+
+
+def test_commands_with_flags_are_listed():
+    """A module that parses a command line is a command."""
+    folder = ROOT / "manas_jax"
+    found = {
+        ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__main__")
+        for file in folder.rglob("*.py")
+        if file.name == "__main__.py" or '__name__ == "__main__"' in file.read_text()
+    }
+    assert found - {"__main__"} == COMMANDS.keys()
 
 
 def test_listed_commands_exist():

@@ -137,8 +137,10 @@ def _macs(jaxpr):
     [
         dataclasses.replace(SMALL, column_choices=ALL_COLUMNS, widths=(0.5, 1)),
         dataclasses.replace(SMALL, patch=2, attention_groups=1),
+        # The stem's first block needs no shortcut: 3 * 4**2 channels come in and go out.
+        dataclasses.replace(SMALL, patch=4, channels=(12, *SMALL.channels[1:])),
     ],
-    ids=["widths", "patch"],
+    ids=["widths", "patch", "no shortcut"],
 )
 def test_macs_of_the_traced_network(monkeypatch, space, size):
     """Counted in the jaxpr, with separable convolutions in their textbook form."""

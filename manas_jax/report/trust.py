@@ -50,7 +50,8 @@ def findings(run: Run) -> list[str]:
     if run.genotype is not None:
         sentences.append(_empty_choices(run.genotype, final))
     psnr = [get(run.stages[s].summary, "validation", "psnr") for s in STAGES if s in run.stages]
-    if len(psnr) == 2 and all(map(is_number, psnr)):
+    is_relaxed = get(run.config, "search", "method") in (None, "bilevel")  # other ways have none
+    if is_relaxed and len(psnr) == 2 and all(map(is_number, psnr)):
         sentences.append(
             f"On the validation scenes the relaxed supernet reached {psnr[0]:.2f} dB and the "
             f"derived network, trained on its own, {psnr[1]:.2f} dB."
