@@ -90,6 +90,16 @@ def output_file(
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_writable(path: str | os.PathLike, flag: str) -> None:
+    """Checks that the folder of a file is there and can be written to.
+
+    Raises:
+      UserError: it is not; names the flag.
+    """
+    if not os.access(pathlib.Path(path).parent, os.W_OK):
+        raise UserError(f"{flag}={path} cannot be written: give a file in a folder")
+
+
 def write_json(path: str | os.PathLike, fields: Any) -> None:
     """Writes indented JSON; NumPy and JAX arrays and scalars become lists and numbers.
 

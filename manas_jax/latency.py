@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +28,7 @@ from onnx import TensorProto, helper
 
 from manas_jax import app, ops
 from manas_jax.config import validate
-from manas_jax.errors import UserError
-from manas_jax.files import write_json
+from manas_jax.files import check_writable, write_json
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import ENGINES, POOL_CELL, Derainer, default_engine
 from manas_jax.inference.fold_batch_norm import fold
@@ -296,8 +294,7 @@ def _window(space: SearchSpace, part: Part) -> int:
 
 def main(config: ConfigDict, _workdir: str | None) -> None:
     """Measures and writes the table."""
-    if not pathlib.Path(_OUT.value).absolute().parent.is_dir():
-        raise UserError(f"--out={_OUT.value}: there is no such folder")
+    check_writable(_OUT.value, "--out")
     table = measure(config, _ENGINE.value)
     write_json(_OUT.value, table)
     check = table["check"]

@@ -31,7 +31,7 @@ from manas_jax import app, evaluate
 from manas_jax.buckets import as_path, check_local, exists
 from manas_jax.config import STAGES, validate
 from manas_jax.errors import UserError
-from manas_jax.files import write_json
+from manas_jax.files import check_writable, write_json
 from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
 from manas_jax.runtime import sharding, tpu_slice
@@ -301,8 +301,8 @@ def main(config: ConfigDict, workdir: str | None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     check_local(_JSON.value)
     file = _JSON.value and pathlib.Path(_JSON.value)
-    if file and not os.access(file.parent, os.W_OK):
-        raise UserError(f"--json={file} cannot be written: give a file in a folder")
+    if file:
+        check_writable(file, "--json")
     config.stage = _STAGE.value or config.stage
     figures = run(config, tpu_slice.find(_TOPOLOGY.value), workdir)
     print(text(figures))

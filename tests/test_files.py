@@ -11,6 +11,7 @@ import pytest
 
 from manas_jax.errors import UserError
 from manas_jax.files import (
+    check_writable,
     first_few,
     has_suffix,
     list_folder,
@@ -149,3 +150,9 @@ def test_first_few(count, text):
 
 def test_first_few_takes_a_limit():
     assert first_few(["a", "b", "c"], 1) == "a and 2 more"
+
+
+def test_the_folder_of_a_file_is_looked_at_first(tmp_path):
+    check_writable(tmp_path / "a.json", "--out")
+    with pytest.raises(UserError, match=r"--out=.*missing/a\.json cannot be written: give a file"):
+        check_writable(tmp_path / "missing" / "a.json", "--out")

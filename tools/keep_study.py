@@ -32,7 +32,7 @@ from manas_jax.report.svg import draw_genotype
 from manas_jax.space import Genotype
 from manas_jax.study import front
 from manas_jax.study.grid import NEED_A_SEARCH
-from manas_jax.study.run import read_cells
+from manas_jax.study.run import cell_files, read_cells
 from manas_jax.study.summary import ranking, summarize
 from manas_jax.workdir.weights import load_derived
 
@@ -43,7 +43,7 @@ def gather(workdir: pathlib.Path, kept: pathlib.Path) -> None:
     Raises:
       UserError: there is no study, or a cell is damaged.
     """
-    files = sorted((workdir / "cells").glob("[!.]*.json"))
+    files = cell_files(workdir / "cells")
     if not files or not (workdir / "config.json").exists():
         raise UserError(f"{workdir}: no cells here; run `python -m manas_jax.study` first")
     read_cells(workdir / "cells")  # raises if one is damaged

@@ -34,6 +34,8 @@ ROUNDS = 100  # of as many draws, after which genotypes within the budget are to
 COMPARED = 20  # random genotypes, of which `spending` is a mean
 STEEPEST = 1e4  # fall of the log-probability per budget
 
+NO_PREFERENCES: Mapping[str, np.ndarray] = types.MappingProxyType({})
+
 Picks = Mapping[str, np.ndarray]
 """Index of the choice of every decision, by kind; see `SearchSpace.decisions`."""
 
@@ -130,14 +132,14 @@ class Sampler:
         self,
         space: SearchSpace,
         limit: Budget | None = None,
-        preferences: Mapping[str, np.ndarray] | None = None,
+        preferences: Mapping[str, np.ndarray] = NO_PREFERENCES,
     ):
         """Args:
         space: the search space.
         limit: at least the cost of the cheapest genotype; None for any cost.
-        preferences: see `random_preferences`; None for uniform choices."""
+        preferences: see `random_preferences`; by default choices are uniform."""
         self.space, self.limit = space, limit
-        self._logits = _logits(space, limit, preferences or {})
+        self._logits = _logits(space, limit, preferences)
 
     def picks(self, draw: np.random.Generator) -> Picks:
         """Drawn choices, whatever they cost.
@@ -282,7 +284,7 @@ def _tilted(
     space: SearchSpace,
     tables: Mapping[str, Any],
     rate: float,
-    preferences: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+    preferences: Mapping[str, np.ndarray] = NO_PREFERENCES,
 ) -> dict[str, np.ndarray]:
     """Logits with which a genotype is as likely as exp(-rate * cost), and `none` never drawn.
 
@@ -305,7 +307,10 @@ def _tilted(
 def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:
     """Scores and seconds of a training of this many steps; it continues one of fewer."""
     file = folder / f"scores-{steps}.json"
-    if not distributed.broadcast_from_primary(file.exists):
+    scores = distributed.broadcast_from_primary(
+        lambda: json.loads(file.read_text()) if file.exists() else None
+    )
+    if scores is None:
         training = config.copy_and_resolve_references()
         batch_norm = training.train.batch_norm
         if batch_norm < 1:  # statistics are frozen at the same step, however long the training
@@ -320,16 +325,16 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
         )
         distributed.broadcast_from_primary(lambda: _start(folder, genotype))
         train_run.train(training, folder)
-        result = distributed.broadcast_from_primary(lambda: _keep_scores(folder, file))
-        logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, result["psnr"])
-    return distributed.broadcast_from_primary(lambda: json.loads(file.read_text()))
+        scores = distributed.broadcast_from_primary(lambda: _keep_scores(folder, file))
+        logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, scores["psnr"])
+    return scores
 
 
 def _keep_scores(folder: Path, file: Path) -> dict[str, float]:
     summary = json.loads((folder / "train" / "summary.json").read_text())
-    result = {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
-    write_json(file, result)
-    return result
+    scores = {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
+    write_json(file, scores)
+    return scores
 
 
 def _keep(summary: Path, genotype: Genotype, facts: Mapping[str, Any]) -> None:

@@ -59,9 +59,12 @@ def read_cells(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: a file is damaged; names it.
     """
-    # Without temporary files of other machines.
-    files = sorted(pathlib.Path(folder).glob("[!.]*.json"))
-    return {file.stem: _read(file) for file in files}
+    return {file.stem: _read(file) for file in cell_files(folder)}
+
+
+def cell_files(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The files of the finished cells in a folder, without those that machines are writing."""
+    return sorted(pathlib.Path(folder).glob("[!.]*.json"))
 
 
 def run(
@@ -93,7 +96,7 @@ def run(
     validate(plain)
     if not summarize_only:
         grid.check(config, cells)
-    elif not any((pathlib.Path(workdir) / "cells").glob("[!.]*.json")):
+    elif not cell_files(pathlib.Path(workdir) / "cells"):
         raise UserError(f"--workdir={workdir}: no cells to summarise in {workdir}/cells")
     workdir = claim_workdir(plain, workdir)
     if not summarize_only:

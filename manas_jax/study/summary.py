@@ -189,14 +189,14 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
         return None
     means = _by_seed(random, lambda c: c["trained"]["psnr"])
     truth = [c["trained"]["psnr"] - means[c["seed"]] for c in random]
+    judges = [c for c in searched if len(c.get("ranking", [])) > random[-1]["index"]]
     supernets = [
         _tau([c["ranking"][r["index"]] for r in random], truth) | {"seed": c["seed"]}
-        for c in searched
-        if len(c.get("ranking", [])) > random[-1]["index"]
+        for c in judges
     ]
     result = {"genotypes": len(random), "macs": _tau([c["macs"] for c in random], truth)}
     if supernets:
-        ranked = [c["ranking"] for c in searched if len(c.get("ranking", [])) > random[-1]["index"]]
+        ranked = [c["ranking"] for c in judges]
         mean = np.mean([[r[c["index"]] for c in random] for r in ranked], axis=0)
         result["mean_of_supernets"] = _tau(mean, truth)
         result["supernets"] = supernets
