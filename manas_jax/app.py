@@ -28,6 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of an experiment, or the name of one of those in configs/."
 )
 _NAMED_CONFIG = re.compile(r"(--?config=)(\w+)(:.*)?\Z")
+_NO_VALUE = re.compile(r"flag (--\w+)=None: ")  # absl's words for a required flag without one
 CONFIG_FOLDERS = (
     pathlib.Path(__file__).parents[1] / "configs",  # of a checkout
     pathlib.Path(sysconfig.get_path("data")) / "share/manas_jax/configs",  # of a wheel
@@ -61,10 +62,10 @@ def start(
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but a wrong config key or file exits with one line, without a traceback."""
+    """absl's parser, but whatever is wrong exits with one line, without a traceback."""
     try:
         argv = _named_configs(argv)
-        rest = app.parse_flags_with_usage(argv)
+        rest = _parse(argv)
         config = _CONFIG.value
         getattr(config, "lock", None)  # a missing file is noticed only when used
         if not (config is None or isinstance(config, ConfigDict)):
@@ -97,6 +98,20 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def _parse(argv: Sequence[str]) -> list[str]:
+    """absl's parser alone; raises what the config file raised."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # config_flags raises a new error with the traceback as its text, and absl one more.
+        raised = error.__context__ and error.__context__.__context__
+        if raised is not None and _line_of(raised, _config_file(argv)) is not None:
+            raise raised from None
+        if missing := _NO_VALUE.match(str(error)):
+            sys.exit(f"error: {missing[1]} is missing; --help lists the flags")
+        sys.exit(f"error: {one_line(error).removeprefix('flag ')}; --help lists the flags")
+
+
 def _config_file(argv: Sequence[str]) -> str:
     """The file that --config names, which the flag itself does not tell before it is parsed."""
     values = [argument.partition("=")[2] for argument in argv if re.match("--?config=", argument)]
@@ -116,8 +131,17 @@ def _line_of(error: Exception, file: str) -> int | None:
 
 
 def _named_configs(argv: Sequence[str]) -> list[str]:
-    """The arguments, with `--config=NAME[:VARIANT]` as the file that ships with the package."""
-    return [_NAMED_CONFIG.sub(_shipped_config, argument) for argument in argv]
+    """The arguments, with `--config=NAME[:VARIANT]` as the file that ships with the package.
+
+    The value may be an argument of its own.
+    """
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--config", "-config"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return [_NAMED_CONFIG.sub(_shipped_config, argument) for argument in joined]
 
 
 def _shipped_config(match: re.Match) -> str:

@@ -32,6 +32,7 @@ from manas_jax.buckets import as_path, check_local, exists
 from manas_jax.config import STAGES, validate
 from manas_jax.errors import UserError
 from manas_jax.files import check_writable, write_json
+from manas_jax.inference import pretrained
 from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
 from manas_jax.runtime import sharding, tpu_slice
@@ -71,8 +72,15 @@ def run(
     config = config.copy_and_resolve_references()
     config.data.root = config.data.root or "none"  # no data are read
     validate(config)
+    if config.train.weights:
+        config.train.weights = str(pretrained.find(config.train.weights))
     mesh = sharding.make_mesh(config.devices, config.height_shards, where.devices)
     stages = STAGES if config.stage == "all" else (config.stage,)
+    if "search" in stages and config.search.method != "bilevel":
+        raise UserError(
+            f"search.method = {config.search.method}: only the steps of bilevel can be compiled "
+            "ahead; give --stage=train for the training of the network that is found"
+        )
     for stage in stages:
         if stage != "evaluate":
             build.check_sharding(config, stage, mesh)

@@ -8,6 +8,7 @@ import types
 
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from conftest import ROOT
 from ml_collections import ConfigDict
 
@@ -94,9 +95,7 @@ def test_success_and_unexpected_arguments():
 def test_config_files_that_do_not_run(tmp_path, monkeypatch, content, message):
     file = tmp_path / "mine.py"
     file.write_text(content)
-    monkeypatch.setattr(
-        app.app, "parse_flags_with_usage", lambda _: runpy.run_path(str(file))["get_config"]()
-    )
+    monkeypatch.setattr(app, "_parse", lambda _: runpy.run_path(str(file))["get_config"]())
     with pytest.raises(SystemExit, match=rf"error: (--config=.*mine\.py|unknown).*{message}"):
         app.parse_flags(["command", f"--config={file}:argument", "--workdir=x"])
 
@@ -109,7 +108,7 @@ def test_config_files_that_do_not_run(tmp_path, monkeypatch, content, message):
     ],
 )
 def test_values_of_flags(monkeypatch, config, workdir, message):
-    monkeypatch.setattr(app.app, "parse_flags_with_usage", lambda _: [])
+    monkeypatch.setattr(app, "_parse", lambda _: [])
     monkeypatch.setattr(app, "_CONFIG", types.SimpleNamespace(value=config))
     monkeypatch.setattr(app, "_WORKDIR", types.SimpleNamespace(value=workdir))
     with pytest.raises(SystemExit, match=message):
@@ -141,6 +140,12 @@ def test_other_arguments_stay(argument):
     assert app._named_configs(["main", argument]) == ["main", argument]
 
 
+def test_a_named_config_may_be_an_argument_of_its_own():
+    assert app._named_configs(["main", "--config", "quickstart", "--seed=1"]) == [
+        "main", f"--config={ROOT / 'configs' / 'quickstart.py'}", "--seed=1"
+    ]  # fmt: skip
+
+
 def test_missing_extra_is_named():
     with pytest.raises(UserError, match=r"needs no_such_package; pip install 'manas_jax\[train\]'"):
         check_extra("train", "numpy", "no_such_package")
@@ -153,6 +158,50 @@ def test_a_missing_config_file_is_named(tmp_path):
     )
     assert finished.returncode == 1
     assert finished.stderr == "error: --config=configs/quickstrat.py: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (
+            'config = default(); config.train.steps = "many"; return config', [],
+            "--config={}, line 3: TypeError: Could not override field 'steps' (reference). many is "
+            "of original type <class 'str'> and cannot be casted to type <class 'int'>",
+        ),
+        (
+            'return default(), int("x")', [],
+            "--config={}, line 3: ValueError: invalid literal for int() with base 10: 'x'",
+        ),
+        (
+            "return default()", ["--config.train.steps=abc"],
+            "--config.train.steps=abc: invalid literal for int() with base 10: 'abc'; --help lists "
+            "the flags",
+        ),
+        (
+            "return default()", ["--confg=abc"],
+            "Unknown command line flag 'confg'. Did you mean: config ?; --help lists the flags",
+        ),
+        (
+            "return default()", ["--workdir"],
+            "Missing value for flag --workdir; --help lists the flags",
+        ),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_parse(tmp_path, monkeypatch, content, arguments, message):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from manas_jax.config import default\ndef get_config():\n    {content}")
+    argv = ["command", f"--config={file}", *arguments]
+    monkeypatch.setattr(sys, "argv", argv)  # where config_flags finds the keys
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        app.parse_flags(argv)
+    assert ended.value.code == f"error: {message.format(file)}"
+
+
+def test_a_required_flag_without_a_value():
+    command = [sys.executable, "-m", "manas_jax.main", "--config=quickstart"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr == "error: --workdir is missing; --help lists the flags\n"
 
 
 def test_commands_with_flags_are_listed():

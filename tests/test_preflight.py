@@ -117,6 +117,24 @@ def test_mixed_product_that_only_a_run_compiles(stand_in, make_config):
         preflight.run(config, stand_in)
 
 
+def test_search_that_is_not_bilevel(stand_in, make_config):
+    config = make_config(search__method="random", search__budget=1.0)
+    with pytest.raises(UserError, match=r"search\.method = random: .* give --stage=train"):
+        preflight.run(config, stand_in)
+
+
+def test_weights_may_be_named(stand_in, make_config, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def compile(config, *_):
+        raise Reached(config.train.weights)
+
+    monkeypatch.setitem(preflight._COMPILE, "train", compile)
+    with pytest.raises(Reached, match=r"pretrained.general\.safetensors"):
+        preflight.run(make_config(stage="train", train__weights="general"), stand_in)
+
+
 def _command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "manas_jax.preflight", *arguments],

@@ -5,6 +5,7 @@ import json
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,8 @@ from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.hub import model_card
 from manas_jax.models.candidates import Edge
 from manas_jax.models.network import Network
-from manas_jax.models.variables import init_variables
+from manas_jax.models.variables import init_variables, variable_shapes
+from manas_jax.ops import Ops
 from manas_jax.registry import register_candidate
 from manas_jax.report.__main__ import main as report
 from manas_jax.space import CANDIDATES, Genotype, SearchSpace, random_genotype
@@ -93,6 +95,33 @@ def test_costs_include_it(eca):
     shapes = network_shapes(genotype)
     total = sum(leaf.size for name, leaf in shapes.items() if name.startswith("params/"))
     assert cost.derived(genotype, 8, 8).parameters == total
+
+
+def test_its_own_initializer_draws_its_variables(unregistered):
+    class Scale(nn.Module):
+        ops: Ops
+        once: bool = True
+
+        @nn.compact
+        def __call__(self, pooled, train):
+            drawn = self.param("drawn", nn.initializers.uniform(7.0), (3,))
+            seen = self.variable("batch_stats", "seen", lambda: jnp.full((), 5.0)).value
+            return self.param("weight", nn.initializers.constant(0.25), ()) * seen * drawn.sum()
+
+    register_candidate("SCALE", Scale, lambda channels, pixels: Cost(4, pixels))
+    space = SearchSpace(**(NARROW | {"candidates": ("none", "SCALE", "SE")}))
+    network = Network(space)
+    shapes, variables = variable_shapes(network), init_variables(network, 0)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda x: x.shape, shapes)
+    gates = [block["edge0"]["SCALE"] for block in variables["params"].values() if "edge0" in block]
+    assert len(gates) == len(space.modules)
+    assert all(gate["weight"] == 0.25 and gate["drawn"].max() > 1 for gate in gates)
+    assert len({float(gate["drawn"][0]) for gate in gates}) == len(gates)
+    seen = [b["edge0"]["SCALE"]["seen"] for b in variables["batch_stats"].values() if "edge0" in b]
+    assert seen == [5.0] * len(gates)
+    again, other = init_variables(network, 0), init_variables(network, 1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, again))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, variables, other))
 
 
 def test_unknown_names_are_refused_everywhere(unregistered):

@@ -12,6 +12,7 @@ elsewhere.
 from __future__ import annotations
 
 import argparse
+import collections
 import os
 import pathlib
 import sys
@@ -42,12 +43,15 @@ def _link(folder: pathlib.Path, scenes: Sequence[Scene]) -> None:
     clean_folder, rainy_folder = folder / "ground_truth", folder / "rainy_image"
     clean_folder.mkdir(parents=True)
     rainy_folder.mkdir()
+    namesakes = collections.Counter()  # pictures of other folders of the dataset
     for scene in scenes:
         clean = pathlib.Path(os.path.abspath(scene.clean))
-        (clean_folder / clean.name).symlink_to(clean)
+        namesakes[clean.stem] += 1
+        repeated = namesakes[clean.stem] > 1
+        stem = f"{clean.stem}-namesake{namesakes[clean.stem]}" if repeated else clean.stem
+        (clean_folder / f"{stem}{clean.suffix}").symlink_to(clean)
         for version, rainy in enumerate(map(pathlib.Path, scene.rainy), 1):
-            name = f"{clean.stem}_{version}{rainy.suffix}"
-            (rainy_folder / name).symlink_to(os.path.abspath(rainy))
+            (rainy_folder / f"{stem}_{version}{rainy.suffix}").symlink_to(os.path.abspath(rainy))
 
 
 def main() -> None:

@@ -39,10 +39,9 @@ from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.pretrained import FOLDER as PRETRAINED
 from manas_jax.report import reader
 from manas_jax.report.svg import draw_genotype
-from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
 from manas_jax.workdir.checkpoints import Checkpoints
-from manas_jax.workdir.weights import save_weights
+from manas_jax.workdir.weights import WEIGHTS_FILE, save_weights
 
 FOLDER = RESULTS / "pretrained"
 LARGEST = 8e6  # bytes of a weights file
@@ -144,16 +143,17 @@ def main() -> None:
     parser.add_argument("--self_ensemble", action="store_true", help="score that as well")
     parser.add_argument("--earlier", nargs="*", default=[], type=pathlib.Path)
     options = parser.parse_args()
-    source = options.workdir / WEIGHTS
+    source = options.workdir / WEIGHTS_FILE
     if not source.exists() or source.stat().st_size > LARGEST:
         raise UserError(f"{source}: missing, or larger than {LARGEST / 1e6:.0f} MB")
+    training = training_log(options.workdir)
+    earlier = list(itertools.chain.from_iterable(map(earlier_trainings, options.earlier)))
     data = default().data
     data.root = options.root
     derainer = Derainer.from_pretrained(source)
     scored = score(derainer, data, options.self_ensemble)
     data.root = options.held_out
     held_out = score_datasets(derainer, data) if options.held_out else {}
-    PRETRAINED.mkdir(exist_ok=True)
     genotype = derainer.genotype
     before, after = (scored["mean"][kind]["y_psnr"] for kind in ("input", "output"))
     scores = f"{before:.2f} -> {after:.2f} dB on {len(scored['images'])} test pairs"
@@ -165,15 +165,14 @@ def main() -> None:
         )
     save_weights(PRETRAINED / f"{options.name}.safetensors", derainer.variables, genotype, origin)
     (FOLDER / f"{options.name}.svg").write_text(draw_genotype(genotype))
-    trainings = itertools.chain.from_iterable(map(earlier_trainings, options.earlier))
     record = {
         "provenance": provenance.describe(),
         "weights": derainer.provenance,
         "genotype": json.loads(genotype.to_json()),
         "pool_cell": derainer.pool_cell,
         "evaluate": scored,
-        "training": training_log(options.workdir),
-        "earlier_trainings": list(trainings),
+        "training": training,
+        "earlier_trainings": earlier,
         "held_out": held_out,
     }
     write_json(FOLDER / f"{options.name}.json", record)

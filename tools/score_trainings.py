@@ -24,8 +24,8 @@ from manas_jax.config import default
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.inference.derainer import Derainer
-from manas_jax.training.run import WEIGHTS
 from manas_jax.workdir import provenance
+from manas_jax.workdir.weights import WEIGHTS_FILE
 from tools.publish_weights import score_datasets, training_log
 
 
@@ -43,12 +43,12 @@ def score_trainings(runs: pathlib.Path, data: ConfigDict) -> dict[str, Any]:
     if not found:
         raise UserError(f"{runs}: has no folders of runs")
     for workdir in found:
-        if not (workdir / WEIGHTS).exists():
-            raise UserError(f"{workdir / WEIGHTS}: missing; has this training ended?")
+        if not (workdir / WEIGHTS_FILE).exists():
+            raise UserError(f"{workdir / WEIGHTS_FILE}: missing; has this training ended?")
     return {
         workdir.name: {
             "training": training_log(workdir),
-            "held_out": score_datasets(Derainer.from_pretrained(workdir / WEIGHTS), data),
+            "held_out": score_datasets(Derainer.from_pretrained(workdir / WEIGHTS_FILE), data),
         }
         for workdir in found
     }

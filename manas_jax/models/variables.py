@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manas_jax import registry
 from manas_jax.models.network import Network, init_architecture
 from manas_jax.ops import XLA
 from manas_jax.space import SearchSpace
@@ -28,6 +30,15 @@ def variable_shapes(network: Network) -> dict[str, Any]:
 
 
 def _variable_shapes(network: Network) -> dict[str, Any]:
+    shapes = {name: shapes for name, _, _, shapes in _traced_blocks(network)}
+    return {
+        collection: {name: tree[collection] for name, tree in shapes.items() if collection in tree}
+        for collection in ("params", "batch_stats")
+    }
+
+
+def _traced_blocks(network: Network) -> Iterator[tuple[str, _Initializer, Any, dict[str, Any]]]:
+    """Each block's name, initializer, shapes of what the latter is given, and its variables'."""
     network = network.clone(ops=XLA)
     side = network.space.multiple  # the smallest image that needs no padding
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -36,29 +47,41 @@ def _variable_shapes(network: Network) -> dict[str, Any]:
         probabilities = jax.eval_shape(
             lambda: network.probabilities(init_architecture(network.space, 0))
         )
-    shapes = {}
     for block in network.blocks():
-        own = probabilities.get(block.name, ())
-        inputs = block.select(branches)
-        outputs, shapes[block.name] = _init_shapes(block.module(), (False,), inputs, *own)
+        initializer = _Initializer(block.module(), (False,))
+        arguments = (block.select(branches), *probabilities.get(block.name, ()))
+        outputs, shapes = initializer.shapes(*arguments)
+        yield block.name, initializer, arguments, shapes
         branches = block.update(branches, outputs)
-    _, shapes["head_conv"] = _init_shapes(network.head(), (), branches[0])
-    return {
-        collection: {name: tree[collection] for name, tree in shapes.items() if collection in tree}
-        for collection in ("params", "batch_stats")
-    }
+    initializer = _Initializer(network.head(), ())
+    yield "head_conv", initializer, (branches[0],), initializer.shapes(branches[0])[1]
 
 
-@functools.cache
-def _init_shapes(
-    module: nn.Module, static: tuple[Any, ...], inputs: Any, *probabilities: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Shapes of a module's outputs and of its variables; `static` are arguments without shapes."""
+@dataclasses.dataclass(frozen=True)
+class _Initializer:
+    """Traces or draws a module's variables; `static` are its arguments without shapes."""
 
-    def init(inputs, *probabilities):
-        return module.init_with_output(jax.random.key(0), inputs, *static, *probabilities)
+    module: nn.Module
+    static: tuple[Any, ...]
 
-    return jax.eval_shape(init, inputs, *probabilities)
+    @functools.cache  # noqa: B019 - equal blocks are traced once in a process
+    def shapes(self, inputs: Any, *probabilities: Any) -> tuple[Any, dict[str, Any]]:
+        """Shapes of the outputs and of the variables."""
+
+        def init(inputs, *probabilities):
+            key = jax.random.key(0)
+            return self.module.init_with_output(key, inputs, *self.static, *probabilities)
+
+        return jax.eval_shape(init, inputs, *probabilities)
+
+    @functools.cache  # noqa: B019
+    def drawing(self) -> Callable[..., dict[str, Any]]:
+        """The compiled function (key, inputs, *probabilities) -> fresh variables."""
+
+        def init(key, inputs, *probabilities):
+            return self.module.init(key, inputs, *self.static, *probabilities)
+
+        return jax.jit(init)
 
 
 def init_variables(network: Network, seed: int) -> dict[str, Any]:
@@ -66,15 +89,22 @@ def init_variables(network: Network, seed: int) -> dict[str, Any]:
 
     Drawn on the host, as XLA takes minutes to compile a thousand samplers. Kernels are He normal
     (He et al., "Delving Deep into Rectifiers", ICCV 2015; Flax truncates their tails), the last one
-    of a residual network zero; scales and variances one, biases and means zero.
+    of a residual network zero; scales and variances one, biases and means zero. Candidates of
+    `manas_jax.registry.register_candidate` are initialized by themselves.
     """
     if network.scan and network.genotype is None:
         unrolled = init_variables(network.clone(scan=False), seed)
         return stack_columns(unrolled, network.space)
     rng = np.random.default_rng(seed)
+    candidates = {candidate.name for candidate in registry.others()}
+    own = _drawn_by_themselves(network, candidates, seed) if candidates else {}
 
     def init(path, leaf):
-        module, kind = path[1].key, path[-1].key
+        collection, module, kind = path[0].key, path[1].key, path[-1].key
+        if candidates.intersection(key.key for key in path[2:]):
+            return functools.reduce(
+                lambda tree, key: tree[key.key], path[2:], own[module][collection]
+            )
         if kind in ("scale", "var"):
             return np.ones(leaf.shape, leaf.dtype)
         if kind in ("bias", "mean") or (network.space.residual and module == "head_conv"):
@@ -83,6 +113,21 @@ def init_variables(network: Network, seed: int) -> dict[str, Any]:
         return (deviation * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(init, variable_shapes(network))
+
+
+def _drawn_by_themselves(
+    network: Network, candidates: Set[str], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Variables of the blocks that hold one of the candidates, drawn by Flax, by block."""
+    drawn = {}
+    with jax.enable_x64(False):
+        for i, (name, initializer, arguments, shapes) in enumerate(_traced_blocks(network)):
+            paths, _ = jax.tree_util.tree_flatten_with_path(shapes)
+            if candidates.intersection(key.key for path, _ in paths for key in path):
+                key = jax.random.fold_in(jax.random.key(seed), i)
+                zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments)
+                drawn[name] = jax.device_get(initializer.drawing()(key, *zeros))
+    return drawn
 
 
 def inherit(variables: Mapping[str, Any], template: Mapping[str, Any]) -> Any:

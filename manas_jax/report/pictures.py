@@ -64,9 +64,9 @@ def examples(run: Run) -> list[Example]:
     Raises:
       UserError: a file is not readable as a picture.
     """
-    images = run.scores.get("images", [])
-    scores = {Path(str(i.get("name"))).stem: i for i in images}
-    scores |= {str(i.get("name")): i for i in images}
+    # Their files have the names of the scenes without folders.
+    images = {str(i.get("name")).replace("/", "_"): i for i in run.scores.get("images", [])}
+    scores = {Path(name).stem: i for name, i in images.items()} | images
     return [
         Example(
             name,

@@ -14,6 +14,7 @@ from etils import epy
 from manas_jax.buckets import Path, as_path, is_folder, is_remote, reading_copy
 from manas_jax.errors import UserError
 from manas_jax.space import Genotype
+from manas_jax.workdir.weights import WEIGHTS_FILE, load_derived
 
 with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
     from tensorboard.backend.event_processing import event_file_loader
@@ -69,7 +70,6 @@ def read(workdir: str | os.PathLike) -> Run:
     folder = as_path(workdir)
     if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; give the --workdir of a run")
-    genotype = folder / "genotype.json"
     stages = {
         name: Stage(_read_json(folder / name / "summary.json"), read_events(folder / name))
         for name in STAGES
@@ -77,7 +77,7 @@ def read(workdir: str | os.PathLike) -> Run:
     run = Run(
         name=(folder if is_remote(folder) else folder.resolve()).name,
         config=_read_json(folder / "config.json"),
-        genotype=Genotype.load(genotype) if genotype.exists() else None,
+        genotype=_read_genotype(folder),
         stages={name: s for name, s in stages.items() if s.summary or s.events},
         scores=_read_json(folder / "evaluate" / "scores.json"),
         pictures=_find_pictures(folder / "evaluate" / "pictures"),
@@ -85,6 +85,15 @@ def read(workdir: str | os.PathLike) -> Run:
     if not (run.config or run.genotype or run.stages or run.scores):
         raise UserError(f"{folder}: nothing to report; give the --workdir of a run that has begun")
     return run
+
+
+def _read_genotype(folder: Path) -> Genotype | None:
+    """The genotype that a search found, or else that of the trained weights."""
+    if (file := folder / "genotype.json").exists():
+        return Genotype.load(file)
+    if (file := folder / WEIGHTS_FILE).exists():
+        return load_derived(file, compare=False)[1]
+    return None
 
 
 def read_events(folder: str | os.PathLike) -> dict[str, Curve]:

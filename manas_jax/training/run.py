@@ -27,11 +27,10 @@ from manas_jax.training.restore import find_genotype, load_search, load_trained,
 from manas_jax.training.state import init_train
 from manas_jax.training.step import TrainStep
 from manas_jax.workdir import provenance
-from manas_jax.workdir.weights import load_derived, save_weights
+from manas_jax.workdir.weights import WEIGHTS_FILE, load_derived, save_weights
 
 PyTree = Any
 ROLE = 2  # of the batches' seed
-WEIGHTS = "weights.safetensors"  # in the workdir: what `manas_jax.derain` and others open
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None) -> None:
@@ -104,7 +103,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
             finish=finish,
         ),
     )
-    if trained or not (as_path(workdir) / WEIGHTS).exists():
+    if trained or not (as_path(workdir) / WEIGHTS_FILE).exists():
         write_best_weights(config, workdir)
 
 
@@ -132,7 +131,7 @@ def write_best_weights(config: ConfigDict, workdir: str | os.PathLike) -> None:
     described = provenance.describe()
     origin = {key: described[key] for key in ("command", "commit", "date")}
     origin |= {"step": str(step), "seed": str(config.seed), "source": config.data.source}
-    file = as_path(workdir) / WEIGHTS
+    file = as_path(workdir) / WEIGHTS_FILE
     distributed.broadcast_from_primary(
         lambda: save_weights(file, variables, network.genotype, origin)
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import jax
 
 WEIGHTS_FORMAT, WEIGHTS_VERSION = "manas_jax.weights", "1"
+WEIGHTS_FILE = "weights.safetensors"  # of a workdir: what `manas_jax.derain` and others open
 
 Variables = Mapping[str, Any]
 """'params' and 'batch_stats' of `manas_jax.models.network.Network`; of a supernet perhaps

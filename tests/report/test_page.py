@@ -84,7 +84,7 @@ def workdir(tmp_path_factory):
     (folder / "train/summary.json").write_text(json.dumps(summary))
     images = [
         {"name": "a.png", "input": _scores(20.0), "output": _scores(30.0), "seconds": 0.5},
-        {"name": "b_1.png", "input": _scores(24.0), "output": _scores(23.0), "seconds": 0.5},
+        {"name": "b/1.png", "input": _scores(24.0), "output": _scores(23.0), "seconds": 0.5},
     ]
     mean = {"input": _scores(22.0), "output": _scores(26.5)}
     for seed, kind in enumerate(("rainy", "restored", "clean")):

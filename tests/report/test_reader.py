@@ -2,8 +2,13 @@
 
 import numpy as np
 from clu import metric_writers
+from conftest import NARROW
 
+from manas_jax.models.network import Network
+from manas_jax.models.variables import init_variables
 from manas_jax.report import reader
+from manas_jax.space import SearchSpace, random_genotype
+from manas_jax.workdir.weights import save_weights
 
 
 def write_events(folder, points):
@@ -37,6 +42,16 @@ def test_last_value_of_a_step_counts_and_truncated_files_are_read(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-5])
     assert _values(reader.read_events(tmp_path)["loss"]) == {1: 7.0}
+
+
+def test_a_training_alone_has_the_genotype_of_its_weights(tmp_path):
+    genotype = random_genotype(SearchSpace(**NARROW), 3)
+    variables = init_variables(Network(genotype.space, genotype), 0)
+    save_weights(tmp_path / "weights.safetensors", variables, genotype, {})
+    assert reader.read(tmp_path).genotype == genotype
+    searched = random_genotype(genotype.space, 4)
+    searched.save(tmp_path / "genotype.json")
+    assert reader.read(tmp_path).genotype == searched
 
 
 def test_missing_folder_has_no_events(tmp_path):

@@ -1,5 +1,6 @@
 """Datasets joined into one folder, with scenes held out."""
 
+import pathlib
 import sys
 
 import numpy as np
@@ -46,6 +47,20 @@ def test_scenes_are_held_out_dataset_by_dataset(tmp_path, monkeypatch):
     data.update(root=str(first), validation_scenes=2)
     alone = {scene.name for scene in load_splits(data, 64).validation}
     assert {s.name.split("/")[1] for s in splits.test if s.name.startswith("one")} == alone
+
+
+def test_folders_of_a_dataset_may_repeat_names(tmp_path, monkeypatch):
+    for seed, part in enumerate(("day", "night")):
+        _pairs(tmp_path / "parts" / "train" / part, 3, seed)
+    _run(monkeypatch, tmp_path / "all", f"one={tmp_path / 'parts'}:1")
+    data = default().data
+    data.update(root=str(tmp_path / "all"), validation_scenes=0)
+    splits = load_splits(data, 64)
+    scenes = splits.weights + splits.architecture + splits.test
+    assert len(scenes) == 6 and all(len(scene.rainy) == 1 for scene in scenes)
+    for scene in scenes:
+        clean, rainy = (pathlib.Path(file).resolve() for file in (scene.clean, *scene.rainy))
+        assert rainy == clean.parents[1] / "rain" / clean.name
 
 
 @pytest.mark.parametrize("dataset", ["a", "a=b", "a=b:", "=b:1", "a=:1", "a=b:x"])
