@@ -48,8 +48,11 @@ def check_run_flags(flags: Sequence[str], folder: pathlib.Path) -> None:
         value = next((flag.split("=", 1)[1] for flag in flags if flag.startswith(name + "=")), "")
         if not value:
             fail(f"{name}=... is missing after --")
-        if name == "--config" and not (folder / value.split(":")[0]).is_file():
-            fail(f"--config={value}: no such file")
+        if name == "--config":
+            file = value.split(":")[0]
+            named = re.fullmatch(r"\w+", file) and (ROOT / "configs" / f"{file}.py").is_file()
+            if not (named or (folder / file).is_file()):
+                fail(f"--config={value}: no such file")
     if taken := sorted(names.intersection(_SET_HERE)):
         fail(f"{taken[0]} is set by the launcher: leave it out")
 

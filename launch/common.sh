@@ -79,7 +79,9 @@ check_run_flags() {
     esac
   done
   [[ $config ]] || die "--config=... is missing after --"
-  [[ -f ${config%%:*} ]] || die "--config=$config: no such file"
+  local file=${config%%:*}
+  [[ -f $file || ($file =~ ^[a-zA-Z0-9_]+$ && -f configs/$file.py) ]] ||
+    die "--config=$config: no such file"
   [[ $workdir ]] || die "--workdir=... is missing after --"
 }
 

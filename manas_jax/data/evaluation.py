@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from manas_jax.data import rain
-from manas_jax.data.lazy_tf import tf
 from manas_jax.data.scene import Scene, read
 from manas_jax.errors import UserError
 
@@ -46,13 +45,9 @@ def evaluation_pairs(
                 )
             yield name, rainy, clean
         else:
-            rainy = rain.synthesize(
-                tf.constant(clean, tf.float32) / 255,
-                tf.constant([0, zlib.crc32(scene.name.encode())], tf.int64),
-                rain.check_level(config.evaluation_level, "data.evaluation_level"),
-                config.veil,
-            )
-            yield scene.name, np.round(rainy.numpy() * 255).astype(np.uint8), clean
+            level = rain.check_level(config.evaluation_level, "data.evaluation_level")
+            seed = np.array([0, zlib.crc32(scene.name.encode())])
+            yield scene.name, rain.synthesize_8_bits(clean, seed, level, config.veil), clean
 
 
 def _version_name(scene: Scene, version: int) -> str:

@@ -233,7 +233,8 @@ class Derainer:
 
         Args:
           picture: (H, W, 3), or several of one size (N, H, W, 3), RGB; uint8, uint16, or floats in
-            [0, 1]. Or a Pillow image, whose mode is kept (its alpha as it is). Or an image file: a
+            [0, 1]. Or a Pillow image, whose mode is kept (its alpha as it is), but a palette
+            becomes RGB or RGBA, and black and white shades of grey. Or an image file: a
             path or a `file://` URL.
           self_ensemble: whether to average over the eight flips and turns of the picture: a little
             better, eight times slower.
@@ -271,6 +272,10 @@ class Derainer:
             grey = np.asarray(image).astype(np.uint16)
             colours = self(np.repeat(grey[..., None], 3, -1), self_ensemble=self_ensemble)
             return Image.fromarray(luma(colours))
+        if image.mode in ("P", "PA"):  # few colours, into which Pillow would dither the result
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        elif image.mode == "1":
+            image = image.convert("L")
         restored = Image.fromarray(
             self(np.array(image.convert("RGB")), self_ensemble=self_ensemble)
         )

@@ -221,6 +221,15 @@ def test_pillow_images_keep_their_mode_and_alpha(derain):
     assert (restored.mode, restored.size) == ("RGBA", (24, 16))
     np.testing.assert_array_equal(restored.getchannel("A"), image.getchannel("A"))
     assert derain(image.convert("L")).mode == "L"
+    palette = image.convert("RGB").quantize(16)
+    restored = derain(palette)
+    assert restored.mode == "RGB"
+    np.testing.assert_array_equal(restored, derain(np.array(palette.convert("RGB"))))
+    palette.info["transparency"] = 0
+    restored = derain(palette)
+    assert restored.mode == "RGBA"
+    np.testing.assert_array_equal(restored.getchannel("A"), 255 * (np.array(palette) != 0))
+    assert derain(image.convert("1")).mode == "L"
     deep = picture(16, 24, np.uint16)[..., 0]
     restored = derain(Image.fromarray(deep))
     assert restored.mode == "I;16"

@@ -192,9 +192,16 @@ def test_dry_run():
     assert finished.stdout == f"{before}0\n{before}1\n", finished.stderr
 
 
+def test_configs_that_ship_have_names():
+    flags = ["--config=pretrained:general", "--workdir=runs/x"]
+    finished = launch("local.py", "--dry-run", "--worker=x", "--", *flags)
+    assert finished.stdout.endswith(f"x {' '.join(flags)}\n"), finished.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--", "--config=quick", "--workdir=x"], "--config=quick: no such file"),
         (["--processes=0", *RUN], "'0'"),
         (["--processes=two", *RUN], "'two'"),
         (["--restarts=-1", *RUN], "'-1'"),

@@ -27,6 +27,9 @@ def test_dry_run(tools):
         "sbatch --nodes=1 --time=0:10:00 --ntasks-per-node=1 --export=ALL,RESTARTS=10"
         " launch/slurm.sbatch --config=configs/tiny.py --workdir=runs/x\n"
     )
+    named = ["--", "--config=pretrained:general", "--workdir=runs/x"]
+    finished = tools.launch("slurm.sh", "--dry-run", *on_cpu[:3], *named)
+    assert finished.stdout.endswith("sbatch --config=pretrained:general --workdir=runs/x\n")
     assert tools.calls() == []
 
 
@@ -34,6 +37,7 @@ def test_dry_run(tools):
     ("arguments", "message"),
     [
         (["--gpus-per-node=4", "--time=4:00:00", *RUN], "--nodes=: give a whole number"),
+        ([*JOB, "--", "--config=quick", "--workdir=x"], "--config=quick: no such file"),
         ([*JOB, "--nodes=0", *RUN], "--nodes=0: give a whole number"),
         ([*JOB, "--gpus-per-node=all", *RUN], "--gpus-per-node=all: give a whole number"),
         ([*JOB, "--time=soon", *RUN], "--time=soon: give"),
