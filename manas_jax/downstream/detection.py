@@ -7,6 +7,7 @@ the clean pictures: then it is agreement that is measured.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -222,11 +223,18 @@ def labelled_truth(
     Classes that the detector does not know are left out.
 
     Raises:
-      UserError: a picture has no labels or those of another size, or no class is known.
+      UserError: a picture has no labels, those of another size or of several pictures of its
+        name, or no class is known.
     """
     pictures = {pathlib.PurePath(one["file_name"]).name: one for one in labels["images"]}
     if unlabelled := [file.name for file in clean if file.name not in pictures]:
         raise UserError(f"{path}: has no labels of {first_few(unlabelled)}; give those of --clean")
+    counts = collections.Counter(pathlib.PurePath(x["file_name"]).name for x in labels["images"])
+    if several := [file.name for file in clean if counts[file.name] > 1]:
+        raise UserError(
+            f"{path}: labels several pictures of the name {first_few(several)}, in different "
+            "folders; leave the others out"
+        )
     for file in clean:
         one = pictures[file.name]
         sides = one.get("height"), one.get("width")

@@ -180,6 +180,9 @@ def test_bad_input_is_one_line(squares, refused, spoil, changes, words):
         ({"images": [{"id": i, "file_name": f"{i}.png", "width": 9, "height": 9}
                      for i in range(4)]},
          "labels 0.png as 9x9 pixels, but it has 48x32"),
+        ({"images": [{"id": 9 * i + j, "file_name": f"{folder}/{i}.png"} for i in range(4)
+                     for j, folder in enumerate("ab")]},
+         "several pictures of the name 0.png, 1.png, 2.png and 1 more"),
         ({"categories": [{"id": 7, "name": "zebra"}]}, "knows none of its classes (zebra)"),
         ({"annotations": [{"id": 1}]}, "no 'image_id'"),
         ({"annotations": []}, "no boxes in"),
