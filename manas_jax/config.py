@@ -25,7 +25,8 @@ OPTIMIZERS = ("adam", "muon")
 """Of the training and, besides sgd, of a search's weights, see `training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
-METHODS = ("bilevel", "evolution", "random", "halving")
+WITHOUT_SUPERNET = ("random", "halving", "uniform")
+METHODS = ("bilevel", "evolution", *WITHOUT_SUPERNET)
 """Ways to search, see `manas_jax.search.methods`."""
 BUDGETS = {
     "gmacs": ("macs", 10**9),
@@ -308,7 +309,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
     if config.search.fuse and config.search.accumulate > 1:
         raise UserError("search.fuse and search.accumulate > 1 exclude each other")
-    if config.search.method in ("random", "halving") and config.train.inherit:
+    if config.search.method == "uniform" and not config.search.budget:
+        raise UserError("search.method = uniform spends a budget: set search.budget")
+    if config.search.method in WITHOUT_SUPERNET and config.train.inherit:
         raise UserError(
             f"train.inherit needs the weights of a supernet, and search.method = "
             f"{config.search.method} has none: leave it out"

@@ -16,6 +16,7 @@ METHODS: dict[str, Callable[..., Genotype]] = {
     "evolution": evolution.search,
     "random": sampling.search,
     "halving": sampling.search,
+    "uniform": sampling.search,
 }
 """By the name that `search.method` gives them."""
 

@@ -1,8 +1,12 @@
-"""The search without a supernet: random genotypes, within a budget if there is one, are trained."""
+"""The search without a supernet: random genotypes, within a budget if there is one, are trained.
+
+Or one is made by a rule, which costs nothing.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -21,10 +25,18 @@ from manas_jax.buckets import Path, as_path
 from manas_jax.config import budget
 from manas_jax.cost import Budget
 from manas_jax.data.splits import Splits
+from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.runtime import distributed
 from manas_jax.search.derivation import likeliest_within
-from manas_jax.space import Genotype, SearchSpace, assemble, derivable, random_genotype
+from manas_jax.space import (
+    COLUMNS,
+    Genotype,
+    SearchSpace,
+    assemble,
+    derivable,
+    random_genotype,
+)
 from manas_jax.training import run as train_run
 from manas_jax.training.losses import expected_cost
 from manas_jax.training.restore import load_genotype
@@ -45,24 +57,29 @@ def search(
 ) -> Genotype:
     """Trains random genotypes and takes the best; resumes with the training that was interrupted.
 
-    All trainings together have `search.steps` steps; a single candidate is taken without any.
+    All trainings together have `search.steps` steps; a single candidate is taken without any, and
+    so is the only uniform one.
     Leaves them in `search/candidates/` and, at the end, `genotype.json` and `search/summary.json`.
 
     Args:
-      config: of the run; `search.method` is 'random' or 'halving'.
+      config: of the run; `search.method` is 'random', 'halving' or 'uniform'.
       workdir: of the run.
       splits: not used, as each training loads scenes for patches of its own size.
 
     Raises:
-      UserError: no data, a diverged loss, a folder that cannot be written.
+      UserError: no data, a diverged loss, a folder that cannot be written; or no uniform genotype
+        is within the budget.
       Stopped: a signal came; the state is saved.
     """
     workdir, options = as_path(workdir), config.search
     summary = workdir / "search" / "summary.json"
     if not distributed.broadcast_from_primary(summary.exists):
-        seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
         sampler = Sampler(SearchSpace(**config.space), budget(config))
-        candidates = [random_candidate(sampler, int(s), options.preference) for s in seeds]
+        if options.method == "uniform":
+            candidates = [uniform_within(sampler.space, sampler.limit)]
+        else:
+            seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
+            candidates = [random_candidate(sampler, int(s), options.preference) for s in seeds]
         results: dict[int, dict[str, float]] = {}
         compile_seconds = []
 
@@ -244,6 +261,37 @@ def random_preferences(
     if "widths" in logits:
         logits["widths"] = logits["widths"][[branch for _, branch in space.residual_blocks]]
     return logits
+
+
+def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
+    """The most expensive genotype within a budget of those that a person would make.
+
+    The first columns alternate, as many in each cell, and the rest are left out; all residual
+    blocks have one width; all edges have SE.
+
+    Raises:
+      UserError: none is within the budget, or the space has no such genotypes.
+    """
+    made, deepest = [], max(space.columns)
+    depths = range(deepest + 1) if "identity" in space.column_choices else [deepest]
+    for depth, width in itertools.product(depths, space.widths):
+        positions = (i for columns in space.columns for i in range(columns))  # in their cells
+        picks = {
+            "columns": [
+                choice if i < depth else "identity"
+                for i, choice in zip(positions, itertools.cycle(COLUMNS), strict=False)
+            ],
+            "attention": ["SE"] * len(space.modules) * space.edges,
+            "widths": [width] * len(space.residual_blocks),
+        }
+        made.append(assemble(space, picks))
+    within = [genotype for genotype in made if limit.cost(genotype) <= limit.limit]
+    if not within:
+        raise UserError(
+            f"no uniform genotype costs at most {limit.limit:,} {limit.unit}: give a larger "
+            "search.budget or leave out uniform"
+        )
+    return max(within, key=limit.cost)
 
 
 def spending(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:

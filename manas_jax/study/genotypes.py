@@ -7,7 +7,6 @@ import itertools
 from ml_collections import ConfigDict
 
 from manas_jax import cost
-from manas_jax.cost import Budget
 from manas_jax.errors import UserError
 from manas_jax.space import COLUMNS, Genotype, SearchSpace, assemble, random_genotype
 
@@ -28,38 +27,6 @@ def fixed(space: SearchSpace, choice: str) -> Genotype:
         "attention": [edge] * len(space.modules) * space.edges,
     }
     return assemble(space, picks)
-
-
-def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
-    """The most expensive genotype within a budget of those that a person would make.
-
-    The first columns alternate, as many in each cell, and the rest are left out; all residual
-    blocks have one width; all edges have SE.
-
-    Raises:
-      UserError: none is within the budget, or the space has no such genotypes.
-    """
-    alternating = fixed(space, "hand_made").columns
-    made = []
-    for depth, width in itertools.product(range(max(space.columns) + 1), space.widths):
-        columns = [
-            [choice if i < depth else "identity" for i, choice in enumerate(cell)]
-            for cell in alternating
-        ]
-        blocks = len(space.residual_blocks)
-        picks = {
-            "columns": [choice for cell in columns for choice in cell],
-            "attention": ["SE"] * len(space.modules) * space.edges,
-            "widths": [width] * blocks,
-        }
-        made.append(assemble(space, picks))
-    within = [genotype for genotype in made if limit.cost(genotype) <= limit.limit]
-    if not within:
-        raise UserError(
-            f"study: no uniform genotype costs at most {limit.limit:,} {limit.unit}: give a larger "
-            "search.budget or leave out the sources with the choice 'uniform'"
-        )
-    return max(within, key=limit.cost)
 
 
 def random_genotypes(config: ConfigDict, count: int, salt: int = 0) -> list[Genotype]:

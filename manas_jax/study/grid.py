@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from manas_jax.config import (
     ANY,
     NOT_NEGATIVE,
+    WITHOUT_SUPERNET,
     at_least,
     budget,
     check_values,
@@ -20,6 +21,7 @@ from manas_jax.config import (
     validate,
 )
 from manas_jax.errors import UserError, one_line
+from manas_jax.search.sampling import uniform_within
 from manas_jax.space import SearchSpace
 from manas_jax.study import genotypes
 from manas_jax.training import checks
@@ -60,7 +62,7 @@ class Source:
         'proxy' (best of `study.candidates` random ones), those with which the search's supernet
         scores best; 'matched', random among those of the same cost as the derived one; 'within',
         random within the search's budget, and 'uniform', made by hand for it, see
-        `genotypes.uniform_within`; 'random'; and four that need no search, see `genotypes.fixed`.
+        `sampling.uniform_within`; 'random'; and four that need no search, see `genotypes.fixed`.
       search: which search of `study.searches`, if the choice is from one or from its budget.
       cells: number of cells; cell i has seed i modulo `study.seeds`.
       tier: cells of lower tiers run first.
@@ -155,7 +157,7 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
             _check_search(source, search, f"study.sources.{source.name}")
             if source.choice in NEED_A_SEARCH:
                 checks.check_latency(search)
-                trains_alone = search.search.method in ("random", "halving")
+                trains_alone = search.search.method in WITHOUT_SUPERNET
                 used.append(("train" if trains_alone else "search", search))
         if source.choice in FIXED:
             _check_fixed(space, source)
@@ -181,7 +183,7 @@ def _check_search(source: Source, search: ConfigDict, key: str) -> None:
             f"study.searches.{source.search}.search.budget"
         )
     if source.choice == "uniform":
-        genotypes.uniform_within(SearchSpace(**search.space), limit)
+        uniform_within(SearchSpace(**search.space), limit)
     if (source.choice in NEED_A_SUPERNET or source.rank) and search.search.method != "bilevel":
         raise UserError(
             f"{key}: its search {source.search} is by search.method={search.search.method}, which "

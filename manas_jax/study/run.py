@@ -36,7 +36,7 @@ from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
 from manas_jax.search import methods, selection
 from manas_jax.search import run as search_run
-from manas_jax.search.sampling import Sampler, random_within
+from manas_jax.search.sampling import Sampler, random_within, uniform_within
 from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.space import Genotype, SearchSpace
 from manas_jax.study import genotypes, grid, page
@@ -181,7 +181,7 @@ def _genotype(
     if source.choice == "within":
         return random_within(Sampler(space, budget(changed)), cell.index), {}
     if source.choice == "uniform":
-        return genotypes.uniform_within(space, budget(changed)), {}
+        return uniform_within(space, budget(changed)), {}
     folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
     with lock.hold(folder):
         derived = methods.search(changed, claim_workdir(changed, folder))
