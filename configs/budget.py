@@ -1,4 +1,4 @@
-"""The best network for what a picture may cost: depth and widths are searched within a budget.
+"""A network for what a picture may cost: its depth and widths are chosen within a budget.
 
 python -m manas_jax.main --config=configs/budget.py --workdir=runs/budget \\
     --config.data.root=DIR --config.search.budget=8
@@ -8,6 +8,10 @@ budget is in billions of multiply-accumulates for an image of `objectives.comple
 --config.search.budget_of=parameters a number of parameters. A budget below the cheapest network
 of the space is refused; the message has its cost and that of the most expensive one. The run ends
 with a trained network within the budget, runs/budget/weights.safetensors.
+
+A rule makes the network, which costs nothing: no search has found better ones than the rule and
+chance do (docs/study_budget.md). To search, give --config.search.method=bilevel, evolution, halving
+or random.
 """
 
 import pathlib
@@ -19,7 +23,7 @@ from manas_jax.space import ALL_COLUMNS
 
 
 def get_config() -> ConfigDict:
-    """A deep supernet of which the search leaves out what the budget does not allow."""
+    """A deep supernet of which is left out what the budget does not allow."""
     # The losses, the data and the optimizer of the shipped weights.
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("pretrained.py")))["get_config"]()
     config.stage = "all"
@@ -36,6 +40,7 @@ def get_config() -> ConfigDict:
     )
     config.objectives.complexity = 0.0  # the budget has its place
     config.search.update(
+        method="uniform",
         budget=8.0,
         steps=1000,
         scenes=4,

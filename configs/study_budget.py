@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("budget.py")))["get_config"]()
     config.devices = 1
     config.space.update(channels=(16, 32, 64), columns=(6, 6))
-    config.search.budget = BUDGETS["large"]
+    config.search.update(method="bilevel", budget=BUDGETS["large"])
     config.data.validation_scenes = 24
     # Frozen after 5% of so few steps, as in configs/budget.py, statistics lower the scores.
     config.train.update(steps=1500, batch_norm=0.3, checkpoint_every=1500, validation_crop=512)
