@@ -200,7 +200,7 @@ def upload(file: pathlib.Path, path: str | os.PathLike) -> None:
       OSError: it cannot be written.
     """
     with _os_errors():
-        as_path(path).write_bytes(file.read_bytes())
+        file_system().put_file(os.fspath(file), os.fspath(path))
 
 
 @contextlib.contextmanager
@@ -217,7 +217,7 @@ def reading_copy(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / source.name
         with _os_errors():
-            copy.write_bytes(source.read_bytes())
+            file_system().get_file(os.fspath(source), os.fspath(copy))
         yield copy
 
 

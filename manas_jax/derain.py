@@ -232,7 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.serve is None and not (options.inputs and options.out):
         parser.error("give INPUT and -o OUT, or --serve")
-    logging.basicConfig(format="warning: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("warning: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # repeats what its exceptions say
     try:
@@ -415,7 +417,8 @@ def _local(job: Job) -> Iterator[Job]:
             target = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / target.name
         local = dataclasses.replace(job, source=source, target=target, shown=str(job))
         yield local
-        for file, output in zip(local.targets, job.targets, strict=True):
+        # The output last: its presence says that a picture is done.
+        for file, output in reversed(list(zip(local.targets, job.targets, strict=True))):
             if buckets.is_remote(output):
                 buckets.upload(file, output)
 
@@ -432,6 +435,8 @@ def _derain(
         file = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
     if job.format not in (file.format, None):
         file = image_files.converted(file, job.format)
+    if job.target:
+        image_files.check_suffix(file, job.target)
     restored = [restore(frame) for frame in file.frames]
     if job.comparison:  # before the output, whose presence says that a picture is done
         before_and_after = [metrics.in_8_bits(frame) for frame in (file.frames[0], restored[0])]
@@ -546,7 +551,9 @@ def _add_folder(planned: Plan, folder: buckets.Path, outputs: Outputs, several: 
 
     before = len(planned.jobs) + len(planned.problems)
     for here, folders, names in buckets.walk(folder, add_problem):
-        folders[:] = sorted(f for f in folders if buckets.real_path(here / f) != skipped)
+        folders[:] = sorted(
+            f for f in folders if f[0] != "." and buckets.real_path(here / f) != skipped
+        )
         for file in sorted(here / name for name in names):
             if not _is_known(file):
                 planned.others.append(file)
@@ -627,6 +634,13 @@ def _error_line(job: Job, error: Exception) -> str:
 def _printable(text: str) -> str:
     """The text on one line, with control characters of file names escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Printable(logging.Formatter):
+    """Log records on one line, with control characters escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(super().format(record))
 
 
 class _ListWeights(argparse.Action):

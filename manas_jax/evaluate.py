@@ -31,7 +31,7 @@ from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, check_extra
-from manas_jax.files import list_folder, write_json
+from manas_jax.files import check_writable, list_folder, write_json
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import default_engine
 from manas_jax.inference.onnx_engine import OnnxEngine
@@ -253,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_local_options(options)
         check_extra("train", "skimage")
-        if options.json and not os.access(os.path.dirname(options.json) or ".", os.W_OK):
-            raise UserError(f"--json={options.json} cannot be written: give a file in a folder")
+        if options.json:
+            check_writable(options.json, "--json")
         scores = score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}

@@ -96,7 +96,7 @@ def check_writable(path: str | os.PathLike, flag: str) -> None:
     Raises:
       UserError: it is not; names the flag.
     """
-    if not os.access(pathlib.Path(path).parent, os.W_OK):
+    if os.path.isdir(path) or not os.access(pathlib.Path(path).parent, os.W_OK):
         raise UserError(f"{flag}={path} cannot be written: give a file in a folder")
 
 

@@ -230,6 +230,8 @@ def hostile(tmp_path, monkeypatch):
     bad |= {root / name: "no file" for name in (*special, "pipe.mp4", "socket.png")}
     (root / "up").symlink_to("..")
     (root / "around.png").symlink_to(".")
+    (root / ".thumbnails").mkdir()
+    shutil.copy(next(iter(good)), root / ".thumbnails")
     others = [root / name for name in ("notes.txt", ".hidden.png", "Makefile", "film.mp4.part")]
     for path in others:
         path.write_bytes(b"left alone")
@@ -584,6 +586,17 @@ def test_what_another_format_cannot_hold_is_refused(tmp_path, identity):
         f"{tmp_path / 'clear.png'}: its transparency would be lost in JPEG; choose another format"
     )
     assert not (tmp_path / "x.jpg").exists()
+
+
+def test_suffixes_of_grey_pictures_are_not_those_of_colours(tmp_path, identity):
+    for mode, suffix in (("RGB", ".ppm"), ("L", ".pgm"), ("1", ".pbm")):
+        noise_image(mode, 9, 13).save(tmp_path / f"{mode}.png")
+        written = tmp_path / f"x{suffix}"
+        assert identity(tmp_path / f"{mode}.png", "-o", written)[0] == 0 and written.exists()
+    for suffix in (".pgm", ".pbm", ".pfm"):
+        status, (line,) = identity(tmp_path / "RGB.png", "-o", tmp_path / f"y{suffix}")
+        assert status == 1 and line.endswith("only; name it .ppm")
+        assert not (tmp_path / f"y{suffix}").exists()
 
 
 def test_format_and_suffix_name_the_outputs_of_a_folder(street, identity):
@@ -997,10 +1010,15 @@ def rain(bucket):
 
 def test_folder_of_a_bucket_to_another(rain, identity, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    uploaded, upload = [], buckets.upload
+    monkeypatch.setattr(
+        buckets, "upload", lambda file, path: (uploaded.append(path.name), upload(file, path))
+    )
     status, lines = identity(rain, "-o", "gs://bucket/out", "--compare")
     assert status == 1 and lines[0].startswith("gs://bucket/rain/b.png: no image of a known format")
     assert lines[1] == "1 of 2 de-rained; 1 failed, see above; 1 of other kinds ignored (.txt)"
     out = buckets.as_path("gs://bucket/out/deep")
+    assert uploaded == ["a.png.compare.png", "a.png"]
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "a.png.compare.png"]
     assert Image.open(io.BytesIO((out / "a.png").read_bytes())).size == (7, 9)
     assert not buckets.as_path("gs://bucket/out/b.png").exists() and os.listdir() == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        if options.pictures and os.path.lexists(options.pictures):
+            print(f"interrupted; remove the unfinished {options.pictures}", file=sys.stderr)
+        else:
+            print("interrupted; nothing was written", file=sys.stderr)
         return signals.CANCELLED
     return 0
 

@@ -206,6 +206,9 @@ def read_labels(path: str | os.PathLike) -> dict[str, Any]:
             _ = one["id"], one["image_id"], one["category_id"]
             if len(one["bbox"]) != 4 or not all(map(is_number, one["bbox"])):
                 raise ValueError(f"bbox {one['bbox']}")
+            for key in ("area", "iscrowd"):
+                if not is_number(one.get(key, 0)):
+                    raise ValueError(f"{key} {one[key]}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         missing = f"no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path}: no labels in COCO's format ({missing})") from None

@@ -178,6 +178,8 @@ class Detector:
         if layout.strides:
             rows = _from_grids(rows, layout.strides, self._model.size)
         corners = _corners(rows, layout.box_format)
+        if (corners[:, 2:] < corners[:, :2])[best >= MIN_SCORE].any():
+            raise UserError(f"has boxes that end before they begin: are they {layout.box_format}?")
         if layout.box_units == "relative":
             corners = corners * np.tile(self._model.size[::-1], 2)
         return Boxes(corners, best, labels)

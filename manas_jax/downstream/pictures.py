@@ -15,7 +15,7 @@ from tqdm import tqdm
 from manas_jax.data import images, pairing, rain
 from manas_jax.downstream import overlays
 from manas_jax.errors import UserError
-from manas_jax.files import first_few, list_folder, sha256
+from manas_jax.files import check_writable, first_few, list_folder, sha256
 from manas_jax.inference import pretrained
 from manas_jax.inference.derainer import Derainer
 
@@ -150,6 +150,11 @@ def comparison(options: argparse.Namespace) -> Comparison:
         raise UserError(f"--seed {options.seed}: give a number from 0 to {2**31 - 1}")
     _check_outputs(options)
     clean = picture_files(options.clean, "--clean")
+    stems = [path.stem for path in clean]
+    if options.pictures and (twice := sorted({s for s in stems if stems.count(s) > 1})):
+        raise UserError(
+            f"--pictures: would show two pictures of --clean as {first_few(twice)}; rename one"
+        )
     folders = _named(options.restored, "--restored", needs_name=True)
     weights = _named(options.weights, "--weights")
     names = [RAINY, *weights, *folders]
@@ -246,8 +251,6 @@ def _named(arguments: Sequence[str], option: str, needs_name: bool = False) -> d
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raises UserError for outputs that could not be written."""
     if options.json:
-        folder = os.path.dirname(options.json) or "."
-        if os.path.isdir(options.json) or not os.access(folder, os.W_OK):
-            raise UserError(f"--json {options.json}: cannot be written; give a file in a folder")
+        check_writable(options.json, "--json")
     if options.pictures and os.path.lexists(options.pictures):
         raise UserError(f"--pictures {options.pictures}: exists; give a new folder")

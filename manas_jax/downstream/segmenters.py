@@ -84,8 +84,13 @@ class OnnxSegmenter:
         """See `Segment`."""
         first = self._first(picture)
         if first.ndim == 3:
-            scores = [_resized(x, picture.shape[:2], Image.Resampling.BILINEAR) for x in first]
-            return np.argmax(scores, axis=0).astype(np.uint8)
+            best = np.full(picture.shape[:2], -np.inf, np.float32)
+            labels = np.zeros(picture.shape[:2], np.uint8)
+            for label, small in enumerate(first):  # one by one: large pictures of many classes
+                scores = _resized(small, picture.shape[:2], Image.Resampling.BILINEAR)
+                labels[scores > best] = label
+                best = np.maximum(best, scores)
+            return labels
         return _resized(first.astype(np.uint8), picture.shape[:2], Image.Resampling.NEAREST)
 
     def _first(self, picture: np.ndarray) -> np.ndarray:

@@ -234,8 +234,8 @@ class Derainer:
         Args:
           picture: (H, W, 3), or several of one size (N, H, W, 3), RGB; uint8, uint16, or floats in
             [0, 1]. Or a Pillow image, whose mode is kept (its alpha as it is), but a palette
-            becomes RGB or RGBA, and black and white shades of grey. Or an image file: a
-            path or a `file://` URL.
+            becomes RGB, black and white shades of grey, and a transparent colour alpha. Or an
+            image file: a path or a `file://` URL.
           self_ensemble: whether to average over the eight flips and turns of the picture: a little
             better, eight times slower.
 
@@ -243,7 +243,7 @@ class Derainer:
           The same kind, size and type; of a file a Pillow image, see `image_files.to_pillow`.
 
         Raises:
-          ValueError: another shape or type.
+          ValueError: another shape or type, or a Pillow image of floats or of more than 16 bits.
           UserError: the weights make NaN of it, or the file cannot be read.
         """
         if isinstance(picture, (str, os.PathLike)):
@@ -268,20 +268,24 @@ class Derainer:
         return restored
 
     def _image(self, image: Image.Image, self_ensemble: bool) -> Image.Image:
-        if image.mode.startswith("I;16"):  # Pillow clips it to 8 bits
-            grey = np.asarray(image).astype(np.uint16)
-            colours = self(np.repeat(grey[..., None], 3, -1), self_ensemble=self_ensemble)
-            return Image.fromarray(luma(colours))
-        if image.mode in ("P", "PA"):  # few colours, into which Pillow would dither the result
-            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-        elif image.mode == "1":
-            image = image.convert("L")
+        if image.mode == "F":
+            raise ValueError("give a Pillow image of integers, or floats in [0, 1] as an array")
+        if image.mode.startswith("I"):  # Pillow clips it to 8 bits
+            grey = np.asarray(image)
+            if image.mode == "I" and not 0 <= grey.min() <= grey.max() <= 65535:
+                raise ValueError("give an image of mode I with values from 0 to 65535")
+            colours = np.repeat(grey.astype(np.uint16)[..., None], 3, -1)
+            restored = luma(self(colours, self_ensemble=self_ensemble))
+            return _described(Image.fromarray(restored.astype(grey.dtype)), image)
+        mode = {"1": "L", "P": "RGB", "PA": "RGB"}.get(image.mode, image.mode)
+        if mode in ("L", "RGB"):
+            image = image.convert(mode + "A" * image.has_transparency_data)
         restored = Image.fromarray(
             self(np.array(image.convert("RGB")), self_ensemble=self_ensemble)
         )
         if image.mode in ("RGBA", "LA"):
             restored.putalpha(image.getchannel("A"))
-        return restored.convert(image.mode)
+        return _described(restored.convert(image.mode), image)
 
     def _strips(self, stack: np.ndarray, self_ensemble: bool) -> Iterator[tuple[slice, np.ndarray]]:
         """Finished rows of the pictures (N, H, W, 3), from top to bottom, in the pictures' type.
@@ -330,6 +334,12 @@ class Derainer:
             return made[:, :, ::-1] if flip else made
 
         return sum(turned(*symmetry) for symmetry in _SYMMETRIES) / len(_SYMMETRIES)
+
+
+def _described(restored: Image.Image, image: Image.Image) -> Image.Image:
+    """The restored image with the EXIF, ICC profile and so on of the original one."""
+    restored.info = dict(image.info)
+    return restored
 
 
 def _mirrored(stack: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

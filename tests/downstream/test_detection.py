@@ -141,6 +141,11 @@ def _empty(folder):
         path.unlink()
 
 
+def _repeat_a_name(folder):
+    for side in ("clean", "rainy"):
+        Image.open(folder / side / "2.png").save(folder / side / "2.bmp")
+
+
 def _change_nothing(_):
     pass
 
@@ -158,8 +163,10 @@ def _change_nothing(_):
         (_change_nothing, {"restored": "other"}, "give NAME=PATH"),
         (_change_nothing, {"against": "other"}, "--against other: give one of rainy, general"),
         (_change_nothing, {"seed": -1}, "--seed -1"),
-        (_change_nothing, {"json": "nowhere/result.json"}, "--json nowhere"),
+        (_change_nothing, {"json": "nowhere/result.json"}, "--json=nowhere"),
+        (_change_nothing, {"json": "."}, "--json=. cannot be written"),
         (_change_nothing, {"pictures": "."}, "--pictures .: exists"),
+        (_repeat_a_name, {"pictures": "shown"}, "two pictures of --clean as 2; rename one"),
         (_change_nothing, {"labels": "nowhere.json"}, "nowhere.json: no labels in COCO's format"),
         (
             _change_nothing,
@@ -185,6 +192,8 @@ def test_bad_input_is_one_line(squares, refused, spoil, changes, words):
          "several pictures of the name 0.png, 1.png, 2.png and 1 more"),
         ({"categories": [{"id": 7, "name": "zebra"}]}, "knows none of its classes (zebra)"),
         ({"annotations": [{"id": 1}]}, "no 'image_id'"),
+        ({"annotations": [{"id": 1, "image_id": 10, "category_id": 7, "bbox": [0, 0, 9, 9],
+                           "area": None}]}, "area None"),
         ({"annotations": []}, "no boxes in"),
         ({"categories": 3}, "no labels in COCO's format"),
     ],

@@ -118,6 +118,8 @@ def test_input_is_normalised_in_the_order_of_the_channels():
         ({"x": np.zeros((1, 20, 85), np.float32)}, {"strides": (8, 16, 32), "objectness": True},
          "20 boxes, but grids of 21 cells"),
         ({"x": np.full((1, 2, 84), 3, np.float32)}, {}, "scores outside of 0 to 1"),
+        ({"x": np.full((1, 2, 84), [[4, 0, 1, 9, *[0.5] * 80]], np.float32)}, {},
+         "boxes that end before they begin: are they xyxy?"),
         ({"x": np.zeros((1, 2, 84), np.float32)}, {"scores": "y"}, "no output 'y'"),
         ({"x": np.zeros((1, 2, 3), np.float32)}, {}, "rows of other than 4"),
         ({"x": np.zeros((1, 2, 4), np.float32), "y": np.zeros((1, 2), np.float32),

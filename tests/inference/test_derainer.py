@@ -220,7 +220,14 @@ def test_pillow_images_keep_their_mode_and_alpha(derain):
     restored = derain(image)
     assert (restored.mode, restored.size) == ("RGBA", (24, 16))
     np.testing.assert_array_equal(restored.getchannel("A"), image.getchannel("A"))
-    assert derain(image.convert("L")).mode == "L"
+    grey = image.convert("L")
+    grey.info = {"icc_profile": b"a profile", "exif": b"Exif\0\0"}
+    restored = derain(grey)
+    assert (restored.mode, restored.info) == ("L", grey.info)
+    grey.info["transparency"] = grey.getpixel((0, 0))
+    restored = derain(grey)
+    assert restored.mode == "LA" and restored.getpixel((0, 0))[1] == 0
+    assert restored.info.keys() == {"icc_profile", "exif"}
     palette = image.convert("RGB").quantize(16)
     restored = derain(palette)
     assert restored.mode == "RGB"
@@ -233,6 +240,12 @@ def test_pillow_images_keep_their_mode_and_alpha(derain):
     deep = picture(16, 24, np.uint16)[..., 0]
     restored = derain(Image.fromarray(deep))
     assert restored.mode == "I;16"
+    wide = Image.fromarray(deep.astype(np.int32))
+    assert wide.mode == derain(wide).mode == "I"
+    np.testing.assert_array_equal(derain(wide), restored)
+    for wrong in (np.int32([[70_000]]), np.float32([[0.5]])):
+        with pytest.raises(ValueError, match="give"):
+            derain(Image.fromarray(wrong))
     difference = np.abs(np.asarray(restored).astype(int) - deep)
     assert 0 < difference.mean() < 4000 and deep.mean() > 30000
 

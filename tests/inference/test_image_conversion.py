@@ -157,6 +157,10 @@ def test_animations_stay():
         np.testing.assert_array_equal(new, old)
     assert [page.duration for page in after._pages] == [40, 70, 100]
     assert Image.open(io.BytesIO(result)).info["loop"] == 2
+    once = encoded(first, "GIF", save_all=True, append_images=rest)
+    assert "loop" not in Image.open(io.BytesIO(once)).info
+    for format in ("PNG", "WEBP"):
+        assert Image.open(io.BytesIO(converted(once, format)[0])).info["loop"] == 1
     with pytest.raises(UserError, match="its 3 frames would be lost in JPEG"):
         converted(content, "JPEG")
 

@@ -14,7 +14,7 @@ import PIL
 import pytest
 import tifffile
 from media import UNREADABLE_TIFFS, encoded, noise, noise_image, raw_tiff
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from manas_jax.data import images
 from manas_jax.errors import UserError
@@ -139,6 +139,22 @@ def test_jpeg_keeps_mode_tables_and_subsampling(mode):
     ]
     difference = np.asarray(result, int) - np.asarray(image_of(source), int)
     assert np.abs(difference).max() <= 6
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "ratios"), [("yuvj444p", (1, 1)), ("yuvj422p", (2, 1)), ("yuvj420p", (2, 2))]
+)
+def test_jpeg_keeps_subsampling_by_factors_of_other_encoders(pixel_format, ratios):
+    context = av.CodecContext.create("mjpeg", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 32, 16, pixel_format, 1
+    frame = av.VideoFrame.from_ndarray(np.repeat(smooth(3)[:16, :32], 1, 0), "rgb24")
+    frame = frame.reformat(format=pixel_format)
+    source = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+    known = JpegImagePlugin.get_sampling(image_of(source))
+    assert (known == -1) == (pixel_format != "yuvj420p")
+    luma, *chroma = (layer[1:3] for layer in image_of(through(source)).layer)
+    for width, height in chroma:
+        assert (luma[0] / width, luma[1] / height) == ratios
 
 
 def test_jpeg_keeps_metadata_segments():

@@ -63,7 +63,7 @@ export class PictureCard {
         this.showProgress(done, total, firstDone);
       }
       const written = await write(this.file, picture, target);
-      if (wanted()) await this.showAfter(written, `${width} × ${height}`);
+      if (wanted()) await this.showAfter(written, `${width} × ${height}`, wanted);
     } catch (error) {
       if (wanted()) this.fail(error);
     }
@@ -101,10 +101,11 @@ export class PictureCard {
     this.say(`Tile ${done} of ${total}${estimate}`);
   }
 
-  async showAfter({ blob, name, notes }, size) {
+  async showAfter({ blob, name, notes }, size, wanted) {
     const image = this.find("img.after");
     image.src = URL.createObjectURL(blob);
     await image.decode();
+    if (!wanted()) return; // other weights were chosen meanwhile
     const download = this.find("a");
     download.href = image.src;
     download.download = name;

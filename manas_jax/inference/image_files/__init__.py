@@ -33,6 +33,7 @@ import importlib.util
 import io
 import itertools
 import os
+import pathlib
 import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -75,6 +76,12 @@ _SUFFIXES = {
     "JXL": (".jxl",),
 }
 """Pillow's name of a format -> suffixes of its files, the usual one first."""
+_OF_ONE_MODE = {
+    ".pgm": ("shades of grey", ("L",)),
+    ".pbm": ("black and white", ("1",)),
+    ".pfm": ("floats", ()),
+}
+"""Suffix of PPM -> what such files hold, and its modes here."""
 SUFFIXES = frozenset(itertools.chain.from_iterable(_SUFFIXES.values()))
 MAX_BYTES = 3 * 10**9
 """Files whose headers claim more bytes of RGB, in all frames together, are refused undecoded."""
@@ -233,6 +240,18 @@ def write(
             temporary.write_bytes(content)
 
 
+def check_suffix(file: ImageFile, target: str | os.PathLike) -> None:
+    """Checks that a file of the suffix of `target` can hold what `file` does.
+
+    Raises:
+      UserError: it is one of .pgm, .pbm or .pfm, and the file is in colour, say.
+    """
+    suffix = pathlib.PurePath(target).suffix.lower()
+    holds, modes = _OF_ONE_MODE.get(suffix, ("", ()))
+    if holds and file.format == "PPM" and file._pages[0].mode not in modes:
+        raise UserError(f"{target}: a {suffix} file holds {holds} only; name it .ppm")
+
+
 def converted(file: ImageFile, format: str) -> ImageFile:
     """The same frames and metadata as a file of another format, for `write`.
 
@@ -263,7 +282,8 @@ def converted(file: ImageFile, format: str) -> ImageFile:
             lost = convert.lost(details, convert.metadata(image))
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     storage |= convert.STORAGE.get(format, {})
-    storage |= {key: pages[0].storage[key] for key in ("loop",) if key in pages[0].storage}
+    loop = pages[0].storage.get("loop", 1 if file.format == "GIF" else None)  # a GIF plays once
+    storage |= {} if loop is None else {"loop": loop}
     pages = [dataclasses.replace(page, orientation=orientation, storage=storage) for page in pages]
     frames = [rgb(page) for page in pages]
     return ImageFile(file.name, format, frames, [*file.left_out, *lost], pages, content)

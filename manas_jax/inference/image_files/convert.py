@@ -99,9 +99,7 @@ def metadata(image: Image.Image) -> dict[str, Any]:
 def empty_file(format: str, page: Page, details: dict[str, Any], *, lossless: bool) -> bytes:
     """A file of one pixel with metadata, and with how pixels like those of a page are stored."""
     options = dict(_OPTIONS.get(format, {})) if page.mode != "L" else {}
-    options |= {
-        key: details[key] for key in ("exif", "icc_profile", "xmp", "dpi") if key in details
-    }
+    options |= {key: details[key] for key in _WRITTEN if key in details}
     if format == "JPEG" and "exif" in options:
         options["exif"] = _EXIF_ID + options["exif"]
     if format == "PNG" and "xmp" in options:

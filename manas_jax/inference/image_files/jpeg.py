@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
 from manas_jax.inference.image_files import encoders, previews
 from manas_jax.inference.image_files.jpeg_segments import END, SCAN, segments
@@ -33,13 +33,20 @@ _GAIN_MAP = re.compile(rb"hdr-gain-map|HDRGainMap|21496:-1")
 
 def storage(image: Image.Image, content: bytes) -> tuple[dict[str, Any], list[str]]:
     """Pillow's options for the same quantisation tables, order and subsampling."""
-    subsampling = JpegImagePlugin.get_sampling(image)
     options = {
         "qtables": image.quantization,
         "progressive": bool(image.info.get("progressive")),
-        **({"subsampling": subsampling} if subsampling >= 0 else {}),
+        **({"subsampling": _subsampling(image)} if image.layers == 3 else {}),
     }
     return options, _behind(content)
+
+
+def _subsampling(image: Image.Image) -> int:
+    """Pillow's number of the subsampling of three layers, or of one that loses nothing of it."""
+    (_, width, height, _), *chroma = image.layer
+    ratios = {(width / w, height / h) for _, w, h, _ in chroma}
+    numbers = {(2, 1): 1, (2, 2): 2}  # other ratios are not written: 4:4:4 in their place
+    return numbers.get(ratios.pop(), 0) if len(ratios) == 1 else 0
 
 
 def encode(content: bytes, pages: Sequence[Page]) -> bytes:
