@@ -3,7 +3,8 @@
 python -m manas_jax.main --config=configs/manas.py --workdir=DIR --config.data.root=DIR
 
 Each scene needs three rainy versions: DID-MDN has one per density, Rain14000 has fourteen. Datasets
-of single pairs train multi-to-one with --config.data.transfer=1. A step is compiled as one program;
+of single pairs train multi-to-one with --config.data.transfer=1. A search step is compiled as two
+programs, one for the architecture and one for the weights;
 --config.search.hypergradient=finite_difference searches with the second-order hypergradient.
 """
 

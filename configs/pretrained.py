@@ -7,8 +7,8 @@ python -m manas_jax.main --config=configs/pretrained.py:general --workdir=runs/g
     --config.data.root=ALL --config.train.weights=runs/rain100l/weights.safetensors
 
 The network is made by hand, alternating.json beside this file: columns in turn parallel and fusion,
-squeeze-excitation on every edge, at half resolution and with a residual output. At equal cost it
-reaches more than the network that a search found for earlier weights (docs/weights.md).
+squeeze-excitation on every edge, at half resolution and with a residual output. docs/weights.md
+says how it differs from the network that a search found for earlier weights.
 
 `rain100l` is for the folder described in configs/rain100l.py. `general` starts from its weights,
 and adds synthetic rain of all levels and all folders of pairs or groups below ALL/train. The

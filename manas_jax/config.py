@@ -225,7 +225,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.xi": (1.0, NOT_NEGATIVE),  # length of the virtual step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
     "search.accumulate": (1, at_least(1)),  # microbatches of a batch, to save memory
-    "search.fuse": (False, ANY),  # compile a step as one program: for accelerators
+    "search.fuse": (False, ANY),  # compile each half of a step as one program: for accelerators
     "search.checkpoint_every": (1000, at_least(1)),  # steps; also when validation is scored
     "search.validation_crop": (128, at_least(16)),  # pixels, centre of each validation image
 

@@ -669,7 +669,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default=DEFAULT_WEIGHTS,
-        help=f"{', '.join(list_pretrained())} or a weights file (default: {DEFAULT_WEIGHTS})",
+        help=f"{', '.join(list_pretrained())}, a weights file, a folder of save_pretrained or "
+        f"hf://OWNER/NAME (default: {DEFAULT_WEIGHTS})",
     )
     registry.add_import_option(parser)
     parser.add_argument(

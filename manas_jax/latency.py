@@ -44,6 +44,7 @@ from manas_jax.runtime.onnx_session import open_session
 from manas_jax.space import Genotype, SearchSpace, hidden_channels, random_genotype
 from manas_jax.workdir import provenance
 
+flags.adopt_module_key_flags(app)
 _OUT = flags.DEFINE_string("out", None, "File to write the table to.")
 _ENGINE = flags.DEFINE_enum("engine", None, ENGINES, "What computes; default: as de-raining.")
 

@@ -30,6 +30,7 @@ from manas_jax.training.run import train
 from manas_jax.workdir import lock, provenance
 from manas_jax.workdir.claim import check_config, claim_inputs, claim_workdir
 
+flags.adopt_module_key_flags(app)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several processes, found by JAX: Cloud TPU, GKE, Slurm, Open MPI."
 )

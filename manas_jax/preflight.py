@@ -44,6 +44,7 @@ from manas_jax.training import run as train_run
 from manas_jax.training.restore import find_genotype, search_template, train_template
 from manas_jax.workdir import provenance
 
+flags.adopt_module_key_flags(app)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Slice to compile for: a topology (v5e:4x4) or accelerator type (v5p-128)."
 )

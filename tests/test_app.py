@@ -204,6 +204,14 @@ def test_a_required_flag_without_a_value():
     assert finished.stderr == "error: --workdir is missing; --help lists the flags\n"
 
 
+def test_help_lists_the_flags_of_other_modules():
+    command = [sys.executable, "-m", "manas_jax.study", "--help"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.stdout.startswith("A study: networks from many sources")
+    for flag in ("--config", "--workdir", "--import", "--only", "--[no]summarize"):
+        assert f"\n  {flag}: " in finished.stdout
+
+
 def test_commands_with_flags_are_listed():
     """A module that parses a command line is a command."""
     folder = ROOT / "manas_jax"

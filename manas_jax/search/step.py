@@ -87,8 +87,8 @@ class SearchStep:
           xi: length of the virtual step in units of the real one.
           epsilon: see `bilevel.BilevelProblem`.
           microbatches: number of microbatches per batch, see `accumulation.accumulate`.
-          fuse: whether a whole step is compiled as one program. Right for accelerators; XLA:CPU
-            takes many times as long to compile it, and runs it no faster.
+          fuse: whether each half of a step is compiled as one program. Right for accelerators;
+            XLA:CPU takes many times as long to compile it, and runs it no faster.
           devices: that a batch is split over. Over several, the gradient is one program: many
             programs in flight, each of which waits for all devices, can deadlock.
         """

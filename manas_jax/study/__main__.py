@@ -1,6 +1,11 @@
 """python -m manas_jax.study --config=FILE --workdir=DIR"""
 
-from manas_jax import app
-from manas_jax.study.run import main
+from absl import flags
 
-app.start(main)
+from manas_jax import app
+from manas_jax.study import run
+
+__doc__ = run.__doc__  # for --help
+flags.adopt_module_key_flags(app)
+flags.adopt_module_key_flags(run)
+app.start(run.main)
