@@ -32,6 +32,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+_FEWEST = 3  # networks with an interval: that of two is wider than the picture
 _MARKERS = dict(zip(KINDS, "oXsv*D^P", strict=True))
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -78,7 +79,7 @@ def shares(cells: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _front(chart: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
-    """Means with 95% intervals over the seeds, and the single networks behind them, paler."""
+    """Means with 95% intervals, and the single networks behind them, paler."""
     axes = chart.subplots()
     for number, kind in enumerate(KINDS):
         budgets = [cells for (of, _), cells in groups.items() if of == kind]
@@ -103,7 +104,7 @@ def _means(axes: Axes, budgets: Sequence[Sequence[Mapping]], kind: str, colour: 
     axes.errorbar(
         [statistics.mean(cell["macs"] for cell in cells) / 1e9 for cells in budgets],
         [score["mean"] for score in scores],
-        [0.0 if score["low"] is None else score["mean"] - score["low"] for score in scores],
+        [0.0 if score["n"] < _FEWEST else score["mean"] - score["low"] for score in scores],
         marker=_MARKERS[kind], markersize=6, linewidth=1, elinewidth=1.2, capsize=3, color=colour,
         label=KINDS[kind],
     )  # fmt: skip
