@@ -347,7 +347,7 @@ def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
             )
         table = LatencyTable.load(config.search.latency)
         table.check(SearchSpace.from_dict(config.space), config.objectives.complexity_size)
-    limit = int(config.search.budget * size)
+    limit = round(config.search.budget * size)
     return cost.Budget(limit, unit, *config.objectives.complexity_size, table)
 
 

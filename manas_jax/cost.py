@@ -12,7 +12,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from manas_jax.errors import UserError, short_repr
+from manas_jax.errors import UserError, one_line, short_repr
 from manas_jax.latency_table import LatencyTable
 from manas_jax.registry import registered
 from manas_jax.space import (
@@ -369,7 +369,13 @@ def _candidate(name: str, channels: int, pixels: int) -> Cost:
         biases = squeezed(channels, CANDIDATE_REDUCTION) + channels
         channel_gate = _gate(channels, CANDIDATE_REDUCTION, pools=2) + Cost(biases)
         return channel_gate + _conv(7, 2, 1, pixels)
-    own = registered(name).cost(channels, pixels)
+    candidate = registered(name)
+    try:
+        own = candidate.cost(channels, pixels)
+    except Exception as error:  # of somebody's code
+        raise UserError(
+            f"candidate {name}: its cost: {type(error).__name__}: {one_line(error)}"
+        ) from error
     if not isinstance(own, Cost):
         raise UserError(f"candidate {name}: its cost is {short_repr(own)}: return a Cost")
     return own

@@ -152,6 +152,7 @@ def test_a_name_is_taken_once(eca):
     [
         (("parameters=3", "parameters=4"), "has 3 parameters for 4 channels, but its cost says 4"),
         (("return Cost(", "return dict("), "its cost is {'macs': 12, 'parameters': 3}"),
+        (("eca_cost(channels, pixels)", "eca_cost(channels)"), "its cost: TypeError: eca_cost"),
         (("    ops: Ops = XLA\n", ""), "candidate ECA: TypeError: .*'ops'"),
         (("return pooled.broadcast(nn", "return (pooled.x[:, None] * nn"), "its gate makes"),
     ],

@@ -141,6 +141,12 @@ def _scenes_of_files(files: Sequence[pathlib.Path]) -> tuple[Scene, ...]:
         )
     if roles["clean"] or not others:
         return _pairs(roles["clean"], roles["rainy"])
+    names = {path.stem for path in roles[""]}
+    keys = (pairing.role_and_key(path.stem)[1] for path in roles["rainy"])
+    if any(names.intersection(pairing.clean_keys(key)) for key in keys):  # 1.png and 1_rain.png
+        if roles["restored"]:
+            raise UserError(f"{first_few(roles['restored'])}: restored ones among pairs: move them")
+        return _pairs(roles[""], roles["rainy"])
     photographs = pairing.by_unique_key((path.stem, str(path)) for path in files)
     return tuple(Scene(name, path) for name, path in photographs.items())
 

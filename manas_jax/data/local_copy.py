@@ -45,7 +45,7 @@ def local_folder(root: str, cache_dir: str = "", below: str = "") -> str:
     check(root)
     source = "/".join(filter(None, (*bucket_and_name(root), below)))
     try:
-        top = pathlib.Path(cache_dir or user_cache_folder()) / "data"
+        top = pathlib.Path(os.path.expanduser(cache_dir) or user_cache_folder()) / "data"
         copy = top / source
         top.mkdir(parents=True, exist_ok=True)
         # One lock for all copies, as one may be inside of another.

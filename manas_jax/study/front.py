@@ -16,7 +16,7 @@ from etils import epy
 from manas_jax import cost
 from manas_jax.report import values
 from manas_jax.space import Genotype
-from manas_jax.study.summary import BUDGETS, KINDS, interval
+from manas_jax.study.summary import BUDGETS, KINDS, over_seeds
 
 with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
     import matplotlib
@@ -32,7 +32,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_FEWEST = 3  # networks with an interval: that of two is wider than the picture
+_FEWEST = 3  # seeds with an interval: that of two is wider than the picture
 _MARKERS = dict(zip(KINDS, "oXsv*D^P", strict=True))
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -100,11 +100,14 @@ def _front(chart: Figure, groups: Mapping[tuple[str, str], Sequence[Mapping[str,
 
 
 def _means(axes: Axes, budgets: Sequence[Sequence[Mapping]], kind: str, colour: str) -> None:
-    scores = [interval([cell["trained"]["psnr"] for cell in cells]) for cells in budgets]
+    scores = [over_seeds(cells) for cells in budgets]
     axes.errorbar(
         [statistics.mean(cell["macs"] for cell in cells) / 1e9 for cells in budgets],
         [score["mean"] for score in scores],
-        [0.0 if score["n"] < _FEWEST else score["mean"] - score["low"] for score in scores],
+        [
+            0.0 if len({cell["seed"] for cell in cells}) < _FEWEST else score["mean"] - score["low"]
+            for score, cells in zip(scores, budgets, strict=True)
+        ],
         marker=_MARKERS[kind], markersize=6, linewidth=1, elinewidth=1.2, capsize=3, color=colour,
         label=KINDS[kind],
     )  # fmt: skip

@@ -35,6 +35,7 @@ NEED_A_SEARCH, BUDGETED = CHOICES[:4], CHOICES[4:6]
 NEED_A_SUPERNET = CHOICES[1:3]
 FIXED = CHOICES[7:]
 
+_STARTS = ("genotype", "weights", "inherit")  # keys of a training
 _NAME = re.compile(r"[\w-]+")  # of files
 _KEYS = {
     "study.seeds": (1, at_least(1)),
@@ -145,15 +146,19 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
     Raises:
       UserError: one could not run; names the key or the scene.
     """
-    if starts := [key for key in ("genotype", "weights", "inherit") if config.train[key]]:
+    if starts := [key for key in _STARTS if config.train[key]]:
         raise UserError(f"train.{starts[0]}: a study finds the genotypes itself, leave it out")
     space = SearchSpace(**config.space)
     runs: dict[tuple[str, str], ConfigDict] = {}  # stage and content -> configuration
     for source in {cell.source.name: cell.source for cell in cells}.values():
-        used = [("train", _valid(config, f"study.sources.{source.name}.changes", source.changes))]
+        key = f"study.sources.{source.name}.changes"
+        _check_changes(key, source.changes)
+        used = [("train", _valid(config, key, source.changes))]
         if source.search in config.study.searches:
             key = f"study.searches.{source.search}"
-            search = _valid(config, key, config.study.searches[source.search].to_dict())
+            changes = config.study.searches[source.search].to_dict()
+            _check_changes(key, changes)
+            search = _valid(config, key, changes)
             _check_search(source, search, f"study.sources.{source.name}")
             if source.choice in NEED_A_SEARCH:
                 checks.check_latency(search)
@@ -164,6 +169,15 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
         runs |= {(stage, run.to_json_best_effort()): run for stage, run in used}
     for (stage, _), run in runs.items():
         checks.check_training(run, stage)
+
+
+def _check_changes(key: str, changes: dict[str, Any]) -> None:
+    """Refuses keys that the study sets itself, or takes from the configuration for all cells."""
+    train = changes.get("train", {})
+    own = [name for name in ("seed", "space") if name in changes]
+    own += [f"train.{name}" for name in _STARTS if train.get(name)]
+    if own:
+        raise UserError(f"{key}.{own[0]}: all cells of a study have it in common, leave it out")
 
 
 def _check_fixed(space: SearchSpace, source: Source) -> None:

@@ -138,13 +138,20 @@ def interval(values: Sequence[float]) -> dict[str, float | int | None]:
     }
 
 
+def over_seeds(cells: Sequence[Mapping]) -> dict[str, float | int | None]:
+    """Count, mean and standard deviation of the PSNR of cells; the interval over their seeds."""
+    seeds = interval(list(_by_seed(cells, _psnr).values()))
+    ends = {end: seeds[end] for end in ("low", "high")}
+    return interval([_psnr(cell) for cell in cells]) | ends
+
+
 def paired(
     ours: Sequence[Mapping],
     theirs: Sequence[Mapping],
-    value: Callable[[Mapping], float] = lambda cell: cell["trained"]["psnr"],
+    value: Callable[[Mapping], float] | None = None,
 ) -> dict[str, Any]:
     """PSNR (or another value) of one source minus that of another, over their common seeds."""
-    a, b = (_by_seed(cells, value) for cells in (ours, theirs))
+    a, b = (_by_seed(cells, value or _psnr) for cells in (ours, theirs))
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     if not differences:
         return {"n": 0}
@@ -301,7 +308,7 @@ def _agreements(by_source: Mapping[str, Sequence[Mapping]]) -> dict[str, Any]:
 
 def _source(members: Sequence[Mapping]) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "psnr": interval([c["trained"]["psnr"] for c in members]),
+        "psnr": over_seeds(members),
         "ssim": interval([c["trained"]["ssim"] for c in members]),
         "macs": interval([c["macs"] for c in members]),
         "parameters": interval([c["parameters"] for c in members]),
@@ -332,6 +339,10 @@ def _above(line: Mapping[str, Any], members: Sequence[Mapping]) -> dict[str, Any
 
     known = [c for c in members if str(c["seed"]) in line["levels"]]
     return interval(list(_by_seed(known, residual).values())) if known else {"n": 0}
+
+
+def _psnr(cell: Mapping[str, Any]) -> float:
+    return cell["trained"]["psnr"]
 
 
 def _gap(cell: Mapping[str, Any]) -> float:

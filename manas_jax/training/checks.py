@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics, registry
 from manas_jax.buckets import Path, as_path
-from manas_jax.config import budget
+from manas_jax.config import WITHOUT_SUPERNET, budget
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits, log_splits
 from manas_jax.data.splits import Splits
@@ -47,7 +47,8 @@ def check_stages(
         check_latency(config)
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     check_candidates(SearchSpace.from_dict(config.space))
-    crops = {stage: config["search" if stage == "search" else "train"].crop for stage in stages}
+    sections = {stage: _section(config, stage) for stage in stages}
+    crops = {stage: config[section].crop for stage, section in sections.items()}
     by_crop: dict[int, Splits] = {}
     for crop in crops.values():
         if crop not in by_crop:
@@ -59,9 +60,15 @@ def check_stages(
         if stage == "evaluate":
             evaluated_scenes(config, splits[stage])
         else:
-            _check_training(config, splits[stage], stage, mesh)
+            _check_training(config, splits[stage], sections[stage], mesh)
     distributed.broadcast_from_primary(lambda: _check_files(config, as_path(workdir), stages))
     return splits
+
+
+def _section(config: ConfigDict, stage: str) -> str:
+    """The section of the configuration whose batches a stage takes."""
+    trains_alone = config.search.method in WITHOUT_SUPERNET
+    return "search" if stage == "search" and not trains_alone else "train"
 
 
 def check_training(config: ConfigDict, stage: str) -> None:

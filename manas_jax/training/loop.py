@@ -77,7 +77,7 @@ def run(
 def _diverged(error: Diverged, rollbacks: int) -> str:
     after = f" after {rollbacks} rollbacks" if rollbacks else ""
     return (
-        f"the loss diverged{after}: {error}; earlier checkpoints are untouched; lower the learning "
-        "rate, set clip or, to continue with other batches, max_rollbacks, and start in a new "
+        f"the loss diverged{after}: {error}; earlier checkpoints are untouched; set max_rollbacks "
+        "to go on from them with other batches, or lower the learning rate or set clip in a new "
         "--workdir"
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 
 import pytest
 from fake_data import data_config, save_flat, value, write_pair_folder
@@ -51,6 +52,18 @@ def test_clean_photographs(tmp_path):
     training, _ = folders.load(tmp_path)
     assert [scene.name for scene in training] == ["a", "b", "summer_rain"]
     assert all(scene.rainy == () for scene in training)
+
+
+def test_rainy_files_beside_clean_ones_of_no_role_are_pairs(tmp_path):
+    for i, name in enumerate(["1.png", "1_rain.png", "2.png", "2_rain_1.png", "2_rain_2.png"]):
+        save_flat(tmp_path / name, i)
+    scenes = {scene.name: scene for scene in folders.load(tmp_path)[0]}
+    rainy = {name: [pathlib.Path(x).name for x in scene.rainy] for name, scene in scenes.items()}
+    assert rainy == {"1": ["1_rain.png"], "2": ["2_rain_1.png", "2_rain_2.png"]}
+    assert {pathlib.Path(scene.clean).name for scene in scenes.values()} == {"1.png", "2.png"}
+    save_flat(tmp_path / "3_rain.png", 9)
+    with pytest.raises(UserError, match=r"3_rain\.png: rainy without"):
+        folders.load(tmp_path)
 
 
 def test_files_with_inconsistent_roles(tmp_path):

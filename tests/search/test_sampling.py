@@ -15,6 +15,7 @@ from manas_jax.files import write_json
 from manas_jax.latency_table import LatencyTable
 from manas_jax.search import methods, sampling
 from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace, random_genotype
+from manas_jax.training import checks
 
 SPACE = SearchSpace(
     (8, 16), (1, 2), (2, 3), 1, column_choices=ALL_COLUMNS, widths=(0.25, 0.5, 0.75, 1.0)
@@ -208,6 +209,14 @@ def test_the_uniform_genotype_alternates_and_has_one_width(tmp_path, monkeypatch
     config.search.budget = 0.0
     with pytest.raises(UserError, match=r"search\.method = uniform spends a budget: set"):
         validate(config)
+
+
+def test_without_a_supernet_the_batches_of_the_search_do_not_count(loop_config, tmp_path):
+    config = loop_config(search__method="random", search__crop=4096, train__inherit=False)
+    checks.check_stages(config, tmp_path, ["search"])
+    config.search.method = "bilevel"
+    with pytest.raises(UserError, match="too small for patches"):
+        checks.check_stages(config, tmp_path, ["search"])
 
 
 def test_in_a_space_without_identity_it_has_all_columns():

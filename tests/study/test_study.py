@@ -176,6 +176,8 @@ def test_mistakes_of_later_cells_come_out_before_the_first(tmp_path, fake_cells,
         (("searches", "plain"), {"search": {"method": "random"}}, "no relaxed architecture"),
         (("sources", "first_order", "choice"), "uniform", "its search plain has no budget: set"),
         (("sources", "a/b"), {"choice": "random"}, "under a name of letters"),
+        (("sources", "hand_made", "changes"), {"train": {"weights": "x"}}, "changes.train.weights"),
+        (("searches", "plain"), {"seed": 3}, "searches.plain.seed: all cells of a study"),
     ],
 )
 def test_cells_that_could_not_run(path, value, words):
@@ -523,6 +525,14 @@ def test_best():
 
 
 # Statistics, against numbers computed by hand
+
+
+def test_interval_over_seeds_of_several_cells():
+    cells = [{"seed": i % 3, "trained": {"psnr": x}} for i, x in enumerate((1, 2, 3, 3, 4, 5))]
+    result = study_summary.over_seeds(cells)  # means of the seeds: 2, 3, 4
+    assert (result["n"], result["mean"]) == (6, 3)
+    assert result["sd"] == pytest.approx(2**0.5)
+    assert result["low"] == pytest.approx(3 - 4.302653 / 3**0.5, abs=1e-5)
 
 
 def test_interval_by_hand():
