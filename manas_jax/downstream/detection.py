@@ -229,10 +229,10 @@ def labelled_truth(
       UserError: a picture has no labels, those of another size or of several pictures of its
         name, or no class is known.
     """
-    pictures = {pathlib.PurePath(one["file_name"]).name: one for one in labels["images"]}
+    names = [pathlib.PurePath(one["file_name"]).name for one in labels["images"]]
+    pictures, counts = dict(zip(names, labels["images"], strict=True)), collections.Counter(names)
     if unlabelled := [file.name for file in clean if file.name not in pictures]:
         raise UserError(f"{path}: has no labels of {first_few(unlabelled)}; give those of --clean")
-    counts = collections.Counter(pathlib.PurePath(x["file_name"]).name for x in labels["images"])
     if several := [file.name for file in clean if counts[file.name] > 1]:
         raise UserError(
             f"{path}: labels several pictures of the name {first_few(several)}, in different "

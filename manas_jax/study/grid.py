@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from manas_jax.config import (
     ANY,
     NOT_NEGATIVE,
-    WITHOUT_SUPERNET,
     at_least,
     budget,
     check_values,
@@ -162,8 +161,7 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
             _check_search(source, search, f"study.sources.{source.name}")
             if source.choice in NEED_A_SEARCH:
                 checks.check_latency(search)
-                trains_alone = search.search.method in WITHOUT_SUPERNET
-                used.append(("train" if trains_alone else "search", search))
+                used.append(("search", search))
         if source.choice in FIXED:
             _check_fixed(space, source)
         runs |= {(stage, run.to_json_best_effort()): run for stage, run in used}

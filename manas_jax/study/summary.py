@@ -138,6 +138,10 @@ def interval(values: Sequence[float]) -> dict[str, float | int | None]:
     }
 
 
+def _psnr(cell: Mapping[str, Any]) -> float:
+    return cell["trained"]["psnr"]
+
+
 def over_seeds(cells: Sequence[Mapping]) -> dict[str, float | int | None]:
     """Count, mean and standard deviation of the PSNR of cells; the interval over their seeds."""
     seeds = interval(list(_by_seed(cells, _psnr).values()))
@@ -148,10 +152,10 @@ def over_seeds(cells: Sequence[Mapping]) -> dict[str, float | int | None]:
 def paired(
     ours: Sequence[Mapping],
     theirs: Sequence[Mapping],
-    value: Callable[[Mapping], float] | None = None,
+    value: Callable[[Mapping], float] = _psnr,
 ) -> dict[str, Any]:
     """PSNR (or another value) of one source minus that of another, over their common seeds."""
-    a, b = (_by_seed(cells, value or _psnr) for cells in (ours, theirs))
+    a, b = (_by_seed(cells, value) for cells in (ours, theirs))
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     if not differences:
         return {"n": 0}
@@ -194,7 +198,7 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
     random = sorted(random, key=lambda cell: cell["index"])
     if len(random) < 3:
         return None
-    means = _by_seed(random, lambda c: c["trained"]["psnr"])
+    means = _by_seed(random, _psnr)
     truth = [c["trained"]["psnr"] - means[c["seed"]] for c in random]
     judges = [c for c in searched if len(c.get("ranking", [])) > random[-1]["index"]]
     supernets = [
@@ -224,7 +228,7 @@ def repeatability(sources: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | 
       'genotype' and 'rest', standard deviations in dB between genotypes and of the residual given
       seed and genotype; 'f' and 'p' of the differences between genotypes. None with too few cells.
     """
-    by_seed = [_by_seed(cells, lambda c: c["trained"]["psnr"]) for cells in sources.values()]
+    by_seed = [_by_seed(cells, _psnr) for cells in sources.values()]
     seeds = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
     rows, columns = len(by_seed), len(seeds)
     if rows < 2 or columns < 2:
@@ -339,10 +343,6 @@ def _above(line: Mapping[str, Any], members: Sequence[Mapping]) -> dict[str, Any
 
     known = [c for c in members if str(c["seed"]) in line["levels"]]
     return interval(list(_by_seed(known, residual).values())) if known else {"n": 0}
-
-
-def _psnr(cell: Mapping[str, Any]) -> float:
-    return cell["trained"]["psnr"]
 
 
 def _gap(cell: Mapping[str, Any]) -> float:

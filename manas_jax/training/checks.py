@@ -78,7 +78,8 @@ def check_training(config: ConfigDict, stage: str) -> None:
       UserError: it could not train; names the key or the scene.
     """
     mesh = sharding.make_mesh(config.devices, config.height_shards)
-    _check_training(config, load_splits(config.data, config[stage].crop), stage, mesh)
+    section = _section(config, stage)
+    _check_training(config, load_splits(config.data, config[section].crop), section, mesh)
 
 
 def check_candidates(space: SearchSpace) -> None:
@@ -145,14 +146,14 @@ def check_latency(config: ConfigDict) -> None:
         limit.latency.check_device(provenance.device())
 
 
-def _check_training(config: ConfigDict, splits: Splits, stage: str, mesh: sharding.Mesh) -> None:
+def _check_training(config: ConfigDict, splits: Splits, section: str, mesh: sharding.Mesh) -> None:
     roles = {
         "search": (splits.weights, splits.architecture),
         "train": (splits.weights + splits.architecture,),
     }
-    for scenes in roles[stage]:
-        build.check_batches(config, scenes, stage, mesh)
-    validation_side(splits.validation, config[stage].validation_crop, mesh)
+    for scenes in roles[section]:
+        build.check_batches(config, scenes, section, mesh)
+    validation_side(splits.validation, config[section].validation_crop, mesh)
 
 
 def _check_files(config: ConfigDict, workdir: Path, stages: Sequence[str]) -> None:

@@ -246,10 +246,11 @@ def check_suffix(file: ImageFile, target: str | os.PathLike) -> None:
     Raises:
       UserError: it is one of .pgm, .pbm or .pfm, and the file is in colour, say.
     """
-    suffix = pathlib.PurePath(target).suffix.lower()
+    target = pathlib.PurePath(target)
+    suffix = target.suffix.lower()
     holds, modes = _OF_ONE_MODE.get(suffix, ("", ()))
     if holds and file.format == "PPM" and file._pages[0].mode not in modes:
-        raise UserError(f"{target}: a {suffix} file holds {holds} only; name it .ppm")
+        raise UserError(f"{target.name}: a {suffix} file holds {holds} only; name it .ppm")
 
 
 def converted(file: ImageFile, format: str) -> ImageFile:
