@@ -15,7 +15,9 @@ import argparse
 import collections
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from manas_jax.config import default
@@ -60,15 +62,37 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path, help="a new folder")
     parser.add_argument("datasets", nargs="+", metavar="NAME=DIR:HELD_OUT")
     options = parser.parse_args()
+    datasets = _parse(options.datasets)
     if options.out.exists():
         raise UserError(f"{options.out} exists: name a new folder")
-    for dataset in options.datasets:
-        name, _, rest = dataset.partition("=")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=".joining-", dir=options.out.parent))
+    try:
+        for name, (root, held_out) in datasets.items():
+            training, held = join(unfinished, name, root, held_out)
+            print(f"{name}: {training} scenes to train on, {held} held out")
+        unfinished.chmod(0o755)  # temporary folders are for their owner alone
+        unfinished.rename(options.out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _parse(arguments: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Folder and number of held-out scenes of each dataset, by its name.
+
+    Raises:
+      UserError: an argument is not NAME=DIR:HELD_OUT, or a name is given twice.
+    """
+    datasets = {}
+    for argument in arguments:
+        name, _, rest = argument.partition("=")
         root, _, held_out = rest.rpartition(":")
-        if not (name and root and held_out.isdecimal()):
-            raise UserError(f"{dataset}: give NAME=DIR:HELD_OUT")
-        training, held = join(options.out, name, root, int(held_out))
-        print(f"{name}: {training} scenes to train on, {held} held out")
+        if not (name and root and held_out.isdecimal()) or "/" in name:
+            raise UserError(f"{argument}: give NAME=DIR:HELD_OUT")
+        if name in datasets:
+            raise UserError(f"{argument}: another dataset is called {name}; rename one of them")
+        datasets[name] = root, int(held_out)
+    return datasets
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from manas_jax.space import Genotype
 from manas_jax.study import front
 from manas_jax.study.grid import NEED_A_SEARCH
 from manas_jax.study.run import cell_files, read_cells
-from manas_jax.study.summary import ranking, summarize
+from manas_jax.study.summary import rankers, ranking, summarize
 from manas_jax.workdir.weights import load_derived
 
 
@@ -61,8 +61,14 @@ def gather(workdir: pathlib.Path, kept: pathlib.Path) -> None:
 
 
 def draw(kept: pathlib.Path) -> None:
-    """Writes summary, genotypes, drawing and plots of the cells in the folder `kept`."""
+    """Writes summary, genotypes, drawing and plots of the cells in the folder `kept`.
+
+    Raises:
+      UserError: there are no cells, or one is damaged.
+    """
     cells = read_cells(kept / "cells")
+    if not cells:
+        raise UserError(f"{kept / 'cells'}: no cells here; give the WORKDIR of a study")
     before = kept / "summary.json"
     planned = json.loads(before.read_text())["planned"] if before.exists() else None
     summary = summarize(cells, planned)
@@ -140,7 +146,7 @@ def _plot_ranking(cells: Mapping[str, Mapping[str, Any]], file: pathlib.Path) ->
     }
     truth = [c["trained"]["psnr"] - levels[c["seed"]] for c in random]
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for cell in searched:
+    for cell in rankers(searched, random):
         axes.scatter(
             _centred([cell["ranking"][c["index"]] for c in random]),
             truth,

@@ -157,6 +157,7 @@ def run_cell(config: ConfigDict, cell: grid.Cell, workdir: pathlib.Path) -> dict
         "search": _search_of(config, cell),
         "index": cell.index,
         "seed": cell.seed,
+        "train": training.train.to_dict(),
         **facts,
         "genotype": json.loads(genotype.to_json()),
         "parameters": total.parameters,
@@ -234,7 +235,7 @@ def _is_done(config: ConfigDict, cell: grid.Cell, folder: pathlib.Path) -> bool:
     """Whether a cell has its file.
 
     Raises:
-      UserError: the file is of another source, search or seed.
+      UserError: the file is of another source, search, seed or training.
     """
     file = folder / f"{cell.name}.json"
     if not file.exists():
@@ -244,9 +245,12 @@ def _is_done(config: ConfigDict, cell: grid.Cell, folder: pathlib.Path) -> bool:
         "source": dataclasses.asdict(cell.source),
         "search": _search_of(config, cell),
         "seed": cell.seed,
+        "train": grid.changed(config, cell.seed, cell.source.changes).train.to_dict(),
     }
     for field, now in json.loads(json.dumps(fields)).items():
-        before = found.get(field, now)  # earlier cells do not say how they searched
+        before = found.get(field, now)  # earlier cells do not say how they searched or trained
+        if field == "train":
+            before = {key: before.get(key, value) for key, value in now.items()}
         if field == "source":
             before, now = ({**x, "cells": None, "tier": None} for x in (before, now))
         if before != now:

@@ -200,7 +200,7 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
         return None
     means = _by_seed(random, _psnr)
     truth = [c["trained"]["psnr"] - means[c["seed"]] for c in random]
-    judges = [c for c in searched if len(c.get("ranking", [])) > random[-1]["index"]]
+    judges = rankers(searched, random)
     supernets = [
         _tau([c["ranking"][r["index"]] for r in random], truth) | {"seed": c["seed"]}
         for c in judges
@@ -216,6 +216,12 @@ def ranking(searched: Sequence[Mapping], random: Sequence[Mapping]) -> dict[str,
         between = [_tau(a, b)["tau"] for a, b in pairs]
         result["between_supernets"] = interval(between) if between else None
     return result
+
+
+def rankers(searched: Sequence[Mapping], random: Sequence[Mapping]) -> list[Mapping]:
+    """The cells whose supernets have scored all of the random genotypes."""
+    last = max(cell["index"] for cell in random)
+    return [cell for cell in searched if len(cell.get("ranking", [])) > last]
 
 
 def repeatability(sources: Mapping[str, Sequence[Mapping]]) -> dict[str, Any] | None:

@@ -244,12 +244,13 @@ def test_machines_share_the_cells_that_were_named(tmp_path, fake_cells):
     assert fake_cells == ["random-01"]
 
 
-def test_a_cell_of_another_search_or_seed_is_refused(tmp_path, fake_cells):
+def test_a_cell_that_was_made_otherwise_is_refused(tmp_path, fake_cells):
     config = study_config()
     study_run.run(config, tmp_path, only=["first_order-00"])
     file = tmp_path / "cells" / "first_order-00.json"
     cell = json.loads(file.read_text())
-    for field, other in (("search", {"search": {"steps": 7}}), ("seed", 5)):
+    others = {"search": {"search": {"steps": 7}}, "seed": 5, "train": {"steps": 9}}
+    for field, other in others.items():
         file.write_text(json.dumps(cell | {field: other}))
         with pytest.raises(UserError, match=rf"first_order-00\.json is from another {field}"):
             study_run.run(config, tmp_path, only=["first_order-00"])
@@ -749,6 +750,12 @@ def test_the_supernet_with_hard_logits_is_the_derived_network(small):
 
 
 # Tables and plots
+
+
+def test_supernets_that_scored_all_random_genotypes_rank_them():
+    random = [fake_cell(index=i) for i in range(3)]
+    cells = [fake_cell("first_order", ranking=[1.0] * n) for n in (2, 3, 4)]
+    assert study_summary.rankers([fake_cell("first_order"), *cells], random) == cells[1:]
 
 
 @pytest.fixture

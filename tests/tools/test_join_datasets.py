@@ -72,3 +72,16 @@ def test_malformed_datasets_are_named(tmp_path, monkeypatch, dataset):
 def test_existing_folders_are_left_alone(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="exists: name a new folder"):
         _run(monkeypatch, tmp_path, "a=b:1")
+
+
+def test_datasets_of_one_name_are_refused(tmp_path, monkeypatch):
+    folder = _pairs(tmp_path / "a", 2, 0)
+    with pytest.raises(UserError, match="another dataset is called one"):
+        _run(monkeypatch, tmp_path / "all", f"one={folder}:1", f"one={folder}:0")
+
+
+def test_nothing_is_left_after_an_error(tmp_path, monkeypatch):
+    folder = _pairs(tmp_path / "a", 4, 0)
+    with pytest.raises(UserError, match="missing"):
+        _run(monkeypatch, tmp_path / "all", f"one={folder}:1", f"two={tmp_path / 'missing'}:0")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
