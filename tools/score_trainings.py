@@ -7,7 +7,8 @@ RUNS is a folder of workdirs whose trainings have ended, and DIR one of all data
 workdirs are called:
 
 - leave_one_out: `all`, a training on all datasets, and `without_DATASET`;
-- appearance: `APPEARANCE_SEED`, trainings with one appearance of synthetic rain.
+- appearance: `APPEARANCE_SEED`, trainings with one appearance of synthetic rain;
+- versions: `SCENESxVERSIONS_SEED`, trainings whose steps have as many pictures of fewer scenes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import RESULTS
@@ -129,17 +130,52 @@ def leave_one_out() -> str:
 
 def appearance() -> str:
     """Gain on each dataset of trainings with one appearance of synthetic rain, seed by seed."""
-    trainings = load("appearance")["trainings"]
-    groups = collections.defaultdict(list)
-    for name, training in sorted(trainings.items()):
-        groups[name.rpartition("_")[0]].append(training["held_out"])
-    appearances = [name for name in (*rain.APPEARANCES, rain.MIXED) if name in groups]
+    groups = _by_group("appearance")
+    return _gains({name: groups[name] for name in (*rain.APPEARANCES, rain.MIXED)})
+
+
+def versions() -> str:
+    """Gain on each dataset of trainings with as many pictures of fewer scenes, seed by seed."""
+    return _gains(_by_group("versions"))
+
+
+def versions_validation() -> str:
+    """Validation scores of the same trainings at a quarter, half, three quarters and the end."""
+    groups = _by_group("versions")
+    curves = {
+        name: [training["training"]["validation_curve"] for training in trainings]
+        for name, trainings in groups.items()
+    }
+    steps = next(iter(curves.values()))[0]["steps"]
     rows = []
-    for dataset, scores in groups[appearances[0]][0].items():
+    for step in (steps[len(steps) * quarter // 4 - 1] for quarter in range(1, 5)):
+        scores = [
+            ", ".join(f"{curve['psnr'][curve['steps'].index(step)]:.2f}" for curve in found)
+            for found in curves.values()
+        ]
+        rows.append([f"{step:,}", *scores])
+    return table(["step", *groups], rows)
+
+
+def _by_group(experiment: str) -> dict[str, list[dict[str, Any]]]:
+    """Trainings of `tools.score_trainings` that are called GROUP_SEED, seed by seed."""
+    groups = collections.defaultdict(list)
+    for name, training in sorted(load(experiment)["trainings"].items()):
+        groups[name.rpartition("_")[0]].append(training)
+    return groups
+
+
+def _gains(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A row for each dataset, with the scores of all trainings of each group."""
+    rows = []
+    for dataset, scores in next(iter(groups.values()))[0]["held_out"].items():
         before = "{y_psnr:.2f} / {y_ssim:.3f}".format(**scores["input"])
-        gains = [", ".join(_gain(run[dataset]) for run in groups[name]) for name in appearances]
+        gains = [
+            ", ".join(_gain(training["held_out"][dataset]) for training in trainings)
+            for trainings in groups.values()
+        ]
         rows.append([dataset, str(scores["pairs"]), before, *gains])
-    return table(["dataset", "pairs", "rainy", *appearances], rows)
+    return table(["dataset", "pairs", "rainy", *groups], rows)
 
 
 def recipe() -> str:
@@ -258,6 +294,8 @@ TABLES = {
         held_out,
         leave_one_out,
         appearance,
+        versions,
+        versions_validation,
         recipe,
         interruptions,
         agreement,
