@@ -1,4 +1,4 @@
-"""Which way to search pays? Three budgets, at each of them searched, random and hand-made networks.
+"""Which search method pays? Three budgets, at each of them searched, random and hand-made networks.
 
 python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_budget \\
     --config.data.root=DIR [--index=I --count=N]
@@ -7,7 +7,7 @@ DIR holds train/{rain,norain}; the test pairs are not used. Space and training a
 configs/budget.py, with fewer channels, more columns and shorter trainings: at twice the channels a
 genotype of the large budget costs as much as the shipped weights. All networks have 0.88 billion
 multiply-accumulates in common, so the budgets leave about 1 : 2 : 5 for what is searched. Each
-method of searching has as many as 1,000 bilevel steps of two gradients of the supernet, 11% more
+search method has as many as 1,000 bilevel steps of two gradients of the supernet, 11% more
 than the bilevel search itself, which takes one gradient a step while it warms up. Random search and
 halving take one gradient of a network of the budget a step. So does the single-path supernet, which
 computes all candidates of the attention edges besides, and ends with an evolution whose scores take

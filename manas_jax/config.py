@@ -27,7 +27,7 @@ HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
 WITHOUT_SUPERNET = ("random", "halving", "uniform")
 METHODS = ("bilevel", "evolution", *WITHOUT_SUPERNET)
-"""Ways to search, see `manas_jax.search.methods`."""
+"""Search methods, see `manas_jax.search.methods`."""
 BUDGETS = {
     "gmacs": ("macs", 10**9),
     "parameters": ("parameters", 1),

@@ -1,1 +1,1 @@
-"""The ways to search an architecture, and the derivation of a genotype."""
+"""Architecture search methods, and the derivation of a genotype."""

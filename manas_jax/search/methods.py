@@ -1,4 +1,4 @@
-"""The ways to search an architecture. Each leaves `genotype.json` and `search/summary.json`."""
+"""Architecture search methods. Each leaves `genotype.json` and `search/summary.json`."""
 
 from __future__ import annotations
 
