@@ -153,12 +153,11 @@ def _work(task: Mapping[str, Any]) -> None:
     from manas_jax.data.sources import load_splits
     from manas_jax.models.variables import init_variables
     from manas_jax.runtime import sharding
-    from manas_jax.search.run import ARCHITECTURE_ROLE, WEIGHTS_ROLE
     from manas_jax.search.step import SearchStep
     from manas_jax.space import random_genotype
     from manas_jax.training import build, state
+    from manas_jax.training.build import Role
     from manas_jax.training.losses import ComplexityModel
-    from manas_jax.training.run import ROLE
     from manas_jax.training.step import TrainStep
 
     config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
@@ -192,9 +191,7 @@ def _work(task: Mapping[str, Any]) -> None:
     def loop(name, advance, fresh, *roles):
         """Runs the steps; writes the losses, digests of the pictures and the final state."""
         carried = sharding.replicate(cast(fresh), mesh)
-        sources = [
-            build.batches(config, part, name, role, mesh).iterate(0, steps) for part, role in roles
-        ]
+        sources = [build.batches(config, splits, role, mesh).iterate(0, steps) for role in roles]
         losses, read = [], []
         for batches in zip(*sources, strict=True):
             read.append([_digests(batch) for batch in batches])
@@ -218,14 +215,14 @@ def _work(task: Mapping[str, Any]) -> None:
             complexity_model=ComplexityModel(supernet.space, 64, 64),
         ),
         state.init_search(supernet, *optimizers, seed=0),
-        (splits.weights, WEIGHTS_ROLE),
-        (splits.architecture, ARCHITECTURE_ROLE),
+        Role.SEARCH_WEIGHTS,
+        Role.SEARCH_ARCHITECTURE,
     )
     loop(
         "train",
         TrainStep(network, train_optimizer, loss_weights=loss_weights, ema=config.train.ema),
         state.init_train(init_variables(network, 0), train_optimizer, ema=True),
-        (splits.weights + splits.architecture, ROLE),
+        Role.TRAIN,
     )
 
 

@@ -340,17 +340,13 @@ def input_pipeline(
     from manas_jax.data.sources import load_splits
     from manas_jax.runtime import sharding
     from manas_jax.training import build
-    from manas_jax.training import run as train_run
 
     config = configure(SMALL)
     config.data.update(root=str(folder / PICTURES), validation_scenes=0, cache_gib=cache_gib)
     config.data.cache_dir = str(folder) if on_disk else ""
     config.train.scenes = scenes
     splits = load_splits(config.data, config.train.crop)
-    found = splits.weights + splits.architecture
-    batches = build.batches(config, found, "train", train_run.ROLE, sharding.make_mesh(1)).iterate(
-        0
-    )
+    batches = build.batches(config, splits, build.Role.TRAIN, sharding.make_mesh(1)).iterate(0)
     return Work(lambda: next(batches), scenes * config.data.versions, repeats=repeats)
 
 

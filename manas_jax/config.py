@@ -329,7 +329,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_feature(config)
 
 
-def budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
+def search_budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
     """What the network that the search finds may cost; None for anything.
 
     Raises:
@@ -371,17 +371,17 @@ def _check_feature(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_budget(config: ml_collections.ConfigDict) -> None:
-    limited = budget(config)
-    if limited is None:
+    budget = search_budget(config)
+    if budget is None:
         return
     _, size = BUDGETS[config.search.budget_of]
     space = SearchSpace.from_dict(config.space)
-    cheapest, dearest = limited.extremes(space)
-    if limited.limit < cheapest:
+    cheapest, most_expensive = budget.extremes(space)
+    if budget.limit < cheapest:
         raise UserError(
             f"search.budget = {config.search.budget:g} {config.search.budget_of}: networks of this "
-            f"space cost {cheapest / size:,.10g} to {dearest / size:,.10g}: give a larger budget "
-            "or a smaller space"
+            f"space cost {cheapest / size:,.10g} to {most_expensive / size:,.10g}: give a larger "
+            "budget or a smaller space"
         )
     if config.search.choice != "likeliest":
         raise UserError(

@@ -21,7 +21,7 @@ from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
 from manas_jax.runtime import sharding
 from manas_jax.space import SearchSpace, random_genotype
-from manas_jax.training import evaluator
+from manas_jax.training import validation
 from manas_jax.training.restore import load_trained
 
 SPACE = SearchSpace((4, 8), (1, 2), (0, 0), stem_blocks=1, residual=True)
@@ -68,11 +68,11 @@ DATA = types.SimpleNamespace(evaluation_level="medium", veil=0.0)
 @pytest.mark.parametrize("count", [1, 5])
 def test_validation_counts_each_image_once(tmp_path, monkeypatch, count):
     """Even if the batch size, here 2, does not divide their number."""
-    monkeypatch.setattr(evaluator, "BATCH", 2)
+    monkeypatch.setattr(validation, "BATCH", 2)
     sizes = [(20, 24), (31, 17), (18, 40), (16, 16), (25, 25)][:count]
     scenes = _scenes(tmp_path, sizes)
     network, variables = _network()
-    ours = evaluator.Validation(network, scenes, DATA, 16, sharding.make_mesh(1))
+    ours = validation.Validation(network, scenes, DATA, 16, sharding.make_mesh(1))
     expected = _plain_scores(network, variables, scenes, 16)
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
     np.testing.assert_allclose(ours(variables).rgb_ssim, expected.rgb_ssim, atol=1e-3)
@@ -82,7 +82,7 @@ def test_validation_counts_each_image_once(tmp_path, monkeypatch, count):
 def test_validation_crop_is_at_most_the_smallest_side(tmp_path):
     scenes = _scenes(tmp_path, [(20, 24), (31, 17)])
     network, variables = _network()
-    ours = evaluator.Validation(network, scenes, DATA, 64, sharding.make_mesh(1))
+    ours = validation.Validation(network, scenes, DATA, 64, sharding.make_mesh(1))
     expected = _plain_scores(network, variables, scenes, 17)
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
 

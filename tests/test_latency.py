@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from manas_jax import latency
-from manas_jax.config import budget, validate
+from manas_jax.config import search_budget, validate
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.latency_table import NANOSECONDS, LatencyTable
@@ -133,29 +133,29 @@ def test_search_within_milliseconds(config, space, table, float64):
     """Expected cost, derivation and multiplier use the table, in 100 cases within the budget."""
     config.search.update(budget_of="milliseconds", latency=str(table[1]), budget=60.0)
     validate(config)
-    limit = budget(config)
-    cheapest, dearest = limit.extremes(space)
-    costs = [limit.cost(random_genotype(space, seed)) for seed in range(200)]
-    assert (min(costs), max(costs)) == (cheapest, dearest)
+    budget = search_budget(config)
+    cheapest, most_expensive = budget.extremes(space)
+    costs = [budget.cost(random_genotype(space, seed)) for seed in range(200)]
+    assert (min(costs), max(costs)) == (cheapest, most_expensive)
     for seed in range(20):
         genotype = random_genotype(space, seed)
         logits = jax.tree.map(jnp.float64, genotype_logits(genotype))
-        assert float(expected_cost(space, limit, logits)) == pytest.approx(
-            limit.cost(genotype), rel=1e-12
+        assert float(expected_cost(space, budget, logits)) == pytest.approx(
+            budget.cost(genotype), rel=1e-12
         )
-        ascent = dual_ascent(space, limit, 0.1)
+        ascent = dual_ascent(space, budget, 0.1)
         _, state = ascent.update(optax.tree.zeros_like(logits), ascent.init(logits), logits)
-        target = min(limit.limit, dearest)
-        assert float(state.excess) == pytest.approx(limit.cost(genotype) / target - 1, abs=1e-6)
+        target = min(budget.limit, most_expensive)
+        assert float(state.excess) == pytest.approx(budget.cost(genotype) / target - 1, abs=1e-6)
     for seed in range(100):
         draw = np.random.default_rng(seed)
-        config.search.budget = float(draw.uniform(cheapest, dearest)) / NANOSECONDS + 1e-6
+        config.search.budget = float(draw.uniform(cheapest, most_expensive)) / NANOSECONDS + 1e-6
         scores = {
             kind: draw.normal(size=(*shape, len(space.choices[kind])))
             for kind, shape in space.decisions.items()
         }
-        within = budget(config)
-        assert within.cost(likeliest_within(space, scores, within)) <= within.limit
+        within = search_budget(config)
+        assert within.cost(likeliest_within(space, scores, within)) <= within.budget
 
 
 def _break(*keys, value):

@@ -22,8 +22,7 @@ from manas_jax.config import default
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.runtime import compilation
-from manas_jax.search import run as search_run
-from manas_jax.search import selection
+from manas_jax.search import bilevel_search, selection
 from manas_jax.workdir import provenance
 
 RESULT = RESULTS / "study" / "gradients.json"
@@ -36,7 +35,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     Raises:
       UserError: the folder holds no search.
     """
-    evaluator = search_run.supernet_evaluator(config, folder, batches)
+    evaluator = bilevel_search.supernet_evaluator(config, folder, batches)
     found = {kind: np.asarray(rows) for kind, rows in evaluator.state.architecture.items()}
     result = {}
     for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):

@@ -25,12 +25,12 @@ class Front(NamedTuple):
     Attributes:
       costs: (n,), increasing.
       scores: (n,), increasing.
-      picks: index of the choice of each decision so far, (n, decisions).
+      indices: of the choice of each decision so far, (n, decisions).
     """
 
     costs: np.ndarray
     scores: np.ndarray
-    picks: np.ndarray
+    indices: np.ndarray
 
 
 SPENT = 0.97
@@ -42,7 +42,9 @@ NOTHING = Front(np.zeros(1, np.int64), np.zeros(1), np.zeros((1, 0), np.int64))
 """The only partial solution without decisions."""
 
 
-def spend(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget) -> Genotype:
+def derive_within(
+    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget
+) -> Genotype:
     """A likely genotype within the budget that, where one does, costs `SPENT` of it or more.
 
     Probabilities close to 0 and 1 say little about what to change where the likeliest choices cost
@@ -93,7 +95,7 @@ def likeliest_within(
     for front in fronts:
         # What this decision may cost beside the cheapest choices of all others.
         total = _both(total, front._replace(costs=front.costs - front.costs[0]), left)
-    return _genotype(space, total.picks[-1])
+    return _genotype(space, total.indices[-1])
 
 
 def _decisions(
@@ -136,8 +138,8 @@ def _column(
     parts = []
     for i, choice in enumerate(space.column_choices):
         front = parallel if choice == "parallel" else other
-        picks = np.insert(front.picks, 0, i, axis=1)
-        parts.append((front.costs + costs[i], front.scores + scores[i], picks))
+        indices = np.insert(front.indices, 0, i, axis=1)
+        parts.append((front.costs + costs[i], front.scores + scores[i], indices))
     return _front(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -147,21 +149,21 @@ def _both(a: Front, b: Front, limit: int | None = None) -> Front:
     if limit is not None:
         within = a.costs[i] + b.costs[j] <= limit
         i, j = i[within], j[within]
-    picks = np.concatenate([a.picks[i], b.picks[j]], axis=1)
-    return _front(a.costs[i] + b.costs[j], a.scores[i] + b.scores[j], picks)
+    indices = np.concatenate([a.indices[i], b.indices[j]], axis=1)
+    return _front(a.costs[i] + b.costs[j], a.scores[i] + b.scores[j], indices)
 
 
-def _front(costs: np.ndarray, scores: np.ndarray, picks: np.ndarray | None = None) -> Front:
-    """Of some alternatives those that are not dominated; by default picks number them."""
-    picks = np.arange(len(costs))[:, None] if picks is None else picks
+def _front(costs: np.ndarray, scores: np.ndarray, indices: np.ndarray | None = None) -> Front:
+    """Of some alternatives those that are not dominated; by default `indices` numbers them."""
+    indices = np.arange(len(costs))[:, None] if indices is None else indices
     order = np.lexsort((-scores, costs))
     highest = np.maximum.accumulate(scores[order])
     order = order[np.insert(highest[1:] > highest[:-1], 0, True)]
-    return Front(costs[order], scores[order], picks[order])
+    return Front(costs[order], scores[order], indices[order])
 
 
-def _genotype(space: SearchSpace, picks: Sequence[int]) -> Genotype:
-    remaining = iter(picks)
+def _genotype(space: SearchSpace, indices: Sequence[int]) -> Genotype:
+    remaining = iter(indices)
     chosen: dict[str, list[int]] = {"columns": [], "widths": [], "attention": []}
     blocks = [column for column, _ in space.residual_blocks]
     for column in range(sum(space.columns)):

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.buckets import Path, as_path
-from manas_jax.config import budget
+from manas_jax.config import search_budget
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import reading
@@ -30,15 +30,16 @@ from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding, signals
 from manas_jax.runtime.compilation import CompileStats
 from manas_jax.search import single_path
-from manas_jax.search.run import ARCHITECTURE_ROLE, WEIGHTS_ROLE, make_step
-from manas_jax.search.sampling import Picks, Sampler, spending
+from manas_jax.search.bilevel_search import make_step
+from manas_jax.search.sampling import Indices, Sampler, compare_branch_shares
 from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.search.step import Blocks, SearchStep
 from manas_jax.space import Genotype, SearchSpace, assemble, derivable
 from manas_jax.training import build, stage
-from manas_jax.training.evaluator import Validation
+from manas_jax.training.build import Role
 from manas_jax.training.restore import load_genotype, newest_or_fresh_search_state
 from manas_jax.training.state import SearchState
+from manas_jax.training.validation import Validation
 
 PARENTS = 0.2  # of the population, the best so far
 MUTATION = 0.1  # probability that a decision of a mutant is drawn anew
@@ -74,8 +75,7 @@ def search(
 
     @functools.cache
     def source(role, rollbacks=0):
-        scenes = {WEIGHTS_ROLE: splits.weights, ARCHITECTURE_ROLE: splits.architecture}[role]
-        return build.batches(config, scenes, "search", role, mesh, rollbacks)
+        return build.batches(config, splits, role, mesh, rollbacks)
 
     @functools.cache
     def evaluator():
@@ -84,21 +84,21 @@ def search(
                 sharding.shard_batch(batch, mesh)
                 for batch in source(role).iterate(0, options.choice_batches)
             ]
-            for role in (ARCHITECTURE_ROLE, WEIGHTS_ROLE)
+            for role in (Role.SEARCH_ARCHITECTURE, Role.SEARCH_WEIGHTS)
         )
         return SupernetEvaluator(config, None, *batches)
 
-    for role in (WEIGHTS_ROLE, ARCHITECTURE_ROLE):
+    for role in (Role.SEARCH_WEIGHTS, Role.SEARCH_ARCHITECTURE):
         source(role)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
-    sampler = Sampler(network.space, budget(config))
+    sampler = Sampler(network.space, search_budget(config))
     step = make_step(config, network, mesh.devices.size)
 
     def genotype_of(number):
         return sampler.within(np.random.default_rng([config.seed, number]))[1]
 
     def batches(start, rollbacks):
-        patches = source(WEIGHTS_ROLE, rollbacks).iterate(start, options.steps)
+        patches = source(Role.SEARCH_WEIGHTS, rollbacks).iterate(start, options.steps)
         return zip(map(genotype_of, itertools.count(start)), patches, strict=False)
 
     def step_fn(state, batch):
@@ -123,7 +123,7 @@ def search(
             "parameters": cost.supernet(network.space, 1, 1).parameters,
             "validation": {"psnr": scores.y_psnr, "ssim": scores.y_ssim},
             "generations": history,
-            "spending": spending(genotype, sampler),
+            "spending": compare_branch_shares(genotype, sampler),
         }
 
     stage.run(
@@ -150,7 +150,7 @@ def evolve(
     population: int,
     generations: int,
     seed: int,
-    note: Callable[[list[float]], None] = lambda history: None,
+    on_generation: Callable[[list[float]], None] = lambda history: None,
 ) -> tuple[Genotype, list[float]]:
     """The genotype with the highest score that an evolution within the budget comes across.
 
@@ -165,23 +165,23 @@ def evolve(
       population: genotypes in a generation, at least 2.
       generations: their number.
       seed: of all draws.
-      note: called after each generation, with the history up to it.
+      on_generation: called after each one, with the history up to it.
 
     Returns:
       The genotype, and the history: the best score so far after each generation.
     """
     draw, uniform = np.random.default_rng(seed), Sampler(sampler.space)
 
-    def parent() -> Picks:
+    def parent() -> Indices:
         return parents[draw.integers(len(parents))][0]
 
-    def mutant() -> Picks:
-        return _mixed(parent(), uniform.picks(draw), MUTATION, draw)
+    def mutant() -> Indices:
+        return _mixed(parent(), uniform.indices(draw), MUTATION, draw)
 
-    def crossing() -> Picks:
+    def crossing() -> Indices:
         return _mixed(parent(), parent(), 0.5, draw)
 
-    chance = [functools.partial(s.picks, draw) for s in (sampler, uniform)]
+    chance = [functools.partial(s.indices, draw) for s in (sampler, uniform)]
     first = sampler.within(draw)  # however rare such genotypes are
     scores = {first[1]: score(first[1])}
     parents, history = [], []
@@ -197,23 +197,23 @@ def evolve(
         parents = sorted(parents + children, key=lambda p: scores[p[1]], reverse=True)
         parents = parents[: max(2, round(PARENTS * population))]
         history.append(scores[parents[0][1]])
-        note(history)
+        on_generation(history)
     return parents[0][1], history
 
 
 def _new(
-    sampler: Sampler, seen: Container[Genotype], make: Callable[[], Picks]
-) -> tuple[Picks, Genotype] | None:
+    sampler: Sampler, seen: Container[Genotype], make: Callable[[], Indices]
+) -> tuple[Indices, Genotype] | None:
     """Choices that `make` gives and their genotype, unseen and within the budget; None if rare."""
     for _ in range(ATTEMPTS):
-        picks = make()
-        genotype = sampler.genotype(picks)
+        indices = make()
+        genotype = sampler.genotype(indices)
         if genotype not in seen and sampler.allows(genotype):
-            return picks, genotype
+            return indices, genotype
     return None
 
 
-def _mixed(a: Picks, b: Picks, share: float, draw: np.random.Generator) -> Picks:
+def _mixed(a: Indices, b: Indices, share: float, draw: np.random.Generator) -> Indices:
     """The decisions of `a`, and about this share of them from `b`."""
     return {kind: np.where(draw.random(len(row)) < share, b[kind], row) for kind, row in a.items()}
 
@@ -237,7 +237,7 @@ def _choose(
             known[key] = score(genotype_logits(genotype))
         return known[key]
 
-    def note(history):
+    def on_generation(history):
         write()
         logging.info(
             "search: generation %d of %d: best of %d genotypes %.2f dB",
@@ -250,7 +250,7 @@ def _choose(
         population=options.population,
         generations=options.generations,
         seed=config.seed,
-        note=note,
+        on_generation=on_generation,
     )
 
 

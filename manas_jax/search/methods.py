@@ -8,15 +8,15 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from manas_jax.data.splits import Splits
-from manas_jax.search import evolution, run, sampling
+from manas_jax.search import bilevel_search, evolution, random_search
 from manas_jax.space import Genotype
 
 METHODS: dict[str, Callable[..., Genotype]] = {
-    "bilevel": run.search,
+    "bilevel": bilevel_search.search,
     "evolution": evolution.search,
-    "random": sampling.search,
-    "halving": sampling.search,
-    "uniform": sampling.search,
+    "random": random_search.search,
+    "halving": random_search.search,
+    "uniform": random_search.search,
 }
 """By the name that `search.method` gives them."""
 

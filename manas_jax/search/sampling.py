@@ -1,140 +1,32 @@
-"""The search without a supernet: random genotypes, within a budget if there is one, are trained.
-
-Or one is made by a rule, which costs nothing.
-"""
+"""Random genotypes: uniform ones or, within a budget, those that cost about as much as it."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-import json
 import math
-import os
 import statistics
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
-from ml_collections import ConfigDict
 
 from manas_jax import cost
-from manas_jax.buckets import Path, as_path
-from manas_jax.config import budget
 from manas_jax.cost import Budget
-from manas_jax.data.splits import Splits
-from manas_jax.errors import UserError
-from manas_jax.files import write_json
-from manas_jax.runtime import distributed
 from manas_jax.search.derivation import likeliest_within
-from manas_jax.space import (
-    COLUMNS,
-    Genotype,
-    SearchSpace,
-    assemble,
-    derivable,
-    random_genotype,
-)
-from manas_jax.training import run as train_run
+from manas_jax.space import Genotype, SearchSpace, assemble, derivable, random_genotype
 from manas_jax.training.losses import expected_cost
-from manas_jax.training.restore import load_genotype
 
 DRAWS = 64  # per genotype within a budget
 ROUNDS = 100  # of as many draws, after which genotypes within the budget are too rare to be drawn
-COMPARED = 20  # random genotypes, of which `spending` is a mean
-STEEPEST = 1e4  # fall of the log-probability per budget
+COMPARED = 20  # random genotypes, of which `compare_branch_shares` takes the mean
+MAX_RATE = 1e4  # fall of the log-probability per budget
 
 NO_PREFERENCES: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
-Picks = Mapping[str, np.ndarray]
+Indices = Mapping[str, np.ndarray]
 """Index of the choice of every decision, by kind; see `SearchSpace.decisions`."""
-
-
-def search(
-    config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None
-) -> Genotype:
-    """Trains random genotypes and takes the best; resumes with the training that was interrupted.
-
-    All trainings together have `search.steps` steps; a single candidate is taken without any, and
-    so is the only uniform one.
-    Leaves them in `search/candidates/` and, at the end, `genotype.json` and `search/summary.json`.
-
-    Args:
-      config: of the run; `search.method` is 'random', 'halving' or 'uniform'.
-      workdir: of the run.
-      splits: not used, as each training loads scenes for patches of its own size.
-
-    Raises:
-      UserError: no data, a diverged loss, a folder that cannot be written; or no uniform genotype
-        is within the budget.
-      Stopped: a signal came; the state is saved.
-    """
-    workdir, options = as_path(workdir), config.search
-    summary = workdir / "search" / "summary.json"
-    if not distributed.broadcast_from_primary(summary.exists):
-        sampler = Sampler(SearchSpace(**config.space), budget(config))
-        if options.method == "uniform":
-            candidates = [uniform_within(sampler.space, sampler.limit)]
-        else:
-            seeds = np.random.SeedSequence(config.seed).generate_state(options.candidates)
-            candidates = [random_candidate(sampler, int(s), options.preference) for s in seeds]
-        results: dict[int, dict[str, float]] = {}
-        compile_seconds = []
-
-        def score(number: int, steps: int) -> float:
-            folder = workdir / "search" / "candidates" / f"{number:03d}"
-            results[number] = result = _trained(config, candidates[number], folder, steps)
-            compile_seconds.append(result["compile_seconds"])
-            return result["psnr"]
-
-        best, history = 0, []
-        if len(candidates) > 1:
-            halvings = math.ceil(math.log2(len(candidates)))
-            rounds = 1 if options.method == "random" else halvings
-            best, history = successive_halving(len(candidates), score, options.steps, rounds)
-        facts = {
-            "steps": options.steps if history else 0,
-            "seconds": sum(result["seconds"] for result in results.values()),
-            "compile_seconds": sum(compile_seconds),
-            "validation": {name: results[best][name] for name in ("psnr", "ssim") if history},
-            "rounds": history,
-            "spending": spending(candidates[best], sampler),
-        }
-        distributed.broadcast_from_primary(
-            functools.partial(_keep, summary, candidates[best], facts)
-        )
-    return load_genotype(workdir)
-
-
-def successive_halving(
-    count: int, score: Callable[[int, int], float], steps: int, rounds: int
-) -> tuple[int, list[dict[int, float]]]:
-    """Trains all candidates, then round by round the better half of them for longer.
-
-    Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
-    Optimization", AISTATS 2016. The candidates of a round share its steps, and all rounds have
-    equally many. With one round it is the random search of Li and Talwalkar, "Random Search and
-    Reproducibility for Neural Architecture Search", UAI 2019.
-
-    Args:
-      count: number of candidates.
-      score: (candidate, steps that its training has then had) -> its score, higher is better.
-      steps: of all trainings together.
-      rounds: at least 1.
-
-    Returns:
-      The best candidate of the last round, and the scores of each round.
-    """
-    left, trained, history = list(range(count)), 0, []
-    for _ in range(rounds):
-        trained += max(1, steps // (rounds * len(left)))
-        scores = {candidate: score(candidate, trained) for candidate in left}
-        history.append(scores)
-        ranked = sorted(left, key=scores.__getitem__, reverse=True)
-        left = ranked[: math.ceil(len(left) / 2)]
-    return left[0], history
 
 
 class Sampler:
@@ -148,50 +40,50 @@ class Sampler:
     def __init__(
         self,
         space: SearchSpace,
-        limit: Budget | None = None,
+        budget: Budget | None = None,
         preferences: Mapping[str, np.ndarray] = NO_PREFERENCES,
     ):
         """Args:
         space: the search space.
-        limit: at least the cost of the cheapest genotype; None for any cost.
+        budget: at least the cost of the cheapest genotype; None for any cost.
         preferences: see `random_preferences`; by default choices are uniform."""
-        self.space, self.limit = space, limit
-        self._logits = _logits(space, limit, preferences)
+        self.space, self.budget = space, budget
+        self._logits = _logits(space, budget, preferences)
 
-    def picks(self, draw: np.random.Generator) -> Picks:
+    def indices(self, draw: np.random.Generator) -> Indices:
         """Drawn choices, whatever they cost.
 
         Gumbel noise added to the logits draws with their probabilities.
         """
-        picks = {}
+        indices = {}
         for kind, choices in self.space.choices.items():
             rows = self._logits[kind].reshape(-1, len(choices))
-            picks[kind] = np.argmax(rows + draw.gumbel(size=rows.shape), axis=1)
-        return picks
+            indices[kind] = np.argmax(rows + draw.gumbel(size=rows.shape), axis=1)
+        return indices
 
-    def within(self, draw: np.random.Generator) -> tuple[Picks, Genotype]:
+    def within(self, draw: np.random.Generator) -> tuple[Indices, Genotype]:
         """The first drawn choices that are within the budget, and their genotype."""
         for _ in range(ROUNDS * DRAWS):
-            picks = self.picks(draw)
-            if self.allows(genotype := self.genotype(picks)):
-                return picks, genotype
+            indices = self.indices(draw)
+            if self.allows(genotype := self.genotype(indices)):
+                return indices, genotype
         genotype = self.likeliest()
         choices = self.space.choices
-        picks = {k: np.array([choices[k].index(c) for c in v]) for k, v in genotype.picks.items()}
-        return picks, genotype
+        indices = {k: np.array([choices[k].index(c) for c in v]) for k, v in genotype.picks.items()}
+        return indices, genotype
 
     def likeliest(self) -> Genotype:
         """The likeliest genotype within the budget."""
-        return likeliest_within(self.space, self._logits, self.limit)
+        return likeliest_within(self.space, self._logits, self.budget)
 
-    def genotype(self, picks: Picks) -> Genotype:
+    def genotype(self, indices: Indices) -> Genotype:
         """The genotype of these choices."""
         choices = self.space.choices
-        return assemble(self.space, {k: [choices[k][i] for i in v] for k, v in picks.items()})
+        return assemble(self.space, {k: [choices[k][i] for i in v] for k, v in indices.items()})
 
     def allows(self, genotype: Genotype) -> bool:
         """Whether a genotype is within the budget."""
-        return self.limit is None or self.limit.cost(genotype) <= self.limit.limit
+        return self.budget is None or self.budget.cost(genotype) <= self.budget.limit
 
 
 def random_within(sampler: Sampler, seed: int) -> Genotype:
@@ -206,9 +98,9 @@ def random_within(sampler: Sampler, seed: int) -> Genotype:
     """
     draw = np.random.default_rng(seed)
     for _ in range(ROUNDS):
-        drawn = [sampler.genotype(sampler.picks(draw)) for _ in range(DRAWS)]
+        drawn = [sampler.genotype(sampler.indices(draw)) for _ in range(DRAWS)]
         if within := list(filter(sampler.allows, drawn)):
-            return max(within, key=sampler.limit.cost)
+            return max(within, key=sampler.budget.cost)
     return sampler.likeliest()
 
 
@@ -227,11 +119,11 @@ def random_candidate(sampler: Sampler, seed: int, preference: float = 0.0) -> Ge
     space = sampler.space
     if preference:
         preferences = random_preferences(space, np.random.default_rng([seed, 1]), preference)
-        sampler = Sampler(space, sampler.limit, preferences)
-    if sampler.limit:
+        sampler = Sampler(space, sampler.budget, preferences)
+    if sampler.budget:
         return random_within(sampler, seed)
     if preference:
-        return sampler.genotype(sampler.picks(np.random.default_rng(seed)))
+        return sampler.genotype(sampler.indices(np.random.default_rng(seed)))
     return random_genotype(space, seed)
 
 
@@ -263,45 +155,14 @@ def random_preferences(
     return logits
 
 
-def uniform_within(space: SearchSpace, limit: Budget) -> Genotype:
-    """The most expensive genotype within a budget of those that a person would make.
-
-    The first columns alternate, as many in each cell, and the rest are left out; all residual
-    blocks have one width; all edges have SE.
-
-    Raises:
-      UserError: none is within the budget, or the space has no such genotypes.
-    """
-    made, deepest = [], max(space.columns)
-    depths = range(deepest + 1) if "identity" in space.column_choices else [deepest]
-    for depth, width in itertools.product(depths, space.widths):
-        positions = (i for columns in space.columns for i in range(columns))  # in their cells
-        picks = {
-            "columns": [
-                choice if i < depth else "identity"
-                for i, choice in zip(positions, itertools.cycle(COLUMNS), strict=False)
-            ],
-            "attention": ["SE"] * len(space.modules) * space.edges,
-            "widths": [width] * len(space.residual_blocks),
-        }
-        made.append(assemble(space, picks))
-    within = [genotype for genotype in made if limit.cost(genotype) <= limit.limit]
-    if not within:
-        raise UserError(
-            f"no uniform genotype costs at most {limit.limit:,} {limit.unit}: give a larger "
-            "search.budget or leave out uniform"
-        )
-    return max(within, key=limit.cost)
-
-
-def spending(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:
-    """Shares of the branches, the finest first, in the multiply-accumulates of what is searched.
+def compare_branch_shares(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:
+    """Share of each branch, finest first, in the multiply-accumulates of the searched choices.
 
     Returns:
       'found', of the genotype, and 'random', the mean of some that `random_within` draws within the
       budget; nothing without a budget.
     """
-    if sampler.limit is None:
+    if sampler.budget is None:
         return {}
     rows = [cost.branch_shares(random_within(sampler, seed)) for seed in range(COMPARED)]
     means = [statistics.mean(branch) for branch in zip(*rows, strict=True)]
@@ -309,19 +170,19 @@ def spending(genotype: Genotype, sampler: Sampler) -> dict[str, list[float]]:
 
 
 def _logits(
-    space: SearchSpace, limit: Budget | None, preferences: Mapping[str, np.ndarray]
+    space: SearchSpace, budget: Budget | None, preferences: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Logits of the choices with which the mean cost is the budget."""
-    if limit is None:
+    if budget is None:
         return _tilted(space, cost.tables(space, 1, 1, "parameters"), 0.0, preferences)
-    tables = {k: np.array(rows, float) / limit.limit for k, rows in limit.tables(space).items()}
-    if limit.extremes(space)[1] < limit.limit:
+    tables = {k: np.array(rows, float) / budget.limit for k, rows in budget.tables(space).items()}
+    if budget.extremes(space)[1] < budget.limit:
         return _tilted(space, tables, 0.0, preferences)
-    expected = jax.jit(functools.partial(expected_cost, space, limit))
-    flat, steep = -STEEPEST, STEEPEST
+    expected = jax.jit(functools.partial(expected_cost, space, budget))
+    flat, steep = -MAX_RATE, MAX_RATE
     for _ in range(50):
         rate = (flat + steep) / 2
-        if float(expected(_tilted(space, tables, rate, preferences))) > limit.limit:
+        if float(expected(_tilted(space, tables, rate, preferences))) > budget.limit:
             flat = rate
         else:
             steep = rate
@@ -350,47 +211,3 @@ def _tilted(
         for (column, _), row in zip(space.residual_blocks, blocks, strict=True):
             logits["columns"][column, parallel] += np.logaddexp.reduce(row) - math.log(len(row))
     return logits
-
-
-def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:
-    """Scores and seconds of a training of this many steps; it continues one of fewer."""
-    file = folder / f"scores-{steps}.json"
-    scores = distributed.broadcast_from_primary(
-        lambda: json.loads(file.read_text()) if file.exists() else None
-    )
-    if scores is None:
-        training = config.copy_and_resolve_references()
-        batch_norm = training.train.batch_norm
-        if batch_norm < 1:  # statistics are frozen at the same step, however long the training
-            batch_norm = min(1.0, batch_norm * training.train.steps / steps)
-        training.train.update(
-            genotype="",
-            weights="",
-            inherit=False,
-            steps=steps,
-            batch_norm=batch_norm,
-            checkpoint_every=steps,
-        )
-        distributed.broadcast_from_primary(lambda: _start(folder, genotype))
-        train_run.train(training, folder)
-        scores = distributed.broadcast_from_primary(lambda: _keep_scores(folder, file))
-        logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, scores["psnr"])
-    return scores
-
-
-def _keep_scores(folder: Path, file: Path) -> dict[str, float]:
-    summary = json.loads((folder / "train" / "summary.json").read_text())
-    scores = {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
-    write_json(file, scores)
-    return scores
-
-
-def _keep(summary: Path, genotype: Genotype, facts: Mapping[str, Any]) -> None:
-    summary.parent.mkdir(parents=True, exist_ok=True)
-    genotype.save(summary.parent.parent / "genotype.json")
-    write_json(summary, facts)
-
-
-def _start(folder: Path, genotype: Genotype) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    genotype.save(folder / "genotype.json")

@@ -14,13 +14,13 @@ from manas_jax.config import (
     ANY,
     NOT_NEGATIVE,
     at_least,
-    budget,
     check_values,
     one_of,
+    search_budget,
     validate,
-)
+)  # fmt: skip
 from manas_jax.errors import UserError, one_line
-from manas_jax.search.sampling import uniform_within
+from manas_jax.search.uniform import uniform_within
 from manas_jax.space import SearchSpace
 from manas_jax.study import genotypes
 from manas_jax.training import checks
@@ -62,7 +62,7 @@ class Source:
         'proxy' (best of `study.candidates` random ones), those with which the search's supernet
         scores best; 'matched', random among those of the same cost as the derived one; 'within',
         random within the search's budget, and 'uniform', made by hand for it, see
-        `sampling.uniform_within`; 'random'; and four that need no search, see `genotypes.fixed`.
+        `uniform.uniform_within`; 'random'; and four that need no search, see `genotypes.fixed`.
       search: which search of `study.searches`, if the choice is from one or from its budget.
       cells: number of cells; cell i has seed i modulo `study.seeds`.
       tier: cells of lower tiers run first.
@@ -188,14 +188,14 @@ def _check_fixed(space: SearchSpace, source: Source) -> None:
 
 
 def _check_search(source: Source, search: ConfigDict, key: str) -> None:
-    limit = budget(search)
-    if source.choice in BUDGETED and limit is None:
+    budget = search_budget(search)
+    if source.choice in BUDGETED and budget is None:
         raise UserError(
             f"{key}: its search {source.search} has no budget: set "
             f"study.searches.{source.search}.search.budget"
         )
     if source.choice == "uniform":
-        uniform_within(SearchSpace(**search.space), limit)
+        uniform_within(SearchSpace(**search.space), budget)
     if (source.choice in NEED_A_SUPERNET or source.rank) and search.search.method != "bilevel":
         raise UserError(
             f"{key}: its search {source.search} is by search.method={search.search.method}, which "

@@ -28,22 +28,22 @@ from ml_collections import ConfigDict
 
 from manas_jax import app, cost
 from manas_jax.buckets import check_local
-from manas_jax.config import budget, validate
+from manas_jax.config import search_budget, validate
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
-from manas_jax.search import methods, selection
-from manas_jax.search import run as search_run
-from manas_jax.search.sampling import Sampler, random_within, uniform_within
+from manas_jax.search import bilevel_search, methods, selection
+from manas_jax.search.sampling import Sampler, random_within
 from manas_jax.search.selection import SupernetEvaluator
+from manas_jax.search.uniform import uniform_within
 from manas_jax.space import Genotype, SearchSpace
 from manas_jax.study import genotypes, grid, page
 from manas_jax.study import summary as study_summary
 from manas_jax.training import build
 from manas_jax.training import run as train_run
-from manas_jax.training.evaluator import Validation
+from manas_jax.training.validation import Validation
 from manas_jax.workdir import lock, provenance
 from manas_jax.workdir.claim import claim_inputs, claim_workdir
 
@@ -180,9 +180,9 @@ def _genotype(
 
     changed = grid.changed(config, cell.seed, config.study.searches[source.search].to_dict())
     if source.choice == "within":
-        return random_within(Sampler(space, budget(changed)), cell.index), {}
+        return random_within(Sampler(space, search_budget(changed)), cell.index), {}
     if source.choice == "uniform":
-        return uniform_within(space, budget(changed)), {}
+        return uniform_within(space, search_budget(changed)), {}
     folder = workdir / "searches" / f"{source.search}-{cell.seed:02d}"
     with lock.hold(folder):
         derived = methods.search(changed, claim_workdir(changed, folder))
@@ -191,7 +191,7 @@ def _genotype(
     if changed.search.method != "bilevel":  # no relaxed architecture to evaluate
         summary = json.loads((folder / "search" / "summary.json").read_text())
         return derived, {"seconds_of_search": summary["seconds"] + summary["compile_seconds"]}
-    evaluator = search_run.supernet_evaluator(changed, folder, config.study.judged_batches)
+    evaluator = bilevel_search.supernet_evaluator(changed, folder, config.study.judged_batches)
     genotype, facts = derived, {}
     if source.choice == "perturbation":
         genotype = selection.perturbation(space, evaluator.state.architecture, evaluator, cell.seed)

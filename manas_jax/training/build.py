@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from manas_jax import ops
-from manas_jax.config import LossWeights, budget
+from manas_jax.config import LossWeights, search_budget
 from manas_jax.data import pipeline
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
+from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network
 from manas_jax.ops.norm import BatchNorm
 from manas_jax.runtime import sharding
@@ -27,6 +28,27 @@ from manas_jax.training.budget import dual_ascent
 
 PyTree = Any
 MUON_RATE = 5.0  # times Adam's: its updates have singular values of about 1
+
+
+class Role(enum.IntEnum):
+    """What batches are for; its number is part of their seed."""
+
+    SEARCH_WEIGHTS = 0
+    SEARCH_ARCHITECTURE = 1
+    TRAIN = 2
+
+    @property
+    def stage(self) -> str:
+        """The section of the configuration with patches and scenes of a batch."""
+        return "train" if self is Role.TRAIN else "search"
+
+    def scenes(self, splits: Splits) -> tuple[Scene, ...]:
+        """The scenes that the batches are drawn from."""
+        return {
+            Role.SEARCH_WEIGHTS: splits.weights,
+            Role.SEARCH_ARCHITECTURE: splits.architecture,
+            Role.TRAIN: splits.weights + splits.architecture,
+        }[self]
 
 
 def network(
@@ -85,13 +107,13 @@ def search_optimizers(
     config: ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Those of weights and architecture; the latter holds the budget, if there is one."""
-    options, limit = config.search, budget(config)
+    options, budget = config.search, search_budget(config)
     weights, architecture = search_weight_optimizer(options), architecture_optimizer(options)
     if options.method == "evolution":
         weights = skip_unused(weights)
-    if limit is None:
+    if budget is None:
         return weights, architecture
-    held = dual_ascent(SearchSpace(**config.space), limit, options.budget_rate)
+    held = dual_ascent(SearchSpace(**config.space), budget, options.budget_rate)
     return weights, optax.chain(held, architecture)
 
 
@@ -158,23 +180,21 @@ def loss_weights(config: ConfigDict) -> LossWeights:
 
 
 def batches(
-    config: ConfigDict,
-    scenes: Sequence[Scene],
-    stage: str,
-    role: int,
-    mesh: Mesh,
-    rollbacks: int = 0,
+    config: ConfigDict, splits: Splits, role: Role, mesh: Mesh, rollbacks: int = 0
 ) -> Batches:
-    """This host's batches for a stage ('search' or 'train').
+    """This host's batches for a role.
 
     Each role has its own seed, and another one after each rollback.
+
+    Raises:
+      UserError: see `check_batches`, or an image cannot be decoded.
     """
-    options = config[stage]
-    check_sharding(config, stage, mesh)
-    entropy = [config.seed, role, *([rollbacks] if rollbacks else [])]
+    options = config[role.stage]
+    check_sharding(config, role.stage, mesh)
+    entropy = [config.seed, int(role), *([rollbacks] if rollbacks else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
     return Batches(
-        scenes,
+        role.scenes(splits),
         config.data,
         batch_scenes=options.scenes,
         crop=options.crop,
@@ -184,16 +204,16 @@ def batches(
     )
 
 
-def check_batches(config: ConfigDict, scenes: Sequence[Scene], stage: str, mesh: Mesh) -> None:
+def check_batches(config: ConfigDict, splits: Splits, role: Role, mesh: Mesh) -> None:
     """Checks that `batches` can be made, without decoding an image.
 
     Raises:
       UserError: they cannot; see `Batches`, or the devices cannot share them.
     """
-    options = config[stage]
-    check_sharding(config, stage, mesh)
+    options = config[role.stage]
+    check_sharding(config, role.stage, mesh)
     pipeline.check(
-        scenes,
+        role.scenes(splits),
         config.data,
         batch_scenes=options.scenes,
         crop=options.crop,

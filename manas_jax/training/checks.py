@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics, registry
 from manas_jax.buckets import Path, as_path
-from manas_jax.config import WITHOUT_SUPERNET, budget
+from manas_jax.config import WITHOUT_SUPERNET, search_budget
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits, log_splits
 from manas_jax.data.splits import Splits
@@ -21,8 +21,8 @@ from manas_jax.models.candidates import Edge
 from manas_jax.runtime import distributed, sharding
 from manas_jax.space import SearchSpace
 from manas_jax.training import build
-from manas_jax.training.evaluator import validation_side
 from manas_jax.training.restore import find_genotype
+from manas_jax.training.validation import validation_side
 from manas_jax.workdir import provenance
 from manas_jax.workdir.unet_file import load_unet
 
@@ -142,17 +142,14 @@ def check_latency(config: ConfigDict) -> None:
     Raises:
       UserError: it was not; names both.
     """
-    if (limit := budget(config)) and limit.latency:
-        limit.latency.check_device(provenance.device())
+    if (budget := search_budget(config)) and budget.latency:
+        budget.latency.check_device(provenance.device())
 
 
 def _check_training(config: ConfigDict, splits: Splits, section: str, mesh: sharding.Mesh) -> None:
-    roles = {
-        "search": (splits.weights, splits.architecture),
-        "train": (splits.weights + splits.architecture,),
-    }
-    for scenes in roles[section]:
-        build.check_batches(config, scenes, section, mesh)
+    for role in build.Role:
+        if role.stage == section:
+            build.check_batches(config, splits, role, mesh)
     validation_side(splits.validation, config[section].validation_crop, mesh)
 
 

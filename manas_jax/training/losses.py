@@ -253,9 +253,9 @@ class ComplexityModel:
 
     def _share(self, logits: Architecture, unit: str) -> jax.Array:
         budget = cost.Budget(0, unit, self.height, self.width)  # for its unit
-        dearest = budget.extremes(self.space)[1] - budget.fixed(self.space)
+        most_expensive = budget.extremes(self.space)[1] - budget.fixed(self.space)
         expected = _expected_choices(self.space, budget.tables(self.space), logits)
-        return expected / max(float(dearest), 1.0)  # 0 where every choice is free
+        return expected / max(float(most_expensive), 1.0)  # 0 where every choice is free
 
 
 def expected_cost(space: SearchSpace, budget: cost.Budget, logits: Architecture) -> jax.Array:

@@ -22,15 +22,14 @@ from manas_jax.models.variables import (
 )
 from manas_jax.runtime import distributed, sharding
 from manas_jax.training import build, feature_loss, stage
-from manas_jax.training.evaluator import Validation
 from manas_jax.training.restore import find_genotype, load_search, load_trained, train_template
 from manas_jax.training.state import init_train
 from manas_jax.training.step import TrainStep
+from manas_jax.training.validation import Validation
 from manas_jax.workdir import provenance
 from manas_jax.workdir.weights import WEIGHTS_FILE, load_derived, save_weights
 
 PyTree = Any
-ROLE = 2  # of the batches' seed
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None = None) -> None:
@@ -54,11 +53,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     network = build.network(config, genotype, mesh)
 
     splits = splits or load_splits(config.data, options.crop)
-    training_scenes = splits.weights + splits.architecture
 
     @functools.cache
     def source(rollbacks):
-        return build.batches(config, training_scenes, "train", ROLE, mesh, rollbacks)
+        return build.batches(config, splits, build.Role.TRAIN, mesh, rollbacks)
 
     source(0)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)

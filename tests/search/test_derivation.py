@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manas_jax import cost
-from manas_jax.search.derivation import SPENT, likeliest_within, spend
+from manas_jax.search.derivation import SPENT, derive_within, likeliest_within
 from manas_jax.space import ALL_COLUMNS, SearchSpace, assemble, derivable, derive
 
 # Widths of 3 channels cost alike, so that some costs are equal.
@@ -64,18 +64,18 @@ def test_derivation_equals_brute_force(everything, unit):
 
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
 def test_the_budget_is_met_in_large_spaces(unit):
-    """Where nothing can be enumerated; the dearest is no bound, the cheapest leaves no choice."""
+    """Where nothing can be enumerated: of no bound, at the cheapest cost, and between."""
     space = SearchSpace(column_choices=ALL_COLUMNS, widths=(0.25, 0.5, 0.75, 1.0))
-    cheapest, dearest = cost.extremes(space, 320, 480, unit)
+    cheapest, most_expensive = cost.extremes(space, 320, 480, unit)
     for seed in range(100):
         share = np.random.default_rng(seed).uniform()
-        budget = cost.Budget(int(cheapest + share * (dearest - cheapest)), unit, 320, 480)
+        budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), unit, 320, 480)
         found = likeliest_within(space, _scores(space, seed), budget)
         assert budget.cost(found) <= budget.limit
     scores = _scores(space, 0)
-    for limit in (dearest, cheapest):
+    for limit in (most_expensive, cheapest):
         found = likeliest_within(space, scores, cost.Budget(limit, unit, 320, 480))
-        if limit == dearest:
+        if limit == most_expensive:
             assert found == derive(space, **scores)
         else:
             assert getattr(cost.derived(found, 320, 480), unit) == cheapest
@@ -99,10 +99,10 @@ def test_a_budget_is_spent_by_the_likeliest(everything, unit):
         budget = cost.Budget(int(costs.min() + share * np.ptp(costs)), unit, *SIZE)
         scores = _scores(SPACE, seed)
         total = sum(scores[kind][index][combinations[:, i]] for i, (kind, index) in enumerate(rows))
-        found = spend(SPACE, scores, budget)
+        found = derive_within(SPACE, scores, budget)
         spent = budget.cost(found)
-        dearest = costs[costs <= budget.limit].max()
-        assert min(SPENT * budget.limit, dearest) <= spent <= budget.limit
+        most_expensive = costs[costs <= budget.limit].max()
+        assert min(SPENT * budget.limit, most_expensive) <= spent <= budget.limit
         as_dear = (spent <= costs) & (costs <= budget.limit)
         # Combinations that differ in blocks which no column has are one genotype.
         score = max(s for s, genotype in zip(total, genotypes, strict=True) if genotype == found)

@@ -70,9 +70,9 @@ def everything():
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 def test_evolution_finds_what_brute_force_finds(everything, share):
-    cheapest, dearest = cost.extremes(SMALL, 32, 32, "macs")
-    limit = cost.Budget(int(cheapest + share * (dearest - cheapest)), "macs", 32, 32)
-    sampler = Sampler(SMALL, limit)
+    cheapest, most_expensive = cost.extremes(SMALL, 32, 32, "macs")
+    budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), "macs", 32, 32)
+    sampler = Sampler(SMALL, budget)
     allowed = [genotype for genotype in everything if sampler.allows(genotype)]
     assert len(allowed) > 2 * EVOLUTION["population"] * EVOLUTION["generations"] or share < 1
     for seed in range(3):
@@ -91,19 +91,19 @@ def test_evolution_finds_what_brute_force_finds(everything, share):
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
 def test_all_genotypes_are_within_the_budget(unit):
     """In 100 cases a unit, from the cheapest genotype alone to any."""
-    cheapest, dearest = cost.extremes(LARGE, 64, 64, unit)
+    cheapest, most_expensive = cost.extremes(LARGE, 64, 64, unit)
     for seed in range(100):
         share = np.random.default_rng(seed).uniform() ** 2 if seed else 0.0
-        limit = cost.Budget(int(cheapest + share * (dearest - cheapest)), unit, 64, 64)
+        budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), unit, 64, 64)
         seen = []
 
         def score(genotype, seen=seen):
             seen.append(genotype)
             return float(np.random.default_rng(len(seen)).normal())
 
-        evolution.evolve(Sampler(LARGE, limit), score, population=5, generations=3, seed=seed)
+        evolution.evolve(Sampler(LARGE, budget), score, population=5, generations=3, seed=seed)
         assert len(seen) == len(set(seen)) <= 15
-        assert all(limit.cost(genotype) <= limit.limit for genotype in seen)
+        assert all(budget.cost(genotype) <= budget.limit for genotype in seen)
         assert len(seen) == 15 or share < 0.01
 
 
@@ -138,8 +138,8 @@ def evolving(loop_config):
         search__choice_batches=2,
         search__budget_of="parameters",
     )
-    cheapest, dearest = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
-    config.search.budget = float((cheapest + dearest) // 2)
+    cheapest, most_expensive = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
+    config.search.budget = float((cheapest + most_expensive) // 2)
     return config
 
 

@@ -229,12 +229,12 @@ def test_complexity_is_the_expected_cost(unit):
             row = [getattr(cost.edge(SPACE, branch, c, 24, 16), unit) for c in SPACE.candidates]
             yield from (("attention", (m, e), row) for e in range(SPACE.edges))
 
-    expected = dearest = 0.0
+    expected = most_expensive = 0.0
     for kind, index, row in costs():
         p = np.exp(logits[kind][index]) / np.exp(logits[kind][index]).sum()
         expected += np.dot(p, row)
-        dearest += max(row)
-    np.testing.assert_allclose(getattr(model, unit)(logits), expected / dearest, rtol=1e-5)
+        most_expensive += max(row)
+    np.testing.assert_allclose(getattr(model, unit)(logits), expected / most_expensive, rtol=1e-5)
 
     pick = {k: np.full_like(v, -1e4) for k, v in logits.items()}
     for kind, index, row in costs():

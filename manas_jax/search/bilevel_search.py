@@ -13,24 +13,23 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.buckets import as_path
-from manas_jax.config import budget
+from manas_jax.config import search_budget
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding
 from manas_jax.search import collapse, selection
-from manas_jax.search.derivation import spend
-from manas_jax.search.sampling import Sampler, spending
+from manas_jax.search.derivation import derive_within
+from manas_jax.search.sampling import Sampler, compare_branch_shares
 from manas_jax.search.selection import SupernetEvaluator, softmax
 from manas_jax.search.step import SearchStep
 from manas_jax.space import Genotype, SearchSpace, derive
 from manas_jax.training import build, losses, stage
-from manas_jax.training.evaluator import Validation
+from manas_jax.training.build import Role
 from manas_jax.training.metric_logger import MetricLogger
 from manas_jax.training.restore import load_genotype, load_search, newest_or_fresh_search_state
 from manas_jax.training.state import SearchState
-
-WEIGHTS_ROLE, ARCHITECTURE_ROLE = 0, 1  # of the batches' seeds
+from manas_jax.training.validation import Validation
 
 
 def search(
@@ -60,24 +59,19 @@ def search(
     splits = splits or load_splits(config.data, options.crop)
 
     @functools.cache
-    def sources(rollbacks):
-        return [
-            build.batches(config, scenes_of_role, "search", role, mesh, rollbacks)
-            for scenes_of_role, role in (
-                (splits.weights, WEIGHTS_ROLE),
-                (splits.architecture, ARCHITECTURE_ROLE),
-            )
-        ]
+    def source(role, rollbacks=0):
+        return build.batches(config, splits, role, mesh, rollbacks)
 
     def batches(start, rollbacks):
-        weight_batches, architecture_batches = sources(rollbacks)
+        architecture_batches = source(Role.SEARCH_ARCHITECTURE, rollbacks)
         return zip(
-            weight_batches.iterate(start, options.steps),
+            source(Role.SEARCH_WEIGHTS, rollbacks).iterate(start, options.steps),
             _after_warmup(warmup, architecture_batches, start, options.steps),
             strict=True,
         )
 
-    sources(0)  # mistakes in the data come out before anything is compiled
+    for role in (Role.SEARCH_WEIGHTS, Role.SEARCH_ARCHITECTURE):
+        source(role)  # mistakes in the data come out before anything is compiled
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
     step = make_step(config, network, mesh.devices.size)
 
@@ -92,12 +86,12 @@ def search(
     def finish(state, scores, checkpoints):
         probabilities = softmax(state.architecture)
         genotype, facts = derive(space, **probabilities), {}
-        if limit := budget(config):
+        if budget := search_budget(config):
             logs = jax.device_get(jax.tree.map(jax.nn.log_softmax, dict(state.architecture)))
-            likeliest, genotype = genotype, spend(space, logs, limit)
-            facts["budget"] = _within(limit, likeliest, genotype)
+            likeliest, genotype = genotype, derive_within(space, logs, budget)
+            facts["budget"] = _within(budget, likeliest, genotype)
         if options.choice == "perturbation":
-            patches = sources(0)[1].iterate(0, options.choice_batches)
+            patches = source(Role.SEARCH_ARCHITECTURE).iterate(0, options.choice_batches)
             patches = [sharding.shard_batch(batch, mesh) for batch in patches]
             evaluator = SupernetEvaluator(config, state, patches)
             genotype = selection.perturbation(space, state.architecture, evaluator, config.seed)
@@ -111,7 +105,7 @@ def search(
             "parameters": cost.supernet(space, 1, 1).parameters,
             "derived": {"psnr": derived.y_psnr, "ssim": derived.y_ssim},
             "warnings": warnings,
-            "spending": spending(genotype, Sampler(space, limit)),
+            "spending": compare_branch_shares(genotype, Sampler(space, budget)),
             **facts,
         }
 
@@ -169,18 +163,15 @@ def supernet_evaluator(
     splits = load_splits(config.data, config.search.crop)
     mesh = sharding.make_mesh(1)
     architecture_batches, weight_batches = (
-        build.batches(config, scenes_of_role, "search", role, mesh).iterate(0, batches)
-        for scenes_of_role, role in (
-            (splits.architecture, ARCHITECTURE_ROLE),
-            (splits.weights, WEIGHTS_ROLE),
-        )
+        list(build.batches(config, splits, role, mesh).iterate(0, batches))
+        for role in (Role.SEARCH_ARCHITECTURE, Role.SEARCH_WEIGHTS)
     )
-    return SupernetEvaluator(config, state, list(architecture_batches), list(weight_batches))
+    return SupernetEvaluator(config, state, architecture_batches, weight_batches)
 
 
-def _within(limit: cost.Budget, likeliest: Genotype, genotype: Genotype) -> dict[str, Any]:
+def _within(budget: cost.Budget, likeliest: Genotype, genotype: Genotype) -> dict[str, Any]:
     """How the likeliest choices and the derived network meet the budget, also for the log."""
-    costs = {name: limit.cost(g) for name, g in (("likeliest", likeliest), ("derived", genotype))}
+    costs = {name: budget.cost(g) for name, g in (("likeliest", likeliest), ("derived", genotype))}
     decisions = [
         zip(likeliest.picks[kind], picks, strict=True) for kind, picks in genotype.picks.items()
     ]
@@ -188,10 +179,10 @@ def _within(limit: cost.Budget, likeliest: Genotype, genotype: Genotype) -> dict
     logging.info(
         "search: a budget of %s %s; the likeliest choices cost %.1f%% of it, the derived network "
         "%.1f%%, with %d other choices",
-        f"{limit.limit:,}", limit.unit,
-        *(100 * value / limit.limit for value in costs.values()), changed,
+        f"{budget.limit:,}", budget.unit,
+        *(100 * value / budget.limit for value in costs.values()), changed,
     )  # fmt: skip
-    return {"limit": limit.limit, "unit": limit.unit, **costs, "changed_choices": changed}
+    return {"limit": budget.limit, "unit": budget.unit, **costs, "changed_choices": changed}
 
 
 def _after_warmup(warmup, batches, start, stop):

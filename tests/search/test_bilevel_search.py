@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from manas_jax import Derainer, cost, main
-from manas_jax.config import budget
+from manas_jax.config import search_budget
 from manas_jax.report import reader
 from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace
 
@@ -18,16 +18,16 @@ def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config
         search__hypergradient="first_order",
         search__budget_of="parameters",
     )
-    cheapest, dearest = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
-    config.search.budget = float((cheapest + dearest) // 2)
+    cheapest, most_expensive = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
+    config.search.budget = float((cheapest + most_expensive) // 2)
     report = main.run(config, tmp_path)
 
-    limit, genotype = budget(config), Genotype.load(tmp_path / "genotype.json")
+    budget, genotype = search_budget(config), Genotype.load(tmp_path / "genotype.json")
     facts = json.loads((tmp_path / "search" / "summary.json").read_text())
     summary, spending = facts["budget"], facts["spending"]
-    assert cheapest <= limit.cost(genotype) <= limit.limit < dearest
-    assert summary["limit"] == limit.limit and summary["derived"] == limit.cost(genotype)
-    assert summary["changed_choices"] > 0 or summary["likeliest"] <= limit.limit
+    assert cheapest <= budget.cost(genotype) <= budget.limit < most_expensive
+    assert summary["limit"] == budget.limit and summary["derived"] == budget.cost(genotype)
+    assert summary["changed_choices"] > 0 or summary["likeliest"] <= budget.limit
     assert spending["found"] == cost.branch_shares(genotype)
     for shares in spending.values():
         assert len(shares) == len(genotype.space.channels) and 0 <= sum(shares) <= 1 + 1e-9
@@ -40,6 +40,6 @@ def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config
 
     derain = Derainer.from_pretrained(tmp_path / "weights.safetensors")
     parameters = json.loads((tmp_path / "train" / "summary.json").read_text())["parameters"]
-    assert parameters == limit.cost(genotype)
+    assert parameters == budget.cost(genotype)
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     assert derain(picture).shape == picture.shape
