@@ -289,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--steps={options.steps}: give at least 1")
     if options.platform and options.out == parser.get_default("out"):
         parser.error("--platform needs --out=FILE: the default is the record of all layouts")
+    pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
 
     from manas_jax.files import write_json
     from manas_jax.workdir import provenance

@@ -188,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=pathlib.Path, default=RESULTS / "robustness" / "interruptions.json"
     )
     options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         # Programs are compiled once, so that most interruptions hit steps and saves.

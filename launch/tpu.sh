@@ -118,9 +118,24 @@ on_workers() {
     --project="$project" --zone="$zone" --worker=all --command="$1"
 }
 
-# Empty if there is no such TPU.
+# Empty if there is no such TPU; fails if gcloud cannot tell, and shows why.
 state() {
-  queue describe --format="value(state.state)" 2>/dev/null || true
+  local errors status=0
+  errors=$(mktemp)
+  queue describe --format="value(state.state)" 2>"$errors" || status=$?
+  if ((status)); then
+    if grep -qi "not[_ ]found" "$errors"; then status=0; else tail -n 1 "$errors" >&2; fi
+  fi
+  rm -f "$errors"
+  return "$status"
+}
+
+# As state, but waits until gcloud can tell.
+wait_for_state() {
+  until state; do
+    say "gcloud cannot tell the state of $name, trying again"
+    sleep "${POLL_SECONDS:-30}"
+  done
 }
 
 preflight() {
@@ -130,7 +145,7 @@ preflight() {
 create() {
   local before
   if ! $dry_run; then
-    before=$(state)
+    before=$(state) || die "gcloud cannot tell whether $name exists"
     [[ ! $before ]] || die "$name exists already ($before): resume, or delete it"
     say "\`launch/tpu.sh preflight\` compiles a run for $accelerator here, before anything is billed"
   fi
@@ -147,7 +162,7 @@ await() {
     queue describe --format="value(state.state)"
     return
   fi
-  while now=$(state) && [[ $now != ACTIVE ]]; do
+  while now=$(wait_for_state) && [[ $now != ACTIVE ]]; do
     case $now in
       "" | FAILED | SUSPEND* | DELETING) die "$name is ${now:-gone}: delete it and try again" ;;
     esac
@@ -208,7 +223,7 @@ status() {
     queue describe --format="value(state.state)"
   else
     local now
-    now=$(state)
+    now=$(state) || die "gcloud cannot tell the state of $name"
     echo "$name: ${now:-there is none}"
     [[ $now == ACTIVE ]] || return 0
   fi
@@ -232,7 +247,7 @@ ready() {
     echo "# then, and up to $restarts more times after interruptions:"
     return
   fi
-  now=$(state)
+  now=$(wait_for_state)
   case $now in
     ACTIVE) return ;;
     "") create ;;

@@ -305,8 +305,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("data.real, data.transfer and data.synthetic are 0: give one of them")
     if config.data.source not in ("photographs", "tfds") and not config.data.root:
         raise UserError("data.root is empty: name the folder, --config.data.root=DIR")
+    if config.data.source == "photographs" and config.data.root:
+        raise UserError(
+            f"data.root = {short_repr(config.data.root)} is not read with data.source = "
+            "photographs: give data.source=folder, or leave it out"
+        )
     if config.data.source == "tfds" and not config.data.tfds_name:
         raise UserError("data.tfds_name is empty: name the set, --config.data.tfds_name=NAME")
+    if config.data.tfds_name and config.data.source != "tfds":
+        raise UserError(
+            f"data.tfds_name = {short_repr(config.data.tfds_name)} is not read with data.source = "
+            f"{config.data.source}: give data.source=tfds, or leave it out"
+        )
     if config.search.fuse and config.search.accumulate > 1:
         raise UserError("search.fuse and search.accumulate > 1 exclude each other")
     if config.search.method == "uniform" and not config.search.budget:
@@ -324,9 +334,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
     starts = [key for key in ("inherit", "genotype", "weights") if config.train[key]]
     if len(starts) > 1:
         raise UserError(f"{' and '.join(f'train.{key}' for key in starts)} exclude each other")
-    if config.train.weights and config.stage in ("search", "all"):
-        raise UserError("train.weights brings its network: leave out the search, stage=train")
+    for key in ("genotype", "weights"):
+        if config.train[key] and config.stage in ("search", "all"):
+            raise UserError(f"train.{key} brings its network: leave out the search, stage=train")
     _check_feature(config)
+
+
+def without_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy for commands that read no data, which is valid without a folder of them."""
+    config = config.copy_and_resolve_references()
+    if config.data.source not in ("photographs", "tfds"):
+        config.data.root = config.data.root or "none"
+    return config
 
 
 def search_budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
@@ -336,6 +355,11 @@ def search_budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
       UserError: the table of milliseconds is missing, damaged, or of another space or size.
     """
     unit, size = BUDGETS[config.search.budget_of]
+    if config.search.latency and config.search.budget_of != "milliseconds":
+        raise UserError(
+            f"search.latency is not read with search.budget_of = {config.search.budget_of}: give "
+            "search.budget_of=milliseconds, or leave it out"
+        )
     if not config.search.budget:
         return None
     table = None

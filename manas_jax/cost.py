@@ -83,6 +83,14 @@ class Budget:
         return _extremes(space, self.fixed(space), self.tables(space))
 
 
+def gradient_flops(macs: float, images: int) -> float:
+    """Operations of a gradient, given the multiply-accumulates of an image's forward pass.
+
+    Two per multiply-accumulate; a gradient takes three times its function.
+    """
+    return 6.0 * macs * images
+
+
 def check_parameters(total: Cost, source: str) -> None:
     """Checks that a network is not absurdly large, before anything is allocated for it.
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from onnx import TensorProto, helper
 
 from manas_jax import app, ops
-from manas_jax.config import validate
+from manas_jax.config import validate, without_data
 from manas_jax.files import check_writable, write_json
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import ENGINES, POOL_CELL, Derainer, default_engine
@@ -40,6 +40,7 @@ from manas_jax.models.layers import ResidualBlock
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
 from manas_jax.ops.norm import FoldedNorm
+from manas_jax.runtime import signals
 from manas_jax.runtime.onnx_session import open_session
 from manas_jax.space import Genotype, SearchSpace, hidden_channels, random_genotype
 from manas_jax.workdir import provenance
@@ -102,9 +103,9 @@ def measure(
     Raises:
       UserError: the configuration is not valid, or a candidate has no form for the engine.
     """
-    config = config.copy_and_resolve_references()
-    config.data.root = config.data.root or "none"
-    config.search.update(budget=0.0)  # the file may be for it
+    config = without_data(config)
+    # The file may be for its budget, and no method of searching matters to it.
+    config.search.update(budget=0.0, method="bilevel", choice="likeliest")
     validate(config)
     space, size = SearchSpace(**config.space), tuple(config.objectives.complexity_size)
     genotypes = [random_genotype(space, seed) for seed in range(ANCHORS + CHECKS)]
@@ -116,7 +117,7 @@ def measure(
             runs[part, copies] = make(space, size, part, copies)
     for genotype in genotypes:
         runs[genotype] = _network(genotype, size, engine)
-    logging.info("latency: measures %d programs, %d times each, in turn", len(runs), ROUNDS)
+    logging.info("latency: timing %d programs, %d rounds", len(runs), ROUNDS)
     times = timer(runs)
 
     one, several = COPIES
@@ -296,7 +297,8 @@ def _window(space: SearchSpace, part: Part) -> int:
 def main(config: ConfigDict, _workdir: str | None) -> None:
     """Measures and writes the table."""
     check_writable(_OUT.value, "--out")
-    table = measure(config, _ENGINE.value)
+    with signals.interruptible():
+        table = measure(config, _ENGINE.value)
     write_json(_OUT.value, table)
     check = table["check"]
     logging.info(

@@ -24,7 +24,7 @@ from manas_jax.evaluate import evaluate
 from manas_jax.inference import pretrained
 from manas_jax.report import page as report
 from manas_jax.runtime import distributed
-from manas_jax.search.methods import search
+from manas_jax.search import methods
 from manas_jax.training import checks
 from manas_jax.training.run import train
 from manas_jax.workdir import lock, provenance
@@ -46,7 +46,7 @@ _HEARTBEAT = flags.DEFINE_integer(
     lower_bound=1,
 )
 
-_RUN: dict[str, Callable] = {"search": search, "train": train, "evaluate": evaluate}
+_RUN: dict[str, Callable] = {"search": methods.search, "train": train, "evaluate": evaluate}
 _FINISHED = {
     "search": "search/summary.json",
     "train": "train/summary.json",
@@ -72,6 +72,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> Path:
     with app.run_context(config, workdir), contextlib.ExitStack() as held:
         distributed.broadcast_from_primary(lambda: held.enter_context(lock.hold(workdir)))
         stages = distributed.broadcast_from_primary(lambda: _unfinished(config, workdir))
+        if "search" in stages:
+            methods.check(config)
         splits = checks.check_stages(config, workdir, stages)
         distributed.broadcast_from_primary(lambda: _claim(config, workdir, splits))
         for stage in stages:
@@ -85,11 +87,11 @@ def _unfinished(config: ConfigDict, workdir: Path) -> list[str]:
     check_config(config, workdir)
     if config.stage != "all":
         return [config.stage]
-    stages = [stage for stage in STAGES if not (workdir / _FINISHED[stage]).exists()]
-    for stage in STAGES:
-        if stage not in stages:
-            logging.info("%s: already finished, skipped", stage)
-    return stages
+    finished = [(workdir / _FINISHED[stage]).exists() for stage in STAGES]
+    first = (*finished, False).index(False)  # what follows it may be of an earlier state of it
+    for stage in STAGES[:first]:
+        logging.info("%s: already finished, skipped", stage)
+    return list(STAGES[first:])
 
 
 def _claim(config: ConfigDict, workdir: Path, splits: Mapping[str, Splits]) -> None:

@@ -14,8 +14,8 @@ from manas_jax.errors import Diverged, UserError
 # The PSNR of identical images is infinite, which neither a mean nor JSON can hold. Every PSNR is
 # therefore capped; 100 dB is an error of one grey level in one of 150,000 samples.
 PSNR_CAP = 100.0
-# Side of SSIM's window in pixels: a Gaussian of sigma 1.5, cut off as in Wang et al. (2004).
-SSIM_WINDOW = 11
+# Side and standard deviation in pixels of SSIM's window, a Gaussian, as in Wang et al. (2004).
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
             image,
             reference,
             gaussian_weights=True,
-            sigma=1.5,
+            sigma=SSIM_SIGMA,
             use_sample_covariance=False,
             data_range=255,
             channel_axis=2 if image.ndim == 3 else None,

@@ -29,13 +29,13 @@ from ml_collections import ConfigDict
 
 from manas_jax import app, evaluate
 from manas_jax.buckets import as_path, check_local, exists
-from manas_jax.config import STAGES, validate
+from manas_jax.config import STAGES, validate, without_data
 from manas_jax.errors import UserError
 from manas_jax.files import check_writable, write_json
 from manas_jax.inference import pretrained
 from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
-from manas_jax.runtime import sharding, tpu_slice
+from manas_jax.runtime import sharding, signals, tpu_slice
 from manas_jax.runtime.ahead import AheadCompiler, Costs, OutOfMemory, Program
 from manas_jax.search import bilevel_search
 from manas_jax.space import Genotype, SearchSpace, alternating_genotype
@@ -70,8 +70,7 @@ def run(
     Raises:
       UserError: the run could not start there, or does not fit; the message says how it would.
     """
-    config = config.copy_and_resolve_references()
-    config.data.root = config.data.root or "none"  # no data are read
+    config = without_data(config)
     validate(config)
     if config.train.weights:
         config.train.weights = str(pretrained.find(config.train.weights))
@@ -128,7 +127,9 @@ def _compile_train(
     network, described = _derived(config, workdir, mesh)
     step = train_run.make_step(config, network)
     state = train_template(config, network, mesh)
-    step.compile_programs(compiler, state, build.batch_shapes(config, config.train, mesh))
+    frozen_stats = config.train.batch_norm < 0.5  # in most of the steps
+    shapes = build.batch_shapes(config, config.train, mesh)
+    step.compile_programs(compiler, state, shapes, frozen_stats)
     return described
 
 
@@ -313,7 +314,8 @@ def main(config: ConfigDict, workdir: str | None) -> None:
     if file:
         check_writable(file, "--json")
     config.stage = _STAGE.value or config.stage
-    figures = run(config, tpu_slice.find(_TOPOLOGY.value), workdir)
+    with signals.interruptible():
+        figures = run(config, tpu_slice.find(_TOPOLOGY.value), workdir)
     print(text(figures))
     if file:
         versions = {"libtpu": importlib.metadata.version("libtpu")}

@@ -434,8 +434,8 @@ def derivable(choices: Sequence[Any]) -> list[int]:
 
 
 def alternating_genotype(space: SearchSpace) -> Genotype:
-    """Alternating parallel and fusion columns, and all attention candidates but `none` in turn."""
-    columns = itertools.cycle(COLUMNS)
+    """All column choices but `identity` and all candidates but `none`, in turn."""
+    columns = itertools.cycle([c for c in COLUMNS if c in space.column_choices] or ["identity"])
     names = itertools.cycle([name for name in space.candidates if name != "none"])
     return Genotype(
         space,

@@ -109,10 +109,35 @@ def test_tfds_needs_a_name(make_config):
         validate(make_config(data__source="tfds"))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__source": "photographs", "data__root": "mine"},
+        {"data__source": "folder", "data__root": "mine", "data__tfds_name": "derain/rain100l"},
+    ],
+)
+def test_data_that_would_not_be_read(make_config, changes):
+    with pytest.raises(UserError, match=r"is not read with data\.source = \w+: give"):
+        validate(make_config(**changes))
+
+
 def test_two_initial_weights_of_a_training_are_refused(make_config):
     config = make_config(stage="train", train__inherit=True, train__genotype="other.json")
     with pytest.raises(UserError, match=r"train\.inherit and train\.genotype exclude each other"):
         validate(config)
+
+
+@pytest.mark.parametrize("stage", ["all", "search"])
+@pytest.mark.parametrize("key", ["genotype", "weights"])
+def test_a_network_that_is_given_is_not_searched(make_config, key, stage):
+    config = make_config(stage=stage, train__inherit=False, **{f"train__{key}": "mine"})
+    with pytest.raises(UserError, match=rf"train\.{key} brings its network: leave out the search"):
+        validate(config)
+
+
+def test_a_latency_table_needs_a_budget_in_milliseconds(make_config):
+    with pytest.raises(UserError, match=r"search\.latency is not read with .* = gmacs: give"):
+        validate(make_config(search__latency="table.json", search__budget=400.0))
 
 
 def test_methods_are_those_of_the_search(make_config):

@@ -71,6 +71,7 @@ def test_all_stages_write_their_files(finished):
         assert summary["images_per_second"] > 0
         assert list((finished / stage).glob("events.out.tfevents.*"))
         assert list((finished / stage / "checkpoints" / "6").iterdir())
+    assert 10 < summary["input"]["psnr"] < 40  # of the training
     genotype = Genotype.load(finished / "genotype.json")
     assert "none" not in {e for cell in genotype.attention for m in cell for e in m}
     assert not list(finished.rglob("*.tmp*"))
@@ -92,6 +93,11 @@ def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_confi
     assert ran == ["evaluate"]
     main.run(loop_config(stage="train"), workdir)
     assert ran == ["evaluate", "train"]
+    # Scores of a network whose training is not finished, or is done anew, are old.
+    (workdir / "evaluate" / "scores.json").write_text("{}")
+    (workdir / "train" / "summary.json").unlink()
+    main.run(loop_config(), workdir)
+    assert ran[2:] == ["train", "evaluate"]
 
 
 def test_finished_stage_compiles_nothing(tmp_path, monkeypatch, finished, loop_config):
@@ -132,7 +138,12 @@ def _small_test_scene(root):
 @pytest.mark.parametrize(
     ("changes", "spoil", "message"),
     [
-        ({"train__genotype": "gone.json", "train__inherit": False}, None, r"gone\.json: cannot"),
+        ({"stage": "train", "train__genotype": "gone.json", "train__inherit": False}, None,
+         r"gone\.json: cannot"),
+        ({"search__method": "uniform", "search__budget": 1e-3, "train__inherit": False}, None,
+         "no uniform genotype costs at most"),
+        ({"search__method": "uniform", "search__budget": 1.0, "train__inherit": False,
+          "space__candidates": ("none", "CBAM")}, None, "it lacks SE; add it"),
         ({"train__crop": 64}, None, "40x48 pixels are too small for patches of 64x64"),
         ({"train__accumulate": 3}, None, r"train\.scenes = 2 cannot be split over"),
         ({"train__scenes": 10**8}, None, "a batch of 100000000 scenes x .* takes .* GiB"),
@@ -212,7 +223,7 @@ def test_training_with_a_bad_genotype_file(tmp_path, finished, loop_config, cont
     assert "mine.json" in str(error.value)
 
 
-def test_training_starts_from_a_weights_file(tmp_path, finished, loop_config):
+def test_training_starts_from_a_weights_file(tmp_path, finished, loop_config, caplog):
     """With a learning rate of 0 the weights and the genotype stay as they are."""
     file = finished / "weights.safetensors"
     config = loop_config(
@@ -229,6 +240,9 @@ def test_training_starts_from_a_weights_file(tmp_path, finished, loop_config):
     assert same == genotype == Genotype.load(finished / "genotype.json")
     jax.tree.map(np.testing.assert_array_equal, after["params"], before["params"])
     assert origin["step"] == "1"
+    summary = json.loads((tmp_path / "train" / "summary.json").read_text())
+    useless = summary["validation"]["psnr"] <= summary["input"]["psnr"]
+    assert ("this network removes no rain" in caplog.text) == useless
 
 
 def test_shipped_weights_have_names(tmp_path, monkeypatch, finished, loop_config):

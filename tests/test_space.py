@@ -16,6 +16,7 @@ from manas_jax.space import (
     COLUMNS,
     Genotype,
     SearchSpace,
+    alternating_genotype,
     assemble,
     derive,
     random_genotype,
@@ -177,6 +178,13 @@ def test_derive_chooses_the_most_probable_but_never_none():
 def test_derive_with_none_as_the_last_candidate():
     space = SearchSpace((4,), (1,), (0,), candidates=("SE", "none"), attention_groups=1)
     assert derive(space, [], [[[0.0, 9.0]]]).attention == ((("SE",),),)
+
+
+@pytest.mark.parametrize("choices", [("parallel",), ("fusion", "parallel"), ALL_COLUMNS])
+def test_alternating_genotypes_have_the_columns_of_the_space(choices):
+    genotype = alternating_genotype(SearchSpace((4, 8), (2,), (3,), 1, column_choices=choices))
+    (columns,) = genotype.columns
+    assert set(columns) == set(choices) - {"identity"} and columns[0] == "parallel"
 
 
 def test_random_genotypes_are_functions_of_the_seed():

@@ -8,7 +8,6 @@ Left to right: rainy, de-rained, clean. The scene is drawn here, so nobody else 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -20,6 +19,7 @@ from manas_jax import evaluate, metrics
 from manas_jax.data import images, rain
 from manas_jax.errors import UserError
 from manas_jax.training.restore import load_trained
+from manas_jax.workdir.claim import read_config
 
 HEIGHT, WIDTH = 240, 320
 OVERSAMPLING = 4
@@ -75,7 +75,7 @@ def triple(workdir: pathlib.Path, seed: int = 0) -> tuple[np.ndarray, metrics.Sc
     Raises:
       UserError: nothing was trained in the workdir.
     """
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    config = ConfigDict(read_config(workdir))
     network, variables, _ = load_trained(config, workdir)
     clean = landscape(seed)
     rainy = rain.synthesize_8_bits(clean, (seed, 1), "medium")

@@ -13,10 +13,12 @@ results/downstream/guided_filter.json.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -137,12 +139,19 @@ def derain_folder(source: pathlib.Path, target: pathlib.Path, parameters: Parame
       UserError: a folder holds no pictures, exists or cannot be written.
     """
     files = picture_files(source, "IN")
+    stems = collections.Counter(path.stem for path in files)
+    if repeated := [stem for stem, count in stems.items() if count > 1]:
+        raise UserError(f"IN {source}: several pictures are called {repeated[0]}: rename them")
     try:
         target.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"OUT {target}: give a new folder ({error.strerror})") from None
-    for path in tqdm(files, disable=None):
-        images.write_png(target / f"{path.stem}.png", derain(images.read(path), parameters))
+    try:
+        for path in tqdm(files, disable=None):
+            images.write_png(target / f"{path.stem}.png", derain(images.read(path), parameters))
+    except BaseException:  # so that the command can be repeated
+        shutil.rmtree(target)
+        raise
 
 
 def _check(options: argparse.Namespace) -> Parameters:
@@ -176,6 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("eps", "refine_eps", "edge", "clear"):
         parser.add_argument(f"--{name}", type=float, help="see `Parameters`")
     options = parser.parse_args(arguments)
+    given = [name for name in GRID if getattr(options, name) is not None]
+    if options.tune and given:
+        parser.error(f"--tune finds the parameters: leave out --{given[0]}")
     if options.tune and not options.source:
         found = tune(*options.tune)
         write_json(RESULT, found)

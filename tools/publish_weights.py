@@ -41,6 +41,7 @@ from manas_jax.report import reader
 from manas_jax.report.svg import draw_genotype
 from manas_jax.workdir import provenance
 from manas_jax.workdir.checkpoints import Checkpoints
+from manas_jax.workdir.claim import read_config
 from manas_jax.workdir.weights import WEIGHTS_FILE, save_weights
 
 FOLDER = RESULTS / "pretrained"
@@ -109,7 +110,7 @@ def training_log(workdir: pathlib.Path) -> dict[str, Any]:
         with Checkpoints(workdir / "train" / "checkpoints") as checkpoints:
             steps, seconds = checkpoints.latest_step, checkpoints.metadata["seconds"]
         summaries["train"] = {"steps": steps, "seconds": seconds, "compile_seconds": 0.0}
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_config(workdir)
     for section, key in (("data", "root"), ("train", "weights"), ("train", "genotype")):
         config[section][key] = pathlib.Path(config[section][key]).name
     curves = reader.read_events(workdir / "train")

@@ -10,7 +10,6 @@ of architecture scenes, at the final logits and at equal ones, and the pull of a
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -24,6 +23,7 @@ from manas_jax.files import write_json
 from manas_jax.runtime import compilation
 from manas_jax.search import bilevel_search, selection
 from manas_jax.workdir import provenance
+from manas_jax.workdir.claim import read_config
 
 RESULT = RESULTS / "study" / "gradients.json"
 DECAY = 1e-3
@@ -55,17 +55,19 @@ def main() -> None:
     options = parser.parse_args()
     compilation.use_cache()
     config = default()  # for keys that are newer than the study
-    config.update(json.loads((options.workdir / "config.json").read_text()))
+    config.update(read_config(options.workdir))
     config.data.root = options.root
+    searches = options.workdir / "searches"
+    found = {name: sorted(searches.glob(f"{name}-[0-9]*")) for name in options.searches}
+    if missing := [name for name, folders in found.items() if not folders]:
+        raise UserError(f"{searches}: has no search {missing[0]}")
     rows = []
-    for name in options.searches:
-        for folder in sorted((options.workdir / "searches").glob(f"{name}-[0-9]*")):
+    for name, folders in found.items():
+        for folder in folders:
             seed = int(folder.name.rpartition("-")[2])
             config.seed = seed
             rows.append({"search": name, "seed": seed, **measure(config, folder, options.batches)})
             print(rows[-1])
-    if not rows:
-        raise UserError(f"{options.workdir}: no such searches")
     write_json(
         RESULT, {"batches": options.batches, "rows": rows, "provenance": provenance.describe()}
     )

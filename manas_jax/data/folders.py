@@ -56,9 +56,7 @@ def _splits_in(folder: pathlib.Path) -> tuple[tuple[Scene, ...], tuple[Scene, ..
     splits = _split_folders(listing, folder)
     if splits:
         others = [inner for inner in listing.folders if inner not in splits.values()]
-        if others or listing.files:
-            ignored = first_few([*others, *listing.files])
-            logging.warning("data: %s: beside training and test data, ignored", ignored)
+        _warn_ignored([*others, *listing.files], "training and test data")
         train, test = (_scenes_in(splits[role]) if role in splits else () for role in _ROLES)
         return train, test
     if listing.files or _pair_folders(listing, folder):
@@ -68,6 +66,11 @@ def _splits_in(folder: pathlib.Path) -> tuple[tuple[Scene, ...], tuple[Scene, ..
     if not train and not test:
         raise UserError(f"{folder}: no images in this folder")
     return train, test
+
+
+def _warn_ignored(ignored: Sequence[pathlib.Path], beside: str) -> None:
+    if ignored:
+        logging.warning("data: %s: beside %s, ignored", first_few(ignored), beside)
 
 
 _ROLES = ("train", "test")
@@ -103,6 +106,8 @@ def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
     if pair := _pair_folders(listing, folder):
         clean, rainy = pair
         if clean and rainy:
+            others = [inner for inner in listing.folders if inner not in pair]
+            _warn_ignored([*others, *listing.files], "folders of clean and rainy images")
             return _pairs(_images(clean), _images(rainy))
         present, absent = (clean, "rainy") if clean else (rainy, "clean")
         raise UserError(
@@ -110,6 +115,7 @@ def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
             f"{sorted(catalog.RAINY_FOLDERS if clean else catalog.CLEAN_FOLDERS)}"
         )
     if listing.files:
+        _warn_ignored(listing.folders, "images")
         return _scenes_of_files(listing.files)
     if not listing.folders:
         raise UserError(f"{folder}: no images in this folder")

@@ -212,8 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_local_options(args)
         check_extra("train", "tensorflow", "tensorflow_datasets")
         if not args.root:
+            if args.check or args.partial or args.drop_leaks or args.data_dir:
+                raise UserError("--root is missing: name the folder of the dataset")
             print(describe(args.name))
             return 0
+        if not args.check:
+            from manas_jax.data import tfds_builder  # imports TFDS, which takes seconds
+
+            tfds_builder.check_target(args.name, args.data_dir)
         inspection = inspect(args.name, args.root, partial=args.partial)
         print(summary(inspection))
         if not args.check:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -110,10 +111,8 @@ def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None
     Raises:
       UserError: the folder exists or cannot be written, or an image cannot be read.
     """
+    target = check_target(name, data_dir)
     builder = Derain(config=name, data_dir=data_dir, splits=splits)
-    target = pathlib.Path(builder.data_path)
-    if target.exists():
-        raise UserError(f"{target} already exists; remove it or choose another --data_dir")
     tfds.disable_progress_bar()  # `_generate_examples` has one that knows the total
     config = tfds.download.DownloadConfig(compute_stats=tfds.download.ComputeStatsMode.SKIP)
     try:
@@ -124,6 +123,20 @@ def write(name: str, splits: Mapping[str, Sequence[Scene]], data_dir: str | None
     except (OSError, tf.errors.OpError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot write {target}: {reason}") from error
+    return target
+
+
+def check_target(name: str, data_dir: str | None) -> pathlib.Path:
+    """The folder of the dataset, after a check that it is new and can be written.
+
+    Args, Raises: as `write`.
+    """
+    target = pathlib.Path(Derain(config=name, data_dir=data_dir, splits={}).data_path)
+    if target.exists():
+        raise UserError(f"{target} already exists; remove it or choose another --data_dir")
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"cannot write {target}: not in {parent}; choose another --data_dir")
     return target
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from manas_jax import registry
-from manas_jax.errors import UserError, check_extra
+from manas_jax.errors import UserError, check_extra, one_line
 from manas_jax.report import page
 
 
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(page.write(options.workdir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {options.workdir}: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -281,8 +281,7 @@ def _compile(
     if step.takes_paths:
         sampled = map(genotype_of, range(32))
         macs = statistics.mean(cost.path(g, height, width).macs for g in sampled)
-    # Two operations per multiplication; a gradient takes three times its function.
-    return dataclasses.replace(stats, flops=6.0 * scenes * versions * macs)
+    return dataclasses.replace(stats, flops=cost.gradient_flops(macs, scenes * versions))
 
 
 def _uniform(space: SearchSpace, choice: str, width: float) -> Genotype:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from manas_jax.config import search_budget
 from manas_jax.data.splits import Splits
 from manas_jax.search import bilevel_search, evolution, random_search
-from manas_jax.space import Genotype
+from manas_jax.search.uniform import uniform_within
+from manas_jax.space import Genotype, SearchSpace
 
 METHODS: dict[str, Callable[..., Genotype]] = {
     "bilevel": bilevel_search.search,
@@ -19,6 +21,16 @@ METHODS: dict[str, Callable[..., Genotype]] = {
     "uniform": random_search.search,
 }
 """By the name that `search.method` gives them."""
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what a method would find out only when it searches.
+
+    Raises:
+      UserError: no genotype of the rule is within the budget, or the space has none.
+    """
+    if config.search.method == "uniform":
+        uniform_within(SearchSpace.from_dict(config.space), search_budget(config))
 
 
 def search(

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from manas_jax.buckets import Path, as_path
 from manas_jax.config import search_budget
 from manas_jax.data.splits import Splits
+from manas_jax.errors import Diverged, UserError
 from manas_jax.files import write_json
 from manas_jax.runtime import distributed
 from manas_jax.search.sampling import Sampler, compare_branch_shares, random_candidate
@@ -26,6 +27,9 @@ from manas_jax.search.uniform import uniform_within
 from manas_jax.space import Genotype, SearchSpace
 from manas_jax.training import run as train_run
 from manas_jax.training.restore import load_genotype
+
+_DIVERGED = {"psnr": 0.0, "ssim": 0.0, "seconds": 0.0, "compile_seconds": 0.0}
+"""What a candidate scores whose training diverged."""
 
 
 def search(
@@ -49,7 +53,9 @@ def search(
     """
     workdir, options = as_path(workdir), config.search
     summary = workdir / "search" / "summary.json"
-    if not distributed.broadcast_from_primary(summary.exists):
+    if not distributed.broadcast_from_primary(
+        lambda: summary.exists() and (workdir / "genotype.json").exists()
+    ):
         sampler = Sampler(SearchSpace(**config.space), search_budget(config))
         if options.method == "uniform":
             candidates = [uniform_within(sampler.space, sampler.budget)]
@@ -70,6 +76,11 @@ def search(
             halvings = math.ceil(math.log2(len(candidates)))
             rounds = 1 if options.method == "random" else halvings
             best, history = successive_halving(len(candidates), score, options.steps, rounds)
+            if results[best] == _DIVERGED:
+                raise UserError(
+                    "the trainings of all candidates diverged: lower train.learning_rate or set "
+                    "train.clip in a new --workdir"
+                )
         facts = {
             "steps": options.steps if history else 0,
             "seconds": sum(result["seconds"] for result in results.values()),
@@ -130,10 +141,15 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
             inherit=False,
             steps=steps,
             batch_norm=batch_norm,
-            checkpoint_every=steps,
+            checkpoint_every=min(training.train.checkpoint_every, steps),
         )
         distributed.broadcast_from_primary(lambda: _start(folder, genotype))
-        train_run.train(training, folder)
+        try:
+            train_run.train(training, folder)
+        except Diverged as error:  # a poor candidate is no reason to end the search
+            logging.warning("search: candidate %s is left out: %s", folder.name, error)
+            distributed.broadcast_from_primary(lambda: write_json(file, _DIVERGED))
+            return _DIVERGED
         scores = distributed.broadcast_from_primary(lambda: _keep_scores(folder, file))
         logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, scores["psnr"])
     return scores

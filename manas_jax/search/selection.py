@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from manas_jax.models.network import OFF, Architecture, genotype_logits
+from manas_jax.runtime import signals
 from manas_jax.space import Genotype, SearchSpace, derivable, derive
 from manas_jax.training import build, losses
 from manas_jax.training.state import SearchState
@@ -71,7 +72,12 @@ class SupernetEvaluator:
         self._apply, self._grad = apply, grad
 
     def __call__(self, architecture: Architecture) -> float:
-        """Mean PSNR in dB, normalised by each batch's own statistics."""
+        """Mean PSNR in dB, normalised by each batch's own statistics.
+
+        Raises:
+          Stopped: a signal came; scores are not saved here.
+        """
+        signals.check()
         architecture, state = _arrays(architecture), self.state
         scores = [
             self._apply(state.params, architecture, state.batch_stats, batch)[1]

@@ -230,10 +230,9 @@ class SearchStep:
                 jax.block_until_ready(self._mixed_hvp(*args, state.architecture, state.params))
         if self._fuse:
             return compiler.stats
-        # Two operations per multiplication; a gradient takes three times its function.
         scenes, versions, height, width, _ = batch["rainy"].shape
-        macs = scenes * versions * cost.supernet(self._network.space, height, width).macs
-        flops = 6.0 * macs * self._hypergradient.gradient_evals
+        macs = cost.supernet(self._network.space, height, width).macs
+        flops = cost.gradient_flops(macs, scenes * versions) * self._hypergradient.gradient_evals
         return dataclasses.replace(compiler.stats, flops=flops)
 
     def compile_weight_steps(

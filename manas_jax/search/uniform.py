@@ -18,6 +18,11 @@ def uniform_within(space: SearchSpace, budget: Budget) -> Genotype:
     Raises:
       UserError: none is within the budget, or the space has no such genotypes.
     """
+    if missing := ({"SE"} - set(space.candidates)) | (set(COLUMNS) - set(space.column_choices)):
+        raise UserError(
+            f"the space has no uniform genotypes: it lacks {', '.join(sorted(missing))}; add it to "
+            "space.candidates or space.column_choices, or leave out uniform"
+        )
     made, deepest = [], max(space.columns)
     depths = range(deepest + 1) if "identity" in space.column_choices else [deepest]
     for depth, width in itertools.product(depths, space.widths):

@@ -134,6 +134,8 @@ def _source(config: ConfigDict, name: str) -> Source:
         raise UserError(
             f"{key}.search = {source.search!r}: give one of {', '.join(sorted(study.searches))}"
         )
+    if source.rank and source.choice not in ("derived", *NEED_A_SUPERNET):
+        raise UserError(f"{key}.rank: {source.choice} has no supernet to rank with, leave it out")
     if source.rank and "random" not in study.sources:
         raise UserError(f"{key}.rank: needs a source with the name random")
     return source
@@ -148,6 +150,7 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
     if starts := [key for key in _STARTS if config.train[key]]:
         raise UserError(f"train.{starts[0]}: a study finds the genotypes itself, leave it out")
     space = SearchSpace(**config.space)
+    checks.check_candidates(space)
     runs: dict[tuple[str, str], ConfigDict] = {}  # stage and content -> configuration
     for source in {cell.source.name: cell.source for cell in cells}.values():
         key = f"study.sources.{source.name}.changes"
@@ -160,7 +163,7 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
             search = _valid(config, key, changes)
             _check_search(source, search, f"study.sources.{source.name}")
             if source.choice in NEED_A_SEARCH:
-                checks.check_latency(search)
+                checks.check_budget(search)
                 used.append(("search", search))
         if source.choice in FIXED:
             _check_fixed(space, source)

@@ -33,16 +33,21 @@ def accumulate(
     """
     if microbatches == 1:
         return function(batch, None)
-    total = output = None
+    total = output = carried = None
     for index in range(microbatches):
         output = function(_microbatch(batch, index, microbatches), output)
-        total = output if total is None else _add(total, output)
+        averaged = output
+        if carry is not None:  # the function may have returned the very arrays that it was given
+            carried = output[carry] if isinstance(output, dict) else getattr(output, carry)
+            averaged = _with(output, carry, None)
+        total = averaged if total is None else _add(total, averaged)
     mean = _divide(total, microbatches)
-    if carry is None:
-        return mean
-    if isinstance(mean, dict):
-        return mean | {carry: output[carry]}
-    return mean._replace(**{carry: getattr(output, carry)})
+    return mean if carry is None else _with(mean, carry, carried)
+
+
+def _with(output: PyTree, key: str, value: PyTree) -> PyTree:
+    """A dictionary or named tuple with another value of a key or field."""
+    return output | {key: value} if isinstance(output, dict) else output._replace(**{key: value})
 
 
 def microbatch_shapes(batch: Mapping[str, Any], microbatches: int) -> Mapping[str, Any]:

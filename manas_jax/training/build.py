@@ -20,6 +20,7 @@ from manas_jax.data import pipeline
 from manas_jax.data.pipeline import Batches
 from manas_jax.data.scene import Scene
 from manas_jax.data.splits import Splits
+from manas_jax.errors import UserError
 from manas_jax.models.network import Network
 from manas_jax.ops.norm import BatchNorm
 from manas_jax.runtime import sharding
@@ -28,6 +29,7 @@ from manas_jax.training.budget import dual_ascent
 
 PyTree = Any
 MUON_RATE = 5.0  # times Adam's: its updates have singular values of about 1
+EPS_ROOT = 1e-16  # the square of Adam's epsilon
 
 
 class Role(enum.IntEnum):
@@ -84,10 +86,12 @@ def weight_schedule(options: ConfigDict) -> optax.Schedule:
 def search_weight_optimizer(options: ConfigDict) -> optax.GradientTransformation:
     """The paper's SGD with momentum, or one of `train_optimizer`.
 
-    SGD's weight decay is part of the gradient, as in PyTorch.
+    SGD's weight decay is part of the gradient, as in PyTorch. Second-order hypergradients are
+    derivatives of the update, which without `eps_root` are infinite where a gradient is zero.
     """
     if options.optimizer != "sgd":
-        return train_optimizer(options)
+        first_order = options.hypergradient == "first_order"
+        return train_optimizer(options, eps_root=0.0 if first_order else EPS_ROOT)
     return optax.chain(
         *([optax.clip_by_global_norm(options.clip)] if options.clip else []),
         optax.add_decayed_weights(options.weight_decay),
@@ -145,21 +149,26 @@ def skip_unused(optimizer: optax.GradientTransformation) -> optax.GradientTransf
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def train_optimizer(options: ConfigDict) -> optax.GradientTransformation:
+def train_optimizer(options: ConfigDict, eps_root: float = 0.0) -> optax.GradientTransformation:
     """Adam or Muon, with decoupled weight decay where that is set.
 
     Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes the
     kernels of convolutions, as matrices from patches to channels, at `MUON_RATE` times the learning
     rate. All other parameters are Adam's, with Nesterov momentum like Muon's.
+
+    Args:
+      options: of the stage.
+      eps_root: what Adam adds to second moments before it takes their root.
     """
     schedule = weight_schedule(options)
     if options.optimizer == "adam":
-        optimizer = optax.adamw(schedule, weight_decay=options.weight_decay)
+        optimizer = optax.adamw(schedule, eps_root=eps_root, weight_decay=options.weight_decay)
     else:
         optimizer = optax.contrib.muon(
             lambda step: MUON_RATE * schedule(step),
             weight_decay=options.weight_decay,
             adam_weight_decay=options.weight_decay,
+            adam_eps_root=eps_root,
             adam_learning_rate=schedule,
             muon_weight_dimension_numbers=_kernels_as_matrices,
         )
@@ -212,6 +221,11 @@ def check_batches(config: ConfigDict, splits: Splits, role: Role, mesh: Mesh) ->
     """
     options = config[role.stage]
     check_sharding(config, role.stage, mesh)
+    if not role.scenes(splits) and Role.TRAIN.scenes(splits):
+        raise UserError(
+            f"data.architecture_share = {config.data.architecture_share:g} leaves a search no "
+            "scenes for the weights, or none for the architecture: give a share between 0 and 1"
+        )
     pipeline.check(
         role.scenes(splits),
         config.data,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
 from manas_jax import cost, metrics, registry
@@ -44,7 +45,7 @@ def check_stages(
       UserError: a stage could not run to its end; names the key, the file or the scene.
     """
     if "search" in stages:
-        check_latency(config)
+        check_budget(config)
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     check_candidates(SearchSpace.from_dict(config.space))
     sections = {stage: _section(config, stage) for stage in stages}
@@ -136,14 +137,26 @@ def evaluated_scenes(config: ConfigDict, splits: Splits) -> tuple[Scene, ...]:
     return chosen
 
 
-def check_latency(config: ConfigDict) -> None:
+def check_budget(config: ConfigDict) -> None:
     """Checks that a budget of milliseconds was measured on the device in use.
+
+    Warns of a budget that no network of the space needs.
 
     Raises:
       UserError: it was not; names both.
     """
-    if (budget := search_budget(config)) and budget.latency:
+    budget = search_budget(config)
+    if budget is None:
+        return
+    if budget.latency:
         budget.latency.check_device(provenance.device())
+    _, most_expensive = budget.extremes(SearchSpace.from_dict(config.space))
+    if budget.limit > most_expensive:
+        logging.warning(
+            "search.budget = %g %s is %.3g times the cost of the most expensive network of the "
+            "space, so that one is what the search will end with; 0 sets no budget",
+            config.search.budget, config.search.budget_of, budget.limit / most_expensive,
+        )  # fmt: skip
 
 
 def _check_training(config: ConfigDict, splits: Splits, section: str, mesh: sharding.Mesh) -> None:

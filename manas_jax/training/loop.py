@@ -7,12 +7,11 @@ from typing import Any
 
 from absl import logging
 
-from manas_jax.errors import Diverged, UserError
+from manas_jax.errors import Diverged
 from manas_jax.metrics import Scores
 from manas_jax.runtime import signals
 from manas_jax.training.metric_logger import MetricLogger
-
-State = Any  # SearchState or TrainState
+from manas_jax.training.state import State
 
 
 def run(
@@ -44,7 +43,8 @@ def run(
       The state after the last step.
 
     Raises:
-      UserError: the loss diverged, the disk is full, a picture cannot be read.
+      Diverged: the loss did, once more than `max_rollbacks`.
+      UserError: the disk is full, a picture cannot be read.
       Stopped: a signal came; the state of the step it came in is saved.
     """
     while True:
@@ -65,7 +65,7 @@ def run(
             return state
         except Diverged as error:
             if logger.rollbacks >= max_rollbacks:
-                raise UserError(_diverged(error, logger.rollbacks)) from None
+                raise Diverged(_diverged(error, logger.rollbacks)) from None
             state = restore_or_init()
             logging.warning(
                 "the loss diverged (%s): back from step %d to %d, with batches in another order",

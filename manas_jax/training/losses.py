@@ -17,10 +17,9 @@ import numpy as np
 
 from manas_jax import cost
 from manas_jax.config import LossWeights
+from manas_jax.metrics import SSIM_SIGMA, SSIM_WINDOW
 from manas_jax.models.network import Architecture, Network
 from manas_jax.space import SearchSpace
-
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 FeatureFn = Callable[[jax.Array, jax.Array], jax.Array]
 """(outputs (S, K, H, W, 3), clean (S, H, W, 3)) -> the unweighted term 'feature', a scalar."""

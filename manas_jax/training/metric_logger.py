@@ -62,9 +62,6 @@ class MetricLogger:
         self._writer = metric_writers.create_default_writer(
             os.fspath(self._folder.local), just_logging=jax.process_index() > 0
         )
-        self._report = periodic_actions.ReportProgress(
-            num_train_steps=options.steps, every_steps=config.log_every, every_secs=None
-        )
         self._total, self._every = options.steps, config.log_every
         self._checkpoint_every, self._checkpoints = options.checkpoint_every, checkpoints
         self._images = options.scenes * config.data.versions
@@ -75,7 +72,7 @@ class MetricLogger:
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._since = time.monotonic()
         self._images_done, self._seconds = 0, 0.0
-        self._report(start)
+        self._report = self._report_from(start)
 
     def __call__(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Collects the metrics of the step just done; the first one counts as step 1.
@@ -160,8 +157,17 @@ class MetricLogger:
     def roll_back(self, step: int) -> None:
         """Continues from this step and drops what was collected since."""
         self._pending, self._since = [], time.monotonic()
+        self._report = self._report_from(step)
         self.rollbacks += 1
         self.scalars(step, {"rollbacks": self.rollbacks})
+
+    def _report_from(self, step: int) -> periodic_actions.ReportProgress:
+        """Reports progress from this step on; it accepts none but the next one after each call."""
+        report = periodic_actions.ReportProgress(
+            num_train_steps=self._total, every_steps=self._every, every_secs=None
+        )
+        report(step)
+        return report
 
     def _progress(self) -> dict[str, float]:
         return {"seconds": time.monotonic() - self._begin, "rollbacks": self.rollbacks}

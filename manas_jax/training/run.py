@@ -82,8 +82,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
         return sharding.replicate(init_train(variables, optimizer, ema=bool(options.ema)), mesh)
 
     def finish(state, scores, checkpoints):
-        parameters = cost.derived(genotype, 1, 1).parameters
-        return {"parameters": parameters, "best_step": checkpoints.best_step}
+        rainy = validation.inputs
+        if scores.y_psnr <= rainy.y_psnr:
+            logging.warning(
+                "train: this network removes no rain: %.2f dB on the validation scenes, whose "
+                "rainy pictures have %.2f dB",
+                scores.y_psnr, rainy.y_psnr,
+            )  # fmt: skip
+        return {
+            "parameters": cost.derived(genotype, 1, 1).parameters,
+            "best_step": checkpoints.best_step,
+            "input": {"psnr": rainy.y_psnr, "ssim": rainy.y_ssim},
+        }
 
     trained = stage.run(
         config,

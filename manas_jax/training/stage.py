@@ -20,9 +20,8 @@ from manas_jax.runtime import distributed, signals
 from manas_jax.runtime.compilation import CompileStats
 from manas_jax.training import build, loop
 from manas_jax.training.metric_logger import MetricLogger, log_parameters
+from manas_jax.training.state import State
 from manas_jax.workdir.checkpoints import Checkpoints
-
-State = Any  # SearchState or TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
         state = restore_or_init()
         start = int(state.step)
         if start == options.steps and distributed.broadcast_from_primary(
-            lambda: _has_ended(folder / "summary.json", start)
+            lambda: _has_ended(folder, start)
         ):
             logging.info("%s: all %d steps are done", name, start)
             return False
@@ -104,9 +103,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
     return True
 
 
-def _has_ended(summary: Path, steps: int) -> bool:
-    """Whether a summary is there and not that of an earlier, shorter stage in this folder."""
+def _has_ended(folder: Path, steps: int) -> bool:
+    """Whether a stage has left what others read, and not for fewer steps than now."""
+    if folder.name == "search" and not (folder.parent / "genotype.json").exists():
+        return False
     try:
-        return json.loads(summary.read_text())["steps"] == steps
+        return json.loads((folder / "summary.json").read_text())["steps"] == steps
     except (FileNotFoundError, ValueError, KeyError):  # missing or damaged: it is written again
         return False

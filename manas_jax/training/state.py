@@ -67,6 +67,9 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+State = SearchState | TrainState
+
+
 def init_search(
     network: Network,
     weight_optimizer: optax.GradientTransformation,

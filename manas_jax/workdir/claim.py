@@ -26,10 +26,25 @@ FILE_KEYS = ("train.genotype", "train.weights", "train.feature_network", "search
 
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except
 # for the rounding that comes with another number of devices, or are identified by `inputs.json`.
+# The number of devices counts where BatchNorm takes statistics over groups of them.
 FREE_KEYS = (
     "stage", "note", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
     "data.cache_gib", "data.cache_dir", "search.fuse", "data.root", *FILE_KEYS,
 )  # fmt: skip
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What `config.json` of a workdir holds.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    file = as_path(workdir) / "config.json"
+    with reading(file, "configuration", "repair it or give another --workdir"):
+        fields = json.loads(file.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("not an object")
+        return fields
 
 
 def check_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
@@ -38,12 +53,9 @@ def check_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
     Raises:
       UserError: it was not, names the keys that differ; or its `config.json` is damaged.
     """
-    file = as_path(workdir) / "config.json"
-    if not file.exists():
+    if not (as_path(workdir) / "config.json").exists():
         return
-    with reading(file, "configuration", "repair it or give another --workdir"):
-        changed = _changed(json.loads(file.read_text()), _fields(config))
-    if changed:
+    if changed := _changed(read_config(workdir), _fields(config)):
         raise UserError(
             f"{workdir} was created with another config ({'; '.join(changed)}): "
             "restore those values or give another --workdir"
@@ -161,22 +173,18 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def _changed(before: Any, now: Mapping[str, Any]) -> list[str]:
-    """The keys that differ, `FREE_KEYS` apart, with both values.
-
-    Raises:
-      ValueError: `before` is not an object.
-    """
-    if not isinstance(before, dict):
-        raise ValueError("not an object")
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys that differ, `FREE_KEYS` apart, with both values."""
     # A key newer than the workdir had its default, which means "as before".
     defaults = json.loads(default().to_json_best_effort())
     old = dict(_leaves(defaults)) | dict(_leaves(before))
     new = dict(_leaves(now))
+    grouped = new.get("network.batch_norm_group")
+    free = [key for key in FREE_KEYS if not (grouped and key == "devices")]
     return [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_KEYS and old.get(key) != new.get(key)
+        if key not in free and old.get(key) != new.get(key)
     ]
 
 

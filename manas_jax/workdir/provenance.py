@@ -72,6 +72,8 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
+        if not git("ls-files", "--", pathlib.Path(__file__).name):  # installed in another project
+            return ""
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except OSError:

@@ -126,6 +126,19 @@ def test_what_lies_beside_the_splits_is_named(tmp_path, caplog):
     assert "validation: beside training and test data, ignored" in caplog.text
 
 
+def test_what_lies_beside_pictures_and_pairs_is_named(tmp_path, caplog):
+    write_pair_folder(tmp_path / "pairs")
+    write_pair_folder(tmp_path / "pairs" / "more")
+    (tmp_path / "files" / "more").mkdir(parents=True)
+    for name in ("pairs/more/overview.png", "files/0.png", "files/more/1.png"):
+        save_flat(tmp_path / name, 9)
+    assert len(folders.load(tmp_path / "pairs")[0]) == len(folders.load(tmp_path / "pairs/more")[0])
+    assert "pairs/more: beside folders of clean and rainy images, ignored" in caplog.text
+    assert "overview.png: beside folders of clean and rainy images, ignored" in caplog.text
+    assert len(folders.load(tmp_path / "files")[0]) == 1
+    assert "files/more: beside images, ignored" in caplog.text
+
+
 def test_training_on_images_called_test_is_warned_about(tmp_path, caplog):
     write_pair_folder(tmp_path / "data" / "test", count=4)
     sources.load_splits(data_config(root=str(tmp_path / "data" / "test")), crop=8)

@@ -232,17 +232,19 @@ def test_wrong_count_is_an_error(tmp_path, rain100l, capsys):
     assert not data.exists()
 
 
-def test_existing_dataset_is_not_overwritten(tmp_path, rain100l, capsys):
+def test_existing_dataset_is_not_overwritten(tmp_path, rain100l, capsys, monkeypatch):
     data = tmp_path / "data"
     common = ("rain100l", "--root", rain100l, "--data_dir", data, "--partial")
     assert _run(*common) == 0
     before = {path: path.read_bytes() for path in _files(data)}
+    monkeypatch.setattr(prepare, "inspect", None)  # which decodes all pictures
     assert _run(*common) == 1
     assert "already exists" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in _files(data)} == before
 
 
-def test_data_dir_that_cannot_be_written(tmp_path, rain100l, capsys):
+def test_data_dir_that_cannot_be_written(tmp_path, rain100l, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "inspect", None)
     (tmp_path / "file").write_text("in the way")
     common = ("rain100l", "--root", rain100l, "--partial", "--data_dir")
     assert _run(*common, tmp_path / "file") == 1
@@ -260,5 +262,7 @@ def test_help_lists_the_datasets(capsys):
 def test_without_root_the_dataset_is_described(capsys):
     assert prepare.main(["rain800"]) == 0
     assert "700 pairs" in capsys.readouterr().out
+    assert prepare.main(["rain800", "--check"]) == 1
+    assert "--root is missing" in capsys.readouterr().err
     assert prepare.main(["rain8"]) == 1
     assert "unknown dataset 'rain8'" in capsys.readouterr().err

@@ -173,14 +173,17 @@ def _diverging_at(step, times, changes):
     return Diverging, noted
 
 
-@pytest.mark.parametrize("step", [1, 5])  # before the first checkpoint, and after the second
-def test_rollback_continues_with_other_batches(tmp_path, monkeypatch, finished, run_stages, step):
+# Before the first checkpoint; one and two steps after the second; one of three that are logged.
+@pytest.mark.parametrize("step, log_every", [(1, 1), (5, 1), (6, 1), (4, 3)])
+def test_rollback_continues_with_other_batches(
+    tmp_path, monkeypatch, finished, run_stages, step, log_every
+):
     _copy_search(finished, tmp_path)
     seeds = []
     diverging, noted = _diverging_at(step, 1, seeds)
     monkeypatch.setattr(stage_module, "MetricLogger", diverging)
     monkeypatch.setattr(train_run.build, "batches", noted)
-    run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=1)
+    run_stages(tmp_path, stage="train", max_rollbacks=2, log_every=log_every)
     summary = json.loads((tmp_path / "train" / "summary.json").read_text())
     assert summary["rollbacks"] == 1
     assert len(set(seeds)) == 2

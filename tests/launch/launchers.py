@@ -49,7 +49,7 @@ count = sum(json.loads(line)[1] == verb for line in (folder / "calls").open())
 outcomes = plan.get(verb) or [0]
 outcome = outcomes[min(count, len(outcomes)) - 1]
 if isinstance(outcome, str):
-    print(outcome)
+    print(outcome or "ERROR: NOT_FOUND: no such thing", file=sys.stdout if outcome else sys.stderr)
     sys.exit(outcome == "")
 if "worker" in plan:
     if "scp" in words:

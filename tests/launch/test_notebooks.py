@@ -76,6 +76,44 @@ def test_address_is_that_of_pyproject():
     assert [address.fill(text, address.repository()) for text in changed] == texts
 
 
+def test_derains_a_folder_and_names_what_it_cannot(monkeypatch, tmp_path, capsys):
+    """The cells that find pictures and de-rain them, with a network that does nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (20, 16)).save(tmp_path / "mine" / "a.png")
+    (tmp_path / "mine" / "b.png").write_bytes(b"not a picture")
+
+    class Identity:
+        def __call__(self, pixels, self_ensemble):
+            return pixels
+
+        @classmethod
+        def from_pretrained(cls, weights):
+            return cls()
+
+    monkeypatch.setattr("manas_jax.Derainer", Identity)
+    _, parameters, find, derain, *_ = (cell.source for cell in _code(_read("derain")))
+    scope = {"pathlib": pathlib, "sys": sys}
+    for cell in (parameters, "PICTURES = 'mine'", find, derain):
+        exec(TransformerManager().transform_cell(cell), scope)
+    assert "1 of 2 de-rained" in (printed := capsys.readouterr().out) and "b.png" in printed
+    assert {path.name for path in (tmp_path / "derained").iterdir()} == {
+        "a.png",
+        "a.png.compare.png",
+    }
+
+
+def test_makes_a_rainy_picture_where_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, parameters, find, *_ = (cell.source for cell in _code(_read("derain")))
+    scope = {"pathlib": pathlib, "sys": sys}
+    for cell in (parameters, find):
+        exec(TransformerManager().transform_cell(cell), scope)
+    (made,) = (tmp_path / "pictures").iterdir()
+    clean = images.read(photographs.load(crop=64)[1][0].clean)
+    assert 15 < metrics.score(images.read(made), clean).y_psnr < 35
+
+
 class _Shell:
     """IPython that records commands; cloning creates the folder of the repository."""
 

@@ -153,6 +153,17 @@ def test_create_waits_until_it_is_ready(tools):
     assert "billed until you delete it" in finished.stderr
 
 
+def test_waits_on_when_gcloud_fails_now_and_then(tools):
+    tools.plan(describe=["", 1, "WAITING_FOR_RESOURCES", 1, "ACTIVE"], create=[0])
+    finished = tools.launch("tpu.sh", "create", *TPU)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("gcloud cannot tell the state of x, trying again") == 2
+    tools.plan(describe=[1], create=[0])
+    for verb in ("create", "status"):
+        assert "error: gcloud cannot tell" in tools.launch("tpu.sh", verb, *TPU).stderr
+    assert "create" not in tools.verbs()
+
+
 def test_create_refuses_an_existing_tpu(tools):
     tools.plan(describe=["ACTIVE"], create=[0], delete=[0])
     assert_refused(tools.launch("tpu.sh", "create", *TPU), "x exists already (ACTIVE)")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -318,3 +319,10 @@ def test_command(workdir, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(workdir / "report.html")
     assert main([f"--workdir={tmp_path}/none"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+    (tmp_path / "full").mkdir()
+    shutil.copytree(workdir / "train", tmp_path / "full" / "train")
+    (tmp_path / "full" / "report.html").mkdir()
+    capsys.readouterr()
+    assert main([f"--workdir={tmp_path}/full"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/full: ")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from manas_jax.errors import UserError
+from manas_jax.errors import Diverged, UserError
 from manas_jax.files import write_json
 from manas_jax.search import methods, random_search
 from manas_jax.space import Genotype, SearchSpace, random_genotype
@@ -59,6 +59,30 @@ def test_a_single_candidate_is_not_trained(tmp_path, monkeypatch, make_config):
     assert genotype == Genotype.load(tmp_path / "genotype.json")
     summary = json.loads((tmp_path / "search" / "summary.json").read_text())
     assert (summary["steps"], summary["rounds"], summary["validation"]) == (0, [], {})
+
+
+def test_a_candidate_that_diverges_is_left_out(tmp_path, monkeypatch, make_config, caplog):
+    config = make_config(
+        search__method="random", search__candidates=3, search__steps=6, train__inherit=False
+    )
+    diverging = {"000", "002"}
+
+    def train(config, folder):
+        if folder.name in diverging:
+            raise Diverged("mse is nan at step 1")
+        (folder / "train").mkdir()
+        summary = {"seconds": 1.0, "compile_seconds": 1.0}
+        summary["validation"] = {"psnr": 20.0, "ssim": 0.5}
+        write_json(folder / "train" / "summary.json", summary)
+
+    monkeypatch.setattr(random_search.train_run, "train", train)
+    found = methods.search(config, tmp_path)
+    assert found == Genotype.load(tmp_path / "search" / "candidates" / "001" / "genotype.json")
+    assert "candidate 000 is left out: mse is nan" in caplog.text
+
+    diverging.add("001")
+    with pytest.raises(UserError, match="the trainings of all candidates diverged: lower"):
+        methods.search(config, tmp_path / "worse")
 
 
 def test_without_a_supernet_the_batches_of_the_search_do_not_count(loop_config, tmp_path):

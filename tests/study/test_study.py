@@ -184,6 +184,13 @@ def test_cells_that_could_not_run(path, value, words):
     assert words in _refusal(_with_field(path, value))
 
 
+def test_only_supernets_rank():
+    study = study_config().study.to_dict()
+    study["sources"]["random"]["rank"] = True
+    study["sources"]["random"]["search"] = "plain"
+    assert "random.rank: random has no supernet to rank with" in _refusal(study)
+
+
 def test_ranking_needs_genotypes():
     study = study_config().study.to_dict()
     del study["sources"]["random"]

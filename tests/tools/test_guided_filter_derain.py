@@ -82,6 +82,22 @@ def test_folders(pairs):
     assert len(list((pairs / "out").iterdir())) == 3
 
 
+@pytest.mark.usefixtures("result")
+def test_nothing_is_left_after_an_unreadable_picture(pairs):
+    (pairs / "rainy" / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"1\.png"):
+        guided_filter_derain.main([str(pairs / "rainy"), str(pairs / "out")])
+    assert not (pairs / "out").exists()
+
+
+@pytest.mark.usefixtures("result")
+def test_pictures_of_one_name_are_refused(pairs):
+    Image.open(pairs / "rainy" / "1.png").save(pairs / "rainy" / "1.bmp")
+    with pytest.raises(UserError, match="several pictures are called 1: rename them"):
+        guided_filter_derain.main([str(pairs / "rainy"), str(pairs / "out")])
+    assert not (pairs / "out").exists()
+
+
 def test_tuning_takes_the_best_of_the_grid(pairs, result, monkeypatch):
     grid = {"guidance": ["range"], "radius": [1, 4], "eps": [1e-2], "refine_eps": [1e-4]}
     monkeypatch.setattr(guided_filter_derain, "GRID", grid)
@@ -119,3 +135,6 @@ def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit):
         guided_filter_derain.main(arguments)
     assert "give IN and OUT, or --tune" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        guided_filter_derain.main(["--tune", "a", "b", "--radius", "4"])
+    assert "--tune finds the parameters: leave out --radius" in capsys.readouterr().err

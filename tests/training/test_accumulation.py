@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,6 +49,18 @@ def test_carried_field_of_a_tuple():
     made = accumulate(on, _batch(), 2, carry="batch_stats")
     assert (made.params, made.architecture, made.batch_stats) == (2.5, 7.5, 15.0)
     assert made.metrics == {"loss": 1.0}
+
+
+def test_carry_may_be_handed_on_unchanged():
+    """A path through a supernet leaves the statistics of the other blocks as they are."""
+    stats = jnp.ones(3)
+
+    def on(part, before):
+        return {"gradient": jnp.asarray(part["clean"].mean()), "stats": stats}
+
+    made = accumulate(on, _batch(), 3, carry="stats")
+    assert made["gradient"] == 2.5
+    np.testing.assert_array_equal(stats, made["stats"])
 
 
 def test_shapes_of_a_part():

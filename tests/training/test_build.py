@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from manas_jax.config import default
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.runtime import sharding
 from manas_jax.training import build
@@ -121,3 +122,39 @@ def test_a_path_trains_its_own_weights_alone(optimizer):
     assert not jax.tree.all(
         jax.tree.map(np.array_equal, momentum(after, "first"), momentum(state, "first"))
     )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_second_order_is_finite_where_a_gradient_is_zero(optimizer):
+    """As that of a hidden unit which is never active."""
+    options = default().search
+    options.update(optimizer=optimizer, hypergradient="exact", steps=10)
+    optimizer = build.search_weight_optimizer(options)
+    params = {"kernel": jnp.ones((3, 3, 2, 2)), "scale": jnp.ones(4)}
+    grads = jax.tree.map(lambda x: x.at[..., 0].set(0.0), params)
+    state = optimizer.init(params)
+    (found,) = jax.vjp(lambda g: optimizer.update(g, state, params)[0], grads)[1](params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_second_order_changes_no_other_update():
+    options = default().search
+    options.update(optimizer="adam", steps=10)
+    params = {"scale": jnp.ones(4)}
+    grads = {"scale": jnp.asarray([1e-3, 1e-6, -2.0, 5.0])}
+    updates = []
+    for hypergradient in ("first_order", "exact"):
+        options.hypergradient = hypergradient
+        optimizer = build.search_weight_optimizer(options)
+        updates.append(optimizer.update(grads, optimizer.init(params), params)[0]["scale"])
+    np.testing.assert_allclose(*updates, rtol=1e-3)
+
+
+def test_a_search_needs_scenes_for_both_roles(make_config, pictures):
+    config = make_config(data__source="folder", data__root=str(pictures), search__crop=16)
+    config.data.architecture_share = 0.0
+    splits = load_splits(config.data, 16)
+    mesh = sharding.make_mesh(1)
+    build.check_batches(config, splits, build.Role.SEARCH_WEIGHTS, mesh)
+    with pytest.raises(UserError, match=r"data\.architecture_share = 0 leaves a search no scenes"):
+        build.check_batches(config, splits, build.Role.SEARCH_ARCHITECTURE, mesh)

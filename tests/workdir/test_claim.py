@@ -65,6 +65,12 @@ def test_free_keys_may_differ(tmp_path, make_config):
     assert free | {"devices", "height_shards", "max_rollbacks"} == set(FREE_KEYS)
 
 
+def test_devices_count_where_they_group_batch_norm(tmp_path, make_config):
+    claim_workdir(make_config(network__batch_norm_group=2, devices=4), tmp_path)
+    with pytest.raises(UserError, match="devices: 4 there, 2 here"):
+        claim_workdir(make_config(network__batch_norm_group=2, devices=2), tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2]", b"\xff\x00"])
 def test_damaged_config_json(tmp_path, make_config, content):
     (tmp_path / "config.json").write_bytes(content)
