@@ -167,11 +167,15 @@ def plan(inputs: Sequence[str], outputs: Outputs) -> Plan:
     planned, several = Plan(), len(inputs) > 1
     for name in inputs:
         if name == STREAM:
-            planned.jobs.append(outputs.job(None, _stream_target(outputs.out, several)))
+            planned.jobs.append(outputs.job(None, _stream_target(outputs, several)))
         elif buckets.is_folder(name):
             _add_folder(planned, buckets.as_path(name), outputs, several)
         else:
             planned.jobs.append(_file_job(name, outputs, several))
+    if outputs.compare and planned.jobs and not any(job.comparison for job in planned.jobs):
+        raise UserError("--compare: neither videos nor standard output have one; leave it out")
+    if outputs.format and planned.jobs and all(job.is_video for job in planned.jobs):
+        raise UserError(f"--format {outputs.format[1:]}: is for images; leave it out")
     _check_targets(planned.jobs)
     return planned
 
@@ -260,7 +264,7 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError(f"{planned.jobs[0].target} exists; --overwrite replaces it")
     obstacles = {job: _obstacle(job.targets) for job in jobs}
     if options.json == STREAM:
-        raise UserError("--json - is for no stream: give a file")
+        raise UserError("--json -: standard output is not supported; give a file")
     if options.json:
         _check_report(pathlib.Path(options.json), planned.jobs)
     # Files share a line where it is their folder that cannot be written.
@@ -269,10 +273,10 @@ def _main(options: argparse.Namespace) -> int:
     for line in problems:
         print(line, file=sys.stderr)
     outcomes = [Outcome(job, 0.0, problem=line) for job, line in obstacles.items() if line]
+    free = [job for job in jobs if not obstacles[job]]
+    restore, claim = _network(options) if free else (None, None)  # before the report is replaced
     try:
-        if len(outcomes) < len(jobs):
-            restore, claim = _network(options)
-            free = [job for job in jobs if not obstacles[job]]
+        if free:
             for outcome in run(free, restore, progress=not options.quiet, claim=claim):
                 outcomes.append(outcome)
                 problems += filter(None, [outcome.problem])
@@ -431,6 +435,8 @@ def _derain(
         raise UserError(f"{job}: no file, or a link to none")
     if job.is_video:
         return video.derain(job.source, job.target, restore, progress, claim=claim)
+    if not job.source and sys.stdin is None:
+        raise UserError("standard input is closed")
     with _without_library_messages():
         file = image_files.read(job.source or sys.stdin.buffer.read(), str(job))
     if job.format not in (file.format, None):
@@ -441,7 +447,7 @@ def _derain(
     if job.comparison:  # before the output, whose presence says that a picture is done
         before_and_after = [metrics.in_8_bits(frame) for frame in (file.frames[0], restored[0])]
         both = np.concatenate(before_and_after, axis=1)
-        images.write_png(job.comparison, both, like=job.source)
+        images.write_png(job.comparison, both, like=job.source, icc_profile=file.rgb_profile)
     if job.target:
         image_files.write(file, restored, job.target, like=job.source)
     else:
@@ -466,6 +472,8 @@ def _without_library_messages() -> Iterator[None]:
 
 
 def _write_to_standard_output(file: image_files.ImageFile, restored: Sequence[np.ndarray]) -> None:
+    if sys.stdout is None:
+        raise UserError("cannot write to standard output (it is closed)")
     try:
         # Not sys.stdout: what its buffer could not write would fail once more at exit.
         with open(sys.stdout.fileno(), "wb", closefd=False) as stream:
@@ -488,9 +496,12 @@ def _frame_progress(bar: tqdm, job: Job, verbose: bool) -> video.Progress:
     return show
 
 
-def _stream_target(out: str, several: bool) -> buckets.Path | None:
+def _stream_target(outputs: Outputs, several: bool) -> buckets.Path | None:
+    out = outputs.out
     if several:
         raise UserError("standard input cannot be combined with other inputs")
+    if outputs.suffix:
+        raise UserError("--suffix is for outputs in a folder; leave it out")
     if out == STREAM:
         return None
     if buckets.is_folder(out):
@@ -520,15 +531,17 @@ def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
     if image_files.is_other_image(source):
         hint = image_files.how_to_read(source) or "convert it first"
         raise UserError(f"{name}: images of this kind are not read; {hint}")
-    if not _is_known(source):
+    if not _is_known(_unhidden(source)):
         raise UserError(f"{name}: has the suffix of neither an image nor a video")
     if outputs.out == STREAM:
         if several or video.is_video(source):
             raise UserError("standard output takes a single image")
         return outputs.job(source, None)
+    is_file_name = _is_known(_unhidden(place)) and not buckets.is_folder(place)
     if not buckets.is_folder(place):
         _check_written(place)
-    if several or buckets.is_folder(place) or not _is_known(place):
+    if several or not is_file_name:
+        _check_folder_name(outputs.out)
         return outputs.in_folder(source, _folder(place))
     if outputs.suffix:
         raise UserError(f"{place} is the output's name: --suffix is for outputs in a folder")
@@ -541,6 +554,7 @@ def _add_folder(planned: Plan, folder: buckets.Path, outputs: Outputs, several: 
     """Adds everything below a folder except what is below OUT, sorted by name."""
     if outputs.out == STREAM:
         raise UserError(f"{folder} is a folder: give -o a folder, not standard output")
+    _check_folder_name(outputs.out)
     base = _folder(buckets.as_path(outputs.out))
     skipped = buckets.real_path(base)
     if several:
@@ -568,6 +582,18 @@ def _unread(others: Sequence[pathlib.Path]) -> str:
     """The end of a message on what a folder holds instead of known files."""
     kinds = _kinds([path for path in others if image_files.is_other_image(path)])
     return f" of a kind that is read; skipped: {kinds}" if kinds else ""
+
+
+def _check_folder_name(out: str) -> None:
+    """Refuses a new folder that is called like a file: `*.jpg -o clean.jpg`."""
+    place = buckets.as_path(out)
+    if place.suffix and not out.endswith("/") and not buckets.exists(place):
+        raise UserError(f"{out}: a folder is needed; give -o another name, or {out}/ if it is one")
+
+
+def _unhidden(path: buckets.Path) -> buckets.Path:
+    """A path whose name has no dot before it: hidden files are left out of folders alone."""
+    return path.with_name(path.name.lstrip(".")) if path.name.strip(".") else path
 
 
 def _folder(place: buckets.Path) -> buckets.Path:
@@ -647,8 +673,20 @@ class _ListWeights(argparse.Action):
     """Lists the pretrained weights and exits, as --version and --help do."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(*map(describe, list_pretrained()), sep="\n")
+        try:
+            print(*map(describe, list_pretrained()), sep="\n", flush=True)
+        except BrokenPipeError:  # who reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         parser.exit()
+
+
+def _format(name: str) -> str:
+    """The suffix of a kind of images: `--format webp`."""
+    suffix = f".{name.lower().removeprefix('.')}"
+    if suffix not in image_files.SUFFIXES:
+        known = ", ".join(sorted(known[1:] for known in image_files.SUFFIXES))
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {known}")
+    return suffix
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -699,8 +737,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--format",
-        type=lambda name: f".{name.lower()}",
-        choices=sorted(image_files.SUFFIXES),
+        type=_format,
         metavar="KIND",
         help="write images as png, jpg, webp, tif, ... (default: as OUT is named, else as read)",
     )

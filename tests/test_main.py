@@ -140,8 +140,6 @@ def _small_test_scene(root):
     [
         ({"stage": "train", "train__genotype": "gone.json", "train__inherit": False}, None,
          r"gone\.json: cannot"),
-        ({"search__method": "uniform", "search__budget": 1e-3, "train__inherit": False}, None,
-         "no uniform genotype costs at most"),
         ({"search__method": "uniform", "search__budget": 1.0, "train__inherit": False,
           "space__candidates": ("none", "CBAM")}, None, "it lacks SE; add it"),
         ({"train__crop": 64}, None, "40x48 pixels are too small for patches of 64x64"),

@@ -86,7 +86,7 @@ def size(path) -> tuple[int, int]:
     return (width, height) if swapped else (height, width)
 
 
-def write_png(path, pixels: np.ndarray, like=None) -> None:
+def write_png(path, pixels: np.ndarray, like=None, icc_profile: bytes | None = None) -> None:
     """Writes uint8 `pixels` of shape (height, width, 3) as PNG, completely or not at all.
 
     Missing folders are created. `like` is a file whose permissions it gets.
@@ -98,7 +98,7 @@ def write_png(path, pixels: np.ndarray, like=None) -> None:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"expected uint8 of shape (H, W, 3), got {pixels.dtype} of {pixels.shape}")
     with output_file(path, like) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG", icc_profile=icc_profile)
 
 
 @contextlib.contextmanager
@@ -150,7 +150,8 @@ def _open_file(path: str | os.PathLike) -> BinaryIO:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # reading from a pipe would block
-            raise UserError(f"{path}: not a regular file; remove it")
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise UserError(f"{path}: {kind}, and no image; name another file or remove it")
         if not status.st_size:
             raise UserError(f"{path}: the file is empty (0 bytes); copy it again or remove it")
         return open(path, "rb")

@@ -18,7 +18,7 @@ from PIL import Image
 from manas_jax.buckets import local_path
 from manas_jax.errors import UserError, reading
 from manas_jax.inference import hub, image_files, pretrained
-from manas_jax.inference.image_files.pixels import luma
+from manas_jax.inference.image_files.pixels import Page, luma, rgb, with_rgb
 from manas_jax.inference.tiling import TileGrid, multiple
 from manas_jax.registry import registered
 from manas_jax.runtime.devices import find, has_accelerator
@@ -38,6 +38,7 @@ ENGINES = ("onnx", "jax")
 """What computes: ONNX Runtime on the CPU, or JAX on any device."""
 
 _OVERLAP = 192  # pixels; beyond half of it surroundings change no pixel by more than a grey level
+_BEYOND = 0.25  # what floats may be beyond [0, 1], as after resizing with a sharp filter
 _STEP = 64  # pixels, of which tiles are shortened by multiples: few sizes, so that little compiles
 _SYMMETRIES = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
@@ -243,7 +244,8 @@ class Derainer:
           The same kind, size and type; of a file a Pillow image, see `image_files.to_pillow`.
 
         Raises:
-          ValueError: another shape or type, or a Pillow image of floats or of more than 16 bits.
+          ValueError: another shape or type, floats far beyond [0, 1] or NaN, or a Pillow image of
+            floats or of more than 16 bits.
           UserError: the weights make NaN of it, or the file cannot be read.
         """
         if isinstance(picture, (str, os.PathLike)):
@@ -256,6 +258,10 @@ class Derainer:
             raise ValueError(f"give (H, W, 3) or (N, H, W, 3), not {picture.shape}")
         if picture.dtype not in (np.uint8, np.uint16) and picture.dtype.kind != "f":
             raise ValueError(f"give uint8, uint16 or floats in [0, 1], not {picture.dtype}")
+        if picture.dtype.kind == "f":
+            low, high = picture.min(), picture.max()
+            if not -_BEYOND <= low <= high <= 1 + _BEYOND:  # nor NaN
+                raise ValueError(f"give floats in [0, 1], not from {low:.3g} to {high:.3g}")
         restored = np.empty_like(picture)
         stack, made = (x[None] if x.ndim == 3 else x for x in (picture, restored))
         height, width = stack.shape[1:3]
@@ -277,6 +283,10 @@ class Derainer:
             colours = np.repeat(grey.astype(np.uint16)[..., None], 3, -1)
             restored = luma(self(colours, self_ensemble=self_ensemble))
             return _described(Image.fromarray(restored.astype(grey.dtype)), image)
+        if image.mode == "CMYK":
+            page = Page("CMYK", np.asarray(image))
+            page = with_rgb(page, self(rgb(page), self_ensemble=self_ensemble))
+            return _described(Image.fromarray(page.samples, "CMYK"), image)
         mode = {"1": "L", "P": "RGB", "PA": "RGB"}.get(image.mode, image.mode)
         if mode in ("L", "RGB"):
             image = image.convert(mode + "A" * image.has_transparency_data)

@@ -120,6 +120,9 @@ _EXTRAS = {"HEIF": "heic", "JXL": "jxl"}
 _pillow_limit = threading.RLock()
 
 
+_COLOURS = slice(16, 20)  # of an ICC profile: what its colours are, such as b"GRAY"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFile:
     """An image file in memory.
@@ -139,6 +142,16 @@ class ImageFile:
     left_out: Sequence[str]
     _pages: Sequence[Page] = dataclasses.field(repr=False)
     _content: bytes = dataclasses.field(repr=False)
+
+    @property
+    def rgb_profile(self) -> bytes | None:
+        """The ICC profile of its frames; None if it has none, or one of other colours."""
+        with (
+            _without_pillow_limit(),
+            Image.open(io.BytesIO(self._content), formats=_readable(self._content)) as image,
+        ):
+            profile = image.info.get("icc_profile") or b""
+        return profile if profile[_COLOURS] == b"RGB " else None
 
 
 def is_image(path: str | os.PathLike) -> bool:
@@ -275,12 +288,17 @@ def converted(file: ImageFile, format: str) -> ImageFile:
         ) from None
     with _encoding(file.name, format), _without_pillow_limit():
         with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as image:
-            details = convert.metadata(image)
+            details = convert.metadata(image) | convert.colour_tags(image, file._content)
         lossless = convert.KINDS[file.format].lossless
-        content = convert.empty_file(format, pages[0], details, lossless=lossless)
+        written = details.copy()
+        is_grey = pages[0].mode in ("1", "L", "LA")
+        if not is_grey and details.get("icc_profile", b"")[_COLOURS] == b"GRAY":
+            del written["icc_profile"]
+        content = convert.empty_file(format, pages[0], written, lossless=lossless)
         with Image.open(io.BytesIO(content), formats=_readable(content)) as image:
             storage, _ = _FORMATS[format].storage(image, content)
-            lost = convert.lost(details, convert.metadata(image))
+            made = convert.metadata(image) | convert.colour_tags(image, content)
+            lost = convert.lost(details, made)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     storage |= convert.STORAGE.get(format, {})
     loop = pages[0].storage.get("loop", 1 if file.format == "GIF" else None)  # a GIF plays once

@@ -7,6 +7,7 @@ A page is taken over into an empty file of the other format that has the metadat
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -64,6 +65,9 @@ _EXIF_ID = b"Exif\0\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/note/"
 _XMP_TAG = 700
 _NOT_EXIF = tiff.PIXEL_TAGS | {_XMP_TAG, 33723, 34377, 34675, 330, 37724}  # of a TIFF
+# ITU-T H.273: those of BT.709 and unspecified ones, which readers take for sRGB.
+_SRGB_PRIMARIES, _SRGB_TRANSFERS, _SRGB_TRANSFER = (1, 2), (1, 2, 6, 13), 13
+_SRGB_GAMMA = 1 / 2.2
 _NAMES = {
     "exif": "EXIF",
     "icc_profile": "ICC profile",
@@ -72,6 +76,7 @@ _NAMES = {
     "photoshop": "Photoshop resources",
     "comment": "comment",
     "text": "text",
+    "colour_tags": "colour tags",
 }
 
 
@@ -94,6 +99,29 @@ def metadata(image: Image.Image) -> dict[str, Any]:
         found["extended_xmp"] = True
     texts = getattr(image, "text", {}).keys() - {"XML:com.adobe.xmp"}
     return found | ({"text": sorted(texts)} if image.format == "PNG" and texts else {})
+
+
+def colour_tags(image: Image.Image, content: bytes) -> dict[str, Any]:
+    """What a file says of its colours by tags, as an entry of `metadata`; nothing for sRGB.
+
+    Args:
+      image: open, with a profile or without.
+      content: of its file.
+    """
+    if image.info.get("icc_profile"):  # it says more
+        return {}
+    primaries, transfer = 1, _SRGB_TRANSFER
+    if image.format == "HEIF" and (nclx := image.info.get("nclx_profile")):
+        primaries, transfer = nclx["color_primaries"], nclx["transfer_characteristics"]
+    if image.format == "AVIF" and (at := content.find(b"colrnclx")) >= 0:
+        primaries, transfer = struct.unpack(">HH", content[at + 8 : at + 12])
+    if image.format == "PNG" and (at := content.find(b"cICP")) >= 0:
+        primaries, transfer = content[at + 4 : at + 6]
+    gamma = image.info.get("gamma") if image.format == "PNG" else None
+    other_gamma = gamma and "srgb" not in image.info and abs(gamma - _SRGB_GAMMA) > 0.01
+    if primaries in _SRGB_PRIMARIES and transfer in _SRGB_TRANSFERS and not other_gamma:
+        return {}
+    return {"colour_tags": (primaries, transfer, gamma)}
 
 
 def empty_file(format: str, page: Page, details: dict[str, Any], *, lossless: bool) -> bytes:

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import av
@@ -118,7 +118,7 @@ class Encoding:
             context.max_b_frames = 0
         if codec.canonical_name == "hevc" and self.container in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # Apple's players know no other
-        for key, value in reader.video.metadata.items():
+        for key, value in titled(reader.video.metadata).items():
             if not key.upper().startswith(_STATISTICS):
                 stream.metadata[key] = value
         stream.disposition = reader.video.disposition
@@ -325,3 +325,12 @@ def _other_losses(reader: Reader, after: av.VideoFrame, place: str | None) -> li
     if chroma.location(reader.video) not in (None, place):
         lost.add("place of chroma samples")
     return sorted(lost)
+
+
+def titled(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a stream whose name is found by any muxer.
+
+    FFmpeg reads the name of a track in MP4 as 'name', and writes it from 'title'.
+    """
+    name = metadata.get("title") or metadata.get("name")
+    return {**metadata, "title": name} if name else dict(metadata)

@@ -16,7 +16,7 @@ from av.format import Flags
 
 from manas_jax.errors import UserError
 from manas_jax.inference.video import pixels
-from manas_jax.inference.video.encoder import Encoding
+from manas_jax.inference.video.encoder import Encoding, titled
 from manas_jax.inference.video.reader import METADATA_ERRORS, Reader, is_cover, open_video
 from manas_jax.inference.video.segments import Segments
 
@@ -292,7 +292,8 @@ def _add_copies(
         if stream.index == video:
             continue
         if not _is_copied(stream, writer):
-            dropped.append(_name(stream))
+            if not _holds_chapters(stream, writer):
+                dropped.append(_name(stream))
             continue
         try:
             copy = writer.add_stream_from_template(stream, opaque=True)
@@ -304,10 +305,20 @@ def _add_copies(
                 ) from None
             dropped.append(_name(stream))
             continue
-        copy.metadata.update(stream.metadata)
+        copy.metadata.update(titled(stream.metadata))
         copy.disposition = stream.disposition
         copies[stream.index] = _Copy(copy)
     return copies, dropped
+
+
+def _holds_chapters(stream: av.stream.Stream, writer: av.container.OutputContainer) -> bool:
+    """Whether it is the text track of chapters, which MP4's muxer makes anew from them."""
+    return (
+        stream.type == "data"
+        and stream.metadata.get("handler_name") == "SubtitleHandler"
+        and bool(stream.container.chapters())
+        and writer.format.name in ("mp4", "mov")
+    )
 
 
 def _is_copied(stream: av.stream.Stream, writer: av.container.OutputContainer) -> bool:
