@@ -652,7 +652,12 @@ def test_report_in_json(street, tmp_path, identity):
         ("a.png -o out --json out/a.png", "--json out/a.png is an input or an output"),
         ("below -o out --suffix /../../up", "--suffix /../../up: give a part of a file name"),
         ("a.png -o out --json below", "--json below is a folder"),
-        ("a.png -o out --json -", "--json - is for no stream: give a file"),
+        ("a.png -o out --json -", "--json -: standard output is not supported; give a file"),
+        ("a.png -o - --compare", "--compare: neither videos nor standard output have one"),
+        ("- -o x.png --suffix _dry", "--suffix is for outputs in a folder"),
+        ("a.png b.png -o clean.jpg", "clean.jpg: a folder is needed; give -o another name, or"),
+        ("below -o clean.mp4", "clean.mp4: a folder is needed"),
+        ("a.png -o clean.pgn", "clean.pgn: a folder is needed"),
         ("--serve 65536", "--serve 65536: give [HOST:]PORT"),
         ("a.png -o out --device tpu:0", "--device tpu:0: this machine has none"),
         ("a.png -o out --device cpu:9999", "--device cpu:9999: there are"),
@@ -666,6 +671,54 @@ def test_options_that_contradict_are_refused(arguments, reason, street, identity
     assert (status, len(lines)) == (2, 1)
     assert lines[0].startswith("error: ") and reason in lines[0]
     assert state(street) == before
+
+
+def test_hidden_files_can_be_named(street, identity):
+    hidden = street / ".hidden.png"
+    shutil.copy(street / "a.png", hidden)
+    assert identity(hidden, "-o", street / ".made.png") == (0, ["1 of 1 de-rained"])
+    assert (street / ".made.png").is_file()
+
+
+def test_a_folder_may_be_called_like_a_file(street, tmp_path, identity):
+    assert identity(street / "a.png", "-o", f"{tmp_path}/v1.2/") == (0, ["1 of 1 de-rained"])
+    assert (tmp_path / "v1.2" / "a.png").is_file()
+
+
+def test_formats_may_have_a_dot(street, tmp_path, identity, capsys):
+    assert identity(street / "a.png", "-o", tmp_path / "x", "--format", ".webp")[0] == 0
+    assert (tmp_path / "x" / "a.webp").is_file()
+    with pytest.raises(SystemExit):
+        derain.main(["a.png", "-o", "x", "--format", "wepb"])
+    assert "'wepb' is none of apng, avif" in capsys.readouterr().err
+
+
+def test_a_mistake_leaves_the_report_of_an_earlier_start(street, tmp_path, monkeypatch):
+    monkeypatch.chdir(street)
+    (street / "report.json").write_text("from before")
+    arguments = ["a.png", "-o", str(tmp_path / "x.png"), "--json", "report.json"]
+    assert derain.main([*arguments, "--weights", "nope"]) == 2
+    assert (street / "report.json").read_text() == "from before"
+
+
+def test_comparisons_have_the_profile_of_the_picture(street, tmp_path, identity):
+    profiles = {name: bytes(16) + name.encode() + bytes(16) for name in ("RGB ", "GRAY")}
+    for name, mode in (("RGB ", "RGB"), ("GRAY", "L")):
+        Image.open(street / "a.png").convert(mode).save(
+            street / f"{mode}.png", icc_profile=profiles[name]
+        )
+        out = tmp_path / f"{mode}.png"
+        assert identity(street / f"{mode}.png", "-o", out, "--compare")[0] == 0
+        compared = Image.open(f"{out}.compare.png").info.get("icc_profile")
+        assert compared == (profiles[name] if mode == "RGB" else None)
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_closed_streams_are_named(street, identity, monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)
+    source, out = ("-", street / "x.png") if stream == "stdin" else (street / "a.png", "-")
+    status, lines = identity(source, "-o", out)
+    assert status == 1 and len(lines) == 1 and "closed" in lines[0]
 
 
 def test_platform_that_is_absent_is_one_line(street, tmp_path):

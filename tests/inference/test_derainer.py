@@ -237,6 +237,9 @@ def test_pillow_images_keep_their_mode_and_alpha(derain):
     assert restored.mode == "RGBA"
     np.testing.assert_array_equal(restored.getchannel("A"), 255 * (np.array(palette) != 0))
     assert derain(image.convert("1")).mode == "L"
+    print_ = Image.merge("CMYK", [Image.new("L", (24, 16))] * 3 + [image.getchannel("A")])
+    restored = np.asarray(derain(print_))
+    assert np.all(restored[..., 3] <= np.asarray(print_)[..., 3]) and restored[..., 3].any()
     deep = picture(16, 24, np.uint16)[..., 0]
     restored = derain(Image.fromarray(deep))
     assert restored.mode == "I;16"
@@ -262,6 +265,9 @@ def test_files_come_back_as_upright_pillow_images(derain, tmp_path):
     restored.save(tmp_path / "c.jpg", exif=restored.info["exif"])
     kept = Image.open(tmp_path / "c.jpg").getexif()
     assert kept[ExifTags.Base.Artist] == "someone" and ExifTags.Base.Orientation not in kept
+    again = derain(tmp_path / "c.jpg")  # has no orientation
+    again.save(tmp_path / "d.jpg", quality=95, **again.info)
+    assert Image.open(tmp_path / "d.jpg").getexif()[ExifTags.Base.Artist] == "someone"
     with pytest.raises(UserError, match="no such image"):
         derain(tmp_path / "none.png")
 
@@ -270,6 +276,13 @@ def test_files_come_back_as_upright_pillow_images(derain, tmp_path):
 def test_other_shapes_are_refused(derain, wrong):
     with pytest.raises(ValueError, match="H, W, 3"):
         derain(wrong)
+
+
+@pytest.mark.parametrize("wrong", [picture(8, 8).astype(np.float32), np.full((4, 4, 3), np.nan)])
+def test_floats_beyond_white_are_refused(derain, wrong):
+    with pytest.raises(ValueError, match=r"give floats in \[0, 1\], not from (0|nan|\d+) to"):
+        derain(wrong)
+    derain(np.float32([[[-0.1, 0.5, 1.1]]]))  # as after resizing
 
 
 def test_other_types_are_refused(derain):

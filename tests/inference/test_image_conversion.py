@@ -1,6 +1,8 @@
 """Image files as files of another format: the same pixels and metadata, or a refusal."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -88,6 +90,46 @@ def test_metadata_without_a_place_are_named_and_frames_upright(target):
     result, left_out = converted(described("RGB", "WEBP"), target)
     assert left_out == ["EXIF", "ICC profile", "XMP"]
     assert Image.open(io.BytesIO(result)).size == SIZE
+
+
+def _with_chunk(content, kind, data):
+    """A PNG with another chunk before its pixels."""
+    at = content.index(b"IDAT") - 4
+    chunk = kind + data
+    return content[:at] + struct.pack(">I", len(data)) + chunk + struct.pack(
+        ">I", zlib.crc32(chunk)
+    ) + content[at:]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "lost"),
+    [
+        (b"cICP", bytes([9, 16, 0, 1]), ["colour tags"]),
+        (b"cICP", bytes([1, 13, 0, 1]), []),
+        (b"gAMA", struct.pack(">I", 100_000), ["colour tags"]),
+        (b"gAMA", struct.pack(">I", 45_455), []),
+    ],
+)
+def test_colours_other_than_srgb_are_named(kind, data, lost):
+    content = _with_chunk(encoded(noise_image("RGB", *SIZE), "PNG"), kind, data)
+    assert converted(content, "WEBP")[1] == lost
+
+
+def test_colour_tags_of_avif_are_named():
+    content = encoded(noise_image("RGB", *SIZE), "AVIF")
+    at = content.index(b"colrnclx") + 8
+    assert converted(content, "PNG")[1] == []
+    tagged = content[:at] + struct.pack(">HH", 12, 13) + content[at + 4 :]
+    assert converted(tagged, "PNG")[1] == ["colour tags"]
+
+
+@pytest.mark.parametrize("target", ["WEBP", "PNG"])
+def test_profiles_of_grey_are_not_put_on_colours(target):
+    profile = ICC[:16] + b"GRAY" + ICC[20:]
+    content = encoded(noise_image("L", *SIZE), "JPEG", icc_profile=profile)
+    result, left_out = converted(content, target)
+    kept = Image.open(io.BytesIO(result)).info.get("icc_profile")
+    assert (kept, left_out) == ((profile, []) if target == "PNG" else (None, ["ICC profile"]))
 
 
 def test_comments_and_texts_are_named():

@@ -331,6 +331,29 @@ def test_metadata_of_phones_are_kept(tmp_path, suffix, caplog):
     assert "metadata com.apple.quicktime.creationdate" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_names_of_tracks_and_chapters_stay(tmp_path, suffix, caplog):
+    """FFmpeg reads the names of MP4's tracks under another key than it writes them from."""
+    chapters = [
+        {"id": i, "start": 100 * i, "end": 100 * i + 100, "time_base": Fraction(1, 1000),
+         "metadata": {"title": f"Part {i}"}}
+        for i in (0, 1)
+    ]  # fmt: skip
+
+    def prepare(out, stream):
+        stream.metadata["title"] = "Front camera"
+        out.set_chapters(chapters)
+
+    source = film(tmp_path / "in.mp4", "libx264", prepare=prepare)
+    video.derain(source, tmp_path / f"out.{suffix}", identity)
+    with av.open(str(tmp_path / f"out.{suffix}")) as file:
+        metadata = {key.lower(): text for key, text in file.streams.video[0].metadata.items()}
+        assert "Front camera" in (metadata.get("name"), metadata.get("title"))
+        titles = [chapter["metadata"]["title"] for chapter in file.chapters()]
+        assert titles == ["Part 0", "Part 1"]
+    assert "data in" not in caplog.text
+
+
 def test_statistics_of_the_old_stream_are_not_kept(tmp_path):
     old = {"BPS-eng": "1000", "NUMBER_OF_FRAMES": "7", "_STATISTICS_TAGS": "BPS", "COMMENT": "wet"}
     source = film(tmp_path / "in.mkv", "ffv1", prepare=lambda _, s: s.metadata.update(old))

@@ -329,9 +329,9 @@ def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
     image = encoders.pillow_image(dataclasses.replace(page, orientation=1))
     with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as original:
         image.info |= previews.in_options(convert.metadata(original), page)
-    exif = image.getexif()
-    if exif.pop(ExifTags.Base.Orientation, 1) != 1:
-        image.info["exif"] = exif.tobytes()
+    if exif := image.getexif():
+        exif.pop(ExifTags.Base.Orientation, 1)
+        image.info["exif"] = exif.tobytes()  # with the identifier that JPEG needs
     return image
 
 

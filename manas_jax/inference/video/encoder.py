@@ -332,5 +332,5 @@ def titled(metadata: Mapping[str, str]) -> dict[str, str]:
 
     FFmpeg reads the name of a track in MP4 as 'name', and writes it from 'title'.
     """
-    name = metadata.get("title") or metadata.get("name")
-    return {**metadata, "title": name} if name else dict(metadata)
+    others = {key: value for key, value in metadata.items() if key != "name"}
+    return {"title": metadata["name"], **others} if "name" in metadata else others

@@ -312,12 +312,12 @@ def _add_copies(
 
 
 def _holds_chapters(stream: av.stream.Stream, writer: av.container.OutputContainer) -> bool:
-    """Whether it is the text track of chapters, which MP4's muxer makes anew from them."""
+    """Whether it is MP4's text track of chapters, which the output gets as its own kind of them."""
     return (
         stream.type == "data"
         and stream.metadata.get("handler_name") == "SubtitleHandler"
         and bool(stream.container.chapters())
-        and writer.format.name in ("mp4", "mov")
+        and writer.format.name in ("matroska", "mp4", "mov")
     )
 
 
