@@ -42,7 +42,7 @@ _CLIENTS = ("aiohttp", "gcsfs", "google.api_core", "google.auth", "google.cloud"
 _STATUS = re.compile(
     "UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|retry attempts failed"
 )
-_LONGEST_REASON = 200  # characters
+_MAX_REASON = 200  # characters
 
 
 def scheme(path: Any) -> str:
@@ -302,7 +302,7 @@ def storage_error(error: BaseException, path: str | os.PathLike) -> str | None:
     named = [link for link in error_chain(error) if f"{bucket}/" in str(link)]
     if not named and not is_unreachable(error):
         return None
-    reason = one_line([*named, error][0])[:_LONGEST_REASON]
+    reason = one_line([*named, error][0])[:_MAX_REASON]
     return f"gs://{bucket}: {reason}: check the bucket, the network and your permissions"
 
 

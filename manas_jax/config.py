@@ -22,7 +22,7 @@ from manas_jax.space import SearchSpace
 
 STAGES = ("search", "train", "evaluate")
 OPTIMIZERS = ("adam", "muon")
-"""Of the training and, besides sgd, of a search's weights, see `training.build.train_optimizer`."""
+"""Of the weights; a search can also use sgd. See `training.build.train_optimizer`."""
 HYPERGRADIENTS = ("first_order", "finite_difference", "exact")
 """Gradients with respect to the architecture, see `manas_jax.search.bilevel`."""
 WITHOUT_SUPERNET = ("random", "halving", "uniform")
@@ -103,12 +103,12 @@ def _type_of(default: Any) -> Range:
     if isinstance(default, int):
         return Range(
             "a whole number of less than 10 digits",
-            lambda value: _is_number(value, int) and abs(value) < _MOST_INTEGER,
+            lambda value: _is_number(value, int) and abs(value) < _MAX_INTEGER,
         )
     if isinstance(default, float):
         return Range(
             "a finite number",
-            lambda value: _is_number(value, (int, float)) and abs(value) < _MOST_FLOAT,
+            lambda value: _is_number(value, (int, float)) and abs(value) < _MAX_FLOAT,
         )
     return Range(
         "a text of one line", lambda value: isinstance(value, str) and not set("\n\0") & set(value)
@@ -119,8 +119,8 @@ def _is_number(value: Any, types: Any) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
-_MOST_INTEGER = 10**9
-_MOST_FLOAT = 1e38  # in float32
+_MAX_INTEGER = 10**9
+_MAX_FLOAT = 1e38  # in float32
 
 
 def one_of(*names: str) -> Range:
@@ -158,7 +158,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "log_every": (50, at_least(1)),  # steps
     "devices": (0, at_least(0)),  # how many to use, in all processes together; 0 = all
     "height_shards": (1, at_least(1)),  # devices per image, which share its height
-    # How often to return to the newest checkpoint after the loss diverged, with other batches.
+    # How often a diverged run may return to its newest checkpoint and continue with other batches.
     "max_rollbacks": (0, at_least(0)),
 
     "network.dtype": ("float32", one_of("float32", "bfloat16")),  # of activations, not parameters
@@ -187,12 +187,12 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "data.validation_scenes": (8, at_least(1)),
     "data.architecture_share": (0.5, _SHARE),  # of the other training scenes
     "data.split_seed": (0, at_least(0)),
-    "data.cache_gib": (1.0, NOT_NEGATIVE),  # decoded images are cached in memory up to this size
-    "data.cache_dir": ("", _LOCAL),  # larger ones on disk, in this folder; "": decoded each time
+    "data.cache_gib": (1.0, NOT_NEGATIVE),  # decoded images are cached in memory if all fit
+    "data.cache_dir": ("", _LOCAL),  # folder to cache larger ones in; "" = decode each time
     "data.limit": (0, at_least(0)),  # use this many training scenes; 0 = all
 
     "search.method": ("bilevel", one_of(*METHODS)),
-    "search.candidates": (16, at_least(1)),  # of random and halving; 1 is not trained
+    "search.candidates": (16, at_least(1)),  # of random and halving; a single one is not trained
     # Standard deviation of a candidate's shared logits, see sampling.random_preferences; 0 = none.
     "search.preference": (0.0, _PREFERENCE),
     "search.population": (50, at_least(2)),  # of the method evolution, in each generation
@@ -212,17 +212,18 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.architecture_learning_rate": (3e-4, NOT_NEGATIVE),
     "search.architecture_betas": ((0.5, 0.999), _TWO_DECAYS),
     "search.architecture_weight_decay": (1e-3, NOT_NEGATIVE),
-    # What the network may cost; 0 = whatever the search finds. In billions of multiply-accumulates
-    # or milliseconds for an image of objectives.complexity_size, or in parameters.
+    # Highest cost of the derived network, 0 = no limit: billions of multiply-accumulates or
+    # milliseconds for an image of objectives.complexity_size, or parameters.
     "search.budget": (0.0, NOT_NEGATIVE),
     "search.budget_of": ("gmacs", one_of(*BUDGETS)),
     "search.latency": ("", _PATH),  # file of milliseconds that manas_jax.latency has measured
     "search.budget_rate": (0.02, _POSITIVE),  # of the multiplier that holds the budget
-    # How the genotype is derived: by probability, or by what the supernet loses most without.
+    # Which choices make the genotype: the most probable ones, or those that the supernet's score
+    # falls most without.
     "search.choice": ("likeliest", one_of("likeliest", "perturbation")),
-    # Of architecture scenes, for the latter and for the score of a genotype in an evolution.
+    # Batches of architecture scenes that the latter and an evolution score on.
     "search.choice_batches": (8, at_least(1)),
-    "search.xi": (1.0, NOT_NEGATIVE),  # length of the virtual step in units of the real one
+    "search.xi": (1.0, NOT_NEGATIVE),  # length of the unrolled step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
     "search.accumulate": (1, at_least(1)),  # microbatches of a batch, to save memory
     "search.fuse": (False, ANY),  # compile each half of a step as one program: for accelerators
@@ -231,7 +232,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
 
     "train.genotype": ("", _PATH),  # file; "" = what the search found in this workdir
     "train.inherit": (False, ANY),  # start from the supernet's weights
-    "train.weights": ("", _PATH),  # or from those of this name or file, with its genotype
+    "train.weights": ("", _PATH),  # start from this name or file, and take its genotype
     "train.feature_network": ("", _PATH),  # file of the U-Net that objectives.feature compares with
     "train.steps": (100_000, at_least(1)),
     "train.scenes": (32, at_least(1)),
@@ -240,7 +241,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "train.optimizer": ("adam", one_of(*OPTIMIZERS)),
     "train.learning_rate": (1e-3, NOT_NEGATIVE),
     "train.final_learning_rate": (0.0, NOT_NEGATIVE),
-    "train.decay": (1.0, _SHARE),  # of the steps, the last ones, in which the rate decreases
+    "train.decay": (1.0, _SHARE),  # share of the steps, at the end, in which the rate decays
     "train.batch_norm": (1.0, _SHARE),  # of the steps, before its statistics are frozen
     "train.weight_decay": (0.0, NOT_NEGATIVE),  # decoupled, as in AdamW
     "train.clip": (0.0, NOT_NEGATIVE),
@@ -320,7 +321,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.search.fuse and config.search.accumulate > 1:
         raise UserError("search.fuse and search.accumulate > 1 exclude each other")
     if config.search.method == "uniform" and not config.search.budget:
-        raise UserError("search.method = uniform spends a budget: set search.budget")
+        raise UserError("search.method = uniform needs a budget: set search.budget")
     if config.search.method in WITHOUT_SUPERNET and config.train.inherit:
         raise UserError(
             f"train.inherit needs the weights of a supernet, and search.method = "

@@ -27,7 +27,7 @@ from manas_jax.space import (
     squeezed,
 )
 
-MOST_PARAMETERS = 10**9
+MAX_PARAMETERS = 10**9
 """Of a network: with gradient and moments it takes 16 GB, on every device."""
 
 
@@ -97,10 +97,10 @@ def check_parameters(total: Cost, source: str) -> None:
     Raises:
       UserError: it is; begins with `source`, a file or key.
     """
-    if total.parameters > MOST_PARAMETERS:
+    if total.parameters > MAX_PARAMETERS:
         raise UserError(
             f"{source}: a network of {total.parameters:,} parameters, and the most are "
-            f"{MOST_PARAMETERS:,}: reduce channels, columns or blocks"
+            f"{MAX_PARAMETERS:,}: reduce channels, columns or blocks"
         )
 
 
@@ -215,10 +215,12 @@ def _column(
     return [_fusion(channels, to, pixels) for to in range(branches)]
 
 
-def residual_block(space: SearchSpace, branch: int, hidden: float, height: int, width: int) -> Cost:
-    """Cost of a residual block on `branch` with the fraction `hidden` of its channels inside."""
+def residual_block(
+    space: SearchSpace, branch: int, fraction: float, height: int, width: int
+) -> Cost:
+    """Cost of a residual block on `branch` with this fraction of its channels inside."""
     channels, pixels = space.channels[branch], _pixels(space, height, width)[branch]
-    inner = hidden_channels(channels, hidden)
+    inner = hidden_channels(channels, fraction)
     return _conv(3, channels, inner, pixels) + _conv(3, inner, channels, pixels)
 
 
@@ -255,7 +257,7 @@ def tables(space: SearchSpace, height: int, width: int, unit: str) -> dict[str, 
         for _ in range(space.edges)
     ]
     blocks = [
-        [residual_block(space, branch, hidden, *size) for hidden in space.widths]
+        [residual_block(space, branch, width, *size) for width in space.widths]
         for _, branch in space.residual_blocks
     ]
     costs = {"columns": columns, "attention": edges, "widths": blocks}

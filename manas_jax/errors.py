@@ -10,8 +10,8 @@ import pathlib
 import reprlib
 from collections.abc import Iterator
 
-_LONGEST_REASON = 200  # characters: some errors quote the file
-_LONGEST_MESSAGE = 1200
+_MAX_REASON = 200  # characters: some errors quote the file
+_MAX_MESSAGE = 1200
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -24,8 +24,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = ""):
-        if len(message) > _LONGEST_MESSAGE:  # it quotes a damaged file; its end says what to do
-            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 3 :]}"
+        if len(message) > _MAX_MESSAGE:  # it quotes a damaged file; its end says what to do
+            message = f"{message[: _MAX_MESSAGE // 2]} ... {message[-_MAX_MESSAGE // 3 :]}"
         super().__init__(
             "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         )
@@ -94,7 +94,7 @@ def reading(path: str | os.PathLike, what: str, hint: str = "") -> Iterator[None
     except OSError as error:
         raise UserError(f"{path}: cannot read this {what} ({one_line(error)}){hint}") from None
     except Exception as error:
-        reason = one_line(error)[:_LONGEST_REASON]
+        reason = one_line(error)[:_MAX_REASON]
         raise UserError(f"{path}: truncated, damaged or no {what} ({reason}){hint}") from None
 
 

@@ -111,7 +111,7 @@ def _compile_search(
 ) -> dict[str, Any]:
     network = build.network(config, mesh=mesh)
     step = bilevel_search.make_step(config, network, mesh.devices.size)
-    if step.compiles_while_running:
+    if step.compiles_lazily:
         raise UserError(
             "search.hypergradient = exact: without search.fuse its mixed product is compiled only "
             "while it runs; set search.fuse=True"

@@ -26,8 +26,8 @@ COLUMNS = ("parallel", "fusion")
 """The paper's choices of a column, in the order of its logits."""
 
 ALL_COLUMNS = (*COLUMNS, "identity")
-"""What `SearchSpace.column_choices` may name: the paper's, which are its default, and none at all,
-so that the depth of a cell is searched."""
+"""All values of `SearchSpace.column_choices`: the paper's two, which are the default, and one that
+leaves a column out, so that the depth of a cell is searched."""
 
 STEM_EXPANSION = 4  # output channels of a bottleneck per inner channel
 GROUP_SE_REDUCTION, MODULE_SE_REDUCTION = 4, 16  # of the fixed gates of an attention module
@@ -35,7 +35,7 @@ CANDIDATE_REDUCTION = 4  # of SE, SE_A_M and CBAM
 BATCH_NORM_EPSILON = 1e-5  # added to variances
 
 # Far beyond what can be trained, but no more than can be described in seconds.
-_MOST = {
+_MAX = {
     "channels": 16,  # branches
     "branches": 64,  # cells
     "columns": 64,
@@ -46,7 +46,7 @@ _MOST = {
     "attention_groups": 64,
     "patch": 64,
 }
-_MOST_CHANNELS, _MOST_COLUMNS = 2**16, 1000
+_MAX_CHANNELS, _MAX_COLUMNS = 2**16, 1000
 
 GENOTYPE_FORMAT, GENOTYPE_VERSION = "manas_jax.genotype", 2  # without widths it is 1
 
@@ -101,20 +101,20 @@ class SearchSpace:
             "channels", "branches", "columns", "candidates", "column_choices", "widths",
         ):  # fmt: skip
             values = getattr(self, field)
-            length = f"a list of at most {_MOST[field]} values"
-            valid = isinstance(values, (list, tuple)) and len(values) <= _MOST[field]
+            length = f"a list of at most {_MAX[field]} values"
+            valid = isinstance(values, (list, tuple)) and len(values) <= _MAX[field]
             self._check(field, valid, length)
             object.__setattr__(self, field, tuple(values))
         for field in ("stem_blocks", "attention_groups", "patch"):
-            most = _MOST[field]
+            most = _MAX[field]
             valid = _is_count(getattr(self, field), most)
             self._check(field, valid, f"a whole number from 1 to {most}")
         groups = self.attention_groups
         self._check(
             "channels",
             self.channels
-            and all(_is_count(c, _MOST_CHANNELS) and c % groups == 0 for c in self.channels),
-            f"a number from 1 to {_MOST_CHANNELS} per branch, each divisible by attention_groups "
+            and all(_is_count(c, _MAX_CHANNELS) and c % groups == 0 for c in self.channels),
+            f"a number from 1 to {_MAX_CHANNELS} per branch, each divisible by attention_groups "
             f"= {groups}",
         )
         self._check(
@@ -128,10 +128,10 @@ class SearchSpace:
         self._check(
             "columns",
             len(self.columns) == len(self.branches)
-            and all(n == 0 or _is_count(n, _MOST_COLUMNS) for n in self.columns)
-            and sum(self.columns) <= _MOST_COLUMNS,
+            and all(n == 0 or _is_count(n, _MAX_COLUMNS) for n in self.columns)
+            and sum(self.columns) <= _MAX_COLUMNS,
             f"a number per cell, {len(self.branches)} in all, none negative, together at most "
-            f"{_MOST_COLUMNS}",
+            f"{_MAX_COLUMNS}",
         )
         for field, known, nothing, more in (
             ("candidates", registry.names(), "none", " and those that --import MODULE registers"),

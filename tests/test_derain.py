@@ -857,7 +857,7 @@ RESUMABLE = """
 import os, signal, sys
 from manas_jax import derain
 from manas_jax.inference import video
-video.SEGMENT = video._SHORTEST = 8
+video.SEGMENT = video._MIN_LENGTH = 8
 restored = []
 class Negative:
     tile, engine, platform, source = 512, "onnx", "cpu", sys.executable

@@ -1,6 +1,6 @@
 """Which clean images show the same background: by bytes, by pixels, or by perceptual hash.
 
-The perceptual hash is a difference hash of 16 x 16 bits: whether an image, reduced to 17 x 16 gray
+The perceptual hash is a difference hash of 16 x 16 bits: whether an image, reduced to 17 x 16 grey
 pixels, gets brighter from each pixel to the next on its right. It survives re-encoding, scaling
 and changes of brightness, not mirroring or cropping. It takes two lines of Pillow and NumPy; the
 ImageHash package would bring PyWavelets for hashes that are not used here.
@@ -22,7 +22,7 @@ from manas_jax.data.scene import ImageLike, Scene, identity, length
 
 _HEIGHT, _WIDTH = 16, 17  # of the thumbnail
 _MAX_DISTANCE = 20  # bits of 256: less than half the least distance of other images, see above
-# Hashes of images without structure (sky, black) are arbitrary; their grays must agree as well.
+# Hashes of images without structure (sky, black) are arbitrary; their greys must agree as well.
 _MAX_GRAY_DIFFERENCE = 16.0  # root mean square, of 255
 _CHUNK = 64  # rows of the distance table at a time: bounds the memory
 
@@ -33,7 +33,7 @@ class Fingerprint:
 
     Attributes:
       digest: SHA-256 of shape and pixels, hexadecimal.
-      thumbnail: uint8 (16, 17), gray; its difference hash is the perceptual one.
+      thumbnail: uint8 (16, 17), grey; its difference hash is the perceptual one.
     """
 
     digest: str

@@ -2,7 +2,7 @@
 
 Pixels are 8-bit RGB of shape (height, width, 3). Other files are converted as follows:
 
-- grayscale is repeated over the three channels, palettes are looked up, CMYK is converted;
+- greyscale is repeated over the three channels, palettes are looked up, CMYK is converted;
 - 16-bit samples are reduced to their upper 8 bits (65535 becomes 255; nothing is clipped);
 - alpha is dropped, not composited: the colours under it are what was recorded, and a rainy image
   and its clean one must be treated alike;
@@ -215,5 +215,5 @@ def _unsupported_tiff(image: TiffImagePlugin.TiffImageFile) -> str | None:
 
 def _from_16_bit(samples: np.ndarray, white_is_zero: bool) -> np.ndarray:
     """Upper bytes of (height, width) samples, as Pillow reduces 16-bit RGB, in 3 channels."""
-    gray = (samples.astype(np.uint16) >> 8).astype(np.uint8)
-    return np.repeat((255 - gray if white_is_zero else gray)[..., None], 3, axis=-1)
+    grey = (samples.astype(np.uint16) >> 8).astype(np.uint8)
+    return np.repeat((255 - grey if white_is_zero else grey)[..., None], 3, axis=-1)

@@ -62,7 +62,7 @@ _DIRECTION_SPREAD = 2.5  # degrees, standard deviation over layers: wind varies 
 _MARGIN = 64  # pixels added to the image, so that streaks cross its border
 _FWHM = 2 * math.sqrt(2 * math.log(2))  # full width at half maximum of a Gaussian, per sigma
 
-_LONGEST = 80.0  # pixels; with the fade at its ends a streak reaches as far as the margin
+_MAX_LENGTH = 80.0  # pixels; with the fade at its ends a streak reaches as far as the margin
 _KINDS = 3  # of streaks in a layer of photographic rain
 _KIND_SPREAD = 4.0  # degrees, standard deviation over them
 _DENSER = 3.0  # than additive rain, as its streaks are finer and less bright
@@ -147,7 +147,7 @@ def photographic(clean: tf.Tensor, seed: tf.Tensor, level: str = MIXED) -> tf.Te
     tilt, stretch, swell = tf.unstack(tf.random.stateless_normal((3, count), seeds[2]))
     far = _Streaks(
         direction=nearest.direction + _KIND_SPREAD * tilt,
-        length=tf.minimum(nearest.length * scale * tf.exp(0.4 * stretch), _LONGEST),
+        length=tf.minimum(nearest.length * scale * tf.exp(0.4 * stretch), _MAX_LENGTH),
         width=tf.maximum(0.8 * nearest.width * scale * tf.exp(0.25 * swell), 1.1),
         density=_DENSER * nearest.density / scale**2 / _KINDS,
         brightness=nearest.brightness * scale,
@@ -184,7 +184,7 @@ def synthesize(
       seed: integers of shape (2,).
       level: see `streaks`.
       veil: greatest share v of atmospheric light, 0 to 1; v is drawn from [veil / 2, veil], the
-        airlight (a gray) from [0.7, 0.95]. With 0 there is no veil.
+        airlight (a grey) from [0.7, 0.95]. With 0 there is no veil.
       appearance: one of `APPEARANCES`, or 'mixed' for one of them drawn by the seed.
 
     Returns:

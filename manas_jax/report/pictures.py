@@ -17,7 +17,7 @@ from manas_jax.errors import UserError
 from manas_jax.report import values
 from manas_jax.report.reader import PICTURE_KINDS, Run
 
-LONGEST_SIDE = 1600  # pixels; larger pictures are embedded at reduced size, so that the page opens
+MAX_SIDE = 1600  # pixels; larger pictures are embedded at reduced size, so that the page opens
 MAX_EXAMPLES = 8
 
 
@@ -30,7 +30,7 @@ class Picture:
       source: for the `src` of an `<img>`.
       size: width and height in pixels.
       scores: its PSNR and SSIM on luma as text; empty where it has none.
-      reduced: whether it was reduced to `LONGEST_SIDE`.
+      reduced: whether it was reduced to `MAX_SIDE`.
     """
 
     kind: str
@@ -91,8 +91,8 @@ def _picture(kind: str, path: buckets.Path, scores: Mapping[str, Any] | None) ->
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            if reduced := max(image.size) > LONGEST_SIDE:
-                image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+            if reduced := max(image.size) > MAX_SIDE:
+                image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
                 buffer = io.BytesIO()
                 image.save(buffer, "PNG")
                 content = buffer.getvalue()

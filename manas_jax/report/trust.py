@@ -29,9 +29,9 @@ def verdict(run: Run) -> str:
         return f"The result does not look trustworthy: {'; '.join(warnings)}."
     cost = "" if gap is None else f", and discretisation cost {gap:.2f} dB"
     return (
-        "The result looks trustworthy as far as one run can tell: no collapse to empty choices, "
-        f"the probabilities have moved away from uniform{cost}. Only a study of several seeds "
-        "shows whether it beats random choice (python -m manas_jax.study)."
+        "The result looks trustworthy as far as one run can tell: no collapse to choices without "
+        f"parameters, the probabilities have moved away from uniform{cost}. Only a study of "
+        "several seeds shows whether it beats random choice (python -m manas_jax.study)."
     )
 
 
@@ -48,7 +48,7 @@ def findings(run: Run) -> list[str]:
             indices = _derived_indices(run.genotype, what, rows.shape)
             sentences.append(_decisiveness(_SEARCHED[what], rows, indices))
     if run.genotype is not None:
-        sentences.append(_empty_choices(run.genotype, final))
+        sentences.append(_parameter_free_choices(run.genotype, final))
     psnr = [get(run.stages[s].summary, "validation", "psnr") for s in STAGES if s in run.stages]
     is_relaxed = get(run.config, "search", "method") in (None, "bilevel")  # other ways have none
     if is_relaxed and len(psnr) == 2 and all(map(is_number, psnr)):
@@ -108,7 +108,7 @@ def _decisiveness(what: str, rows: np.ndarray, indices: Sequence[int]) -> str:
     )
 
 
-def _empty_choices(genotype: Genotype, final: Mapping[str, np.ndarray]) -> str:
+def _parameter_free_choices(genotype: Genotype, final: Mapping[str, np.ndarray]) -> str:
     names, candidates = derived_choices(genotype, "attention"), genotype.space.candidates
     skips = np.mean([name == "skip_connect" for name in names])
     sentence = f"{skips:.0%} of the derived attention edges are skips"

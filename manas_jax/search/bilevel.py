@@ -3,7 +3,7 @@
     minimise over a   L_val(w*(a), a)   with   w*(a) = argmin over w  L_train(w, a)
 
 by alternating steps, as Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019. The
-inner optimum is replaced by w' = w + xi u(grad_w L_train(w, a)), one virtual step of the very
+inner optimum is replaced by w' = w + xi u(grad_w L_train(w, a)), one unrolled step of the very
 optax transformation that updates the weights, momentum, weight decay and schedule included. With
 v = xi (du/dg)^T grad_w' L_val(w', a), the chain rule gives the hypergradient
 
@@ -39,7 +39,7 @@ class BilevelProblem:
       train_grad: (w, a) -> (grad_w, grad_a) of L_train.
       val_grad: (w, a) -> (grad_w, grad_a) of L_val.
       mixed_hvp: (w, a, v) -> d/da <grad_w L_train(w, a), v>; needed by `exact` alone.
-      unrolled_step: (w, g) -> w', the virtual step.
+      unrolled_step: (w, g) -> w', the unrolled step.
       unrolled_step_vjp: (w, g, c) -> v, the transposed derivative of `unrolled_step` in g, applied
         to c.
       epsilon: length of the finite difference's step either way along v, whatever the length of v.
@@ -94,7 +94,7 @@ class Hypergradient:
       fn: (problem, weights, architecture) -> the hypergradient.
       gradient_evals: gradients of the network in a whole search step, that of the weight step
         included; a mixed product counts as two.
-      unrolls: whether it needs the virtual step.
+      unrolls: whether it needs the unrolled step.
       needs_mixed_hvp: whether it needs the mixed product.
     """
 
@@ -130,7 +130,7 @@ def unrolled_step(
       state: its state, which does not change.
       weights: w.
       grad: g.
-      xi: length of the virtual step in units of the real one; 0 returns w bit for bit.
+      xi: length of the unrolled step in units of the real one; 0 returns w bit for bit.
     """
     updates, _ = optimizer.update(grad, state, weights)
     return jax.tree.map(lambda w, u: w + xi * u, weights, updates)

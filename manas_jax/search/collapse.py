@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-EMPTY = ("none", "skip_connect")  # candidates that drop their input or pass it through
-MOST_EMPTY = 0.5  # share of edges whose likeliest candidate is one of them; by chance 2 in 9
+PARAMETER_FREE = ("none", "skip_connect")  # candidates that drop their input or pass it through
+MAX_PARAMETER_FREE = 0.5  # share of edges that prefer one of them; by chance 2 in 9
 UNDECIDED = 0.95  # of the highest possible entropy
-WIDEST_GAP = 1.0  # dB that discretisation may cost
+MAX_GAP = 1.0  # dB that discretisation may cost
 
 
 def entropy(probabilities: np.ndarray) -> float:
@@ -28,12 +28,12 @@ def entropy(probabilities: np.ndarray) -> float:
     return float(np.mean(-np.sum(rows * logs, axis=1)) / np.log(rows.shape[1]))
 
 
-def empty_share(attention: np.ndarray, candidates: Sequence[str]) -> float:
+def parameter_free_share(attention: np.ndarray, candidates: Sequence[str]) -> float:
     """Share of the edges (..., candidates) that `none` or `skip_connect` leads."""
     if not attention.size:
         return 0.0
     leading = np.argmax(attention, axis=-1)
-    return float(np.mean([candidates[i] in EMPTY for i in leading.reshape(-1)]))
+    return float(np.mean([candidates[i] in PARAMETER_FREE for i in leading.reshape(-1)]))
 
 
 def collapse_warnings(
@@ -62,7 +62,7 @@ def collapse_warnings(
             found.append(
                 f"undecided: the entropy of the {what} is {share:.0%} of the highest possible"
             )
-    if gap is not None and gap > WIDEST_GAP:
+    if gap is not None and gap > MAX_GAP:
         found.append(
             f"gap: the derived network with the supernet's weights is {gap:.1f} dB below the "
             "supernet"
@@ -73,7 +73,7 @@ def collapse_warnings(
 def collapsed(probabilities: Mapping[str, np.ndarray], candidates: Sequence[str]) -> list[str]:
     """The warning that can be given while a search runs: most edges lead to nothing."""
     attention = probabilities.get("attention", np.zeros((0, len(candidates))))
-    share = empty_share(attention, candidates)
-    if share <= MOST_EMPTY:
+    share = parameter_free_share(attention, candidates)
+    if share <= MAX_PARAMETER_FREE:
         return []
-    return [f"collapse: {share:.0%} of the attention edges prefer {' or '.join(EMPTY)}"]
+    return [f"collapse: {share:.0%} of the attention edges prefer {' or '.join(PARAMETER_FREE)}"]

@@ -104,7 +104,7 @@ def search(
     def step_fn(state, batch):
         genotype, patches = batch
         state = state.replace(architecture=sharding.replicate(genotype_logits(genotype), mesh))
-        path = single_path.blocks(network, genotype) if step.takes_paths else None
+        path = single_path.blocks(network, genotype) if step.supports_paths else None
         return step.weight_step(state, sharding.shard_batch(patches, mesh), path)
 
     def scores_of(state, architecture):
@@ -271,14 +271,14 @@ def _compile(
     """Compiles the blocks of all paths; the operations of a step are a mean over the first ones."""
     space = network.space
     paths: list[Blocks | None] = [None]
-    if step.takes_paths:
+    if step.supports_paths:
         every = [(c, w) for c in space.column_choices for w in space.widths if c == "parallel"]
         every += [(c, 1.0) for c in space.column_choices if c != "parallel"]
         paths = [single_path.blocks(network, _uniform(space, *chosen)) for chosen in every]
     stats = step.compile_weight_steps(state, batch, paths)
     scenes, versions, height, width, _ = batch["rainy"].shape
     macs = cost.supernet(space, height, width).macs
-    if step.takes_paths:
+    if step.supports_paths:
         sampled = map(genotype_of, range(32))
         macs = statistics.mean(cost.path(g, height, width).macs for g in sampled)
     return dataclasses.replace(stats, flops=cost.gradient_flops(macs, scenes * versions))

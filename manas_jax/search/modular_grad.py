@@ -100,7 +100,7 @@ def _replace(tree: PyTree, name: str, own: PyTree) -> dict[str, Any]:
 
 @jax.jit
 def _zeros(params: PyTree) -> PyTree:
-    """Zeros that lie where the parameters do, as all other gradients: `zeros_like` may not."""
+    """Zeros with the parameters' sharding, like all gradients; `zeros_like` may choose another."""
     return jax.tree.map(lambda x: jnp.where(False, x, 0), params)
 
 

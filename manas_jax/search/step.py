@@ -78,13 +78,13 @@ class SearchStep:
 
         Args:
           network: the supernet.
-          weight_optimizer: updates the weights, and makes the virtual step.
+          weight_optimizer: updates the weights, and makes the unrolled step.
           architecture_optimizer: updates the architecture.
           hypergradient: a key of `bilevel.HYPERGRADIENTS`.
           loss_weights: coefficients of the loss terms.
           complexity_model: costs of the choices.
           internal_from: step from which on the internal loss counts.
-          xi: length of the virtual step in units of the real one.
+          xi: length of the unrolled step in units of the real one.
           epsilon: see `bilevel.BilevelProblem`.
           microbatches: number of microbatches per batch, see `accumulation.accumulate`.
           fuse: whether each half of a step is compiled as one program. Right for accelerators;
@@ -225,7 +225,7 @@ class SearchStep:
         """
         with ParallelCompiler(state.step.sharding) as compiler:
             self.compile_programs(compiler, state, batch)
-            if self.compiles_while_running:
+            if self.compiles_lazily:
                 args = state.batch_stats, state.step, sharding.zeros(batch), state.params
                 jax.block_until_ready(self._mixed_hvp(*args, state.architecture, state.params))
         if self._fuse:
@@ -255,19 +255,19 @@ class SearchStep:
         return compiler.stats
 
     @property
-    def takes_paths(self) -> bool:
+    def supports_paths(self) -> bool:
         """Whether `weight_step` can compute a path alone: programs are then those of blocks."""
         return self._modular and not self._fuse and not self._network.scan
 
     @property
-    def compiles_while_running(self) -> bool:
+    def compiles_lazily(self) -> bool:
         """Whether only a run compiles some programs: those of an unfused mixed product."""
         return self._hypergradient.needs_mixed_hvp and not self._fuse
 
     def compile_programs(
         self, compiler: Compiler, state: SearchState, batch: Mapping[str, Any]
     ) -> None:
-        """Calls `compiler` with each program of the step, but for `compiles_while_running`.
+        """Calls `compiler` with each program of the step, but for `compiles_lazily`.
 
         Args:
           compiler: called as (program, *arguments, calls=per step).

@@ -33,10 +33,10 @@ def dual_ascent(
 
     The sum is the gradient of the augmented Lagrangian, loss + multiplier * excess + excess**2 / 2,
     and each step adds `rate` times the excess to the multiplier, which has either sign (Hestenes,
-    "Multiplier and gradient methods", 1969; Powell, 1969). So the relaxed architecture costs what
-    the derived network may, and the search decides where: left free below the budget, it takes the
-    choices that train fastest, which are the cheapest, before the others have learned anything. The
-    square damps the oscillation that the multiplier alone would keep up.
+    "Multiplier and gradient methods", 1969; Powell, 1969). So the relaxed architecture costs as
+    much as the budget, and the search decides where to spend it: left free below the budget, it
+    takes the choices that train fastest, which are the cheapest, before the others have learned
+    anything. The square damps the oscillation that the multiplier alone would keep up.
 
     Args:
       space: the search space.

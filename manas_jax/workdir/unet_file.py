@@ -21,7 +21,7 @@ from manas_jax.workdir.weights import flatten, read_safetensors, unflatten
 PyTree = Any
 
 FORMAT, VERSION = "manas_jax.unet", "1"
-_MOST_LEVELS, _MOST_CHANNELS = 8, 4096
+_MAX_LEVELS, _MAX_CHANNELS = 8, 4096
 
 
 def save_unet(path: str | os.PathLike, network: UNet, params: PyTree) -> None:
@@ -56,8 +56,8 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, PyTree]:
         )
     with reading(path, "U-Net"):
         classes, widths = json.loads(metadata["classes"]), json.loads(metadata["widths"])
-        if not 0 < len(widths) <= _MOST_LEVELS or not all(
-            type(n) is int and 0 < n <= _MOST_CHANNELS for n in (classes, *widths)
+        if not 0 < len(widths) <= _MAX_LEVELS or not all(
+            type(n) is int and 0 < n <= _MAX_CHANNELS for n in (classes, *widths)
         ):
             raise ValueError("classes or widths out of range")
         network = UNet(classes, tuple(widths))

@@ -114,7 +114,7 @@ IRREGULAR = [0, 1, 2, 7, 8, 20, 21, 22, 40, 41, 42, 90, 91, 92, 93, 94, 95, 130,
 )
 def test_segments_of_an_earlier_call_are_used(tmp_path, monkeypatch, suffix, codec, times):
     monkeypatch.setattr(video, "SEGMENT", 6)
-    monkeypatch.setattr(video, "_SHORTEST", 6)
+    monkeypatch.setattr(video, "_MIN_LENGTH", 6)
     pixel_format = "yuv422p10le" if suffix == ".mov" else "yuv420p"
     size, source = (64, 64), tmp_path / f"in{suffix}"
     record(source, codec, pixel_format, size, times, sound=suffix == ".mp4")
@@ -152,7 +152,7 @@ def test_segments_of_an_earlier_call_are_used(tmp_path, monkeypatch, suffix, cod
 
 def test_segments_of_another_claim_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "SEGMENT", 6)
-    monkeypatch.setattr(video, "_SHORTEST", 6)
+    monkeypatch.setattr(video, "_MIN_LENGTH", 6)
     source, target = record(tmp_path / "in.mp4", sound=False), tmp_path / "out" / "x.mp4"
 
     def derain(claim, limit):

@@ -310,7 +310,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_large_pictures_are_reduced(tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "all"}')
-    _save_picture(tmp_path / "evaluate/pictures/a_rainy.png", size=(pictures.LONGEST_SIDE + 1, 8))
+    _save_picture(tmp_path / "evaluate/pictures/a_rainy.png", size=(pictures.MAX_SIDE + 1, 8))
     assert "shown reduced" in _Page(report.write(tmp_path).read_text()).plain()
 
 

@@ -43,7 +43,7 @@ def test_the_uniform_genotype_alternates_and_has_one_width(tmp_path, monkeypatch
     monkeypatch.setattr(random_search.train_run, "train", None)
     assert methods.search(config, tmp_path) == Genotype.load(tmp_path / "genotype.json") == made[-1]
     config.search.budget = 0.0
-    with pytest.raises(UserError, match=r"search\.method = uniform spends a budget: set"):
+    with pytest.raises(UserError, match=r"search\.method = uniform needs a budget: set"):
         validate(config)
 
 

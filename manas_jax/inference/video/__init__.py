@@ -44,7 +44,7 @@ BATCH = 8
 """Frames of 1920x1080 that are restored at a time; fewer larger ones, to bound memory."""
 SEGMENT = 240
 """Frames of 1920x1080 of a segment, or of smaller ones, after which a killed run can go on."""
-_SHORTEST = 48
+_MIN_LENGTH = 48
 """Frames of a segment of any size, as each one starts with a key frame."""
 
 
@@ -96,7 +96,7 @@ def derain(
             pathlib.Path(target).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-        length = max(_SHORTEST, min(SEGMENT, SEGMENT * 1920 * 1080 // size))
+        length = max(_MIN_LENGTH, min(SEGMENT, SEGMENT * 1920 * 1080 // size))
         with contextlib.ExitStack() as kept:
             store = None
             several = writer.segment_count(count, length) > 1
