@@ -26,7 +26,8 @@ FILE_KEYS = ("train.genotype", "train.weights", "train.feature_network", "search
 
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except
 # for the rounding that comes with another number of devices, or are identified by `inputs.json`.
-# The number of devices counts where BatchNorm takes statistics over groups of them.
+# The number of devices counts where BatchNorm takes statistics over groups of them, and whether a
+# step is fused where it else computes a single path: statistics of other blocks then move as well.
 FREE_KEYS = (
     "stage", "note", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
     "data.cache_gib", "data.cache_dir", "search.fuse", "data.root", *FILE_KEYS,
@@ -179,8 +180,11 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     defaults = json.loads(default().to_json_best_effort())
     old = dict(_leaves(defaults)) | dict(_leaves(before))
     new = dict(_leaves(now))
-    grouped = new.get("network.batch_norm_group")
-    free = [key for key in FREE_KEYS if not (grouped and key == "devices")]
+    free = set(FREE_KEYS)
+    if new.get("network.batch_norm_group"):
+        free.remove("devices")
+    if new.get("search.method") == "evolution":
+        free.remove("search.fuse")
     return [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
         for key in sorted(old.keys() | new.keys())

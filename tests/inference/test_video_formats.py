@@ -331,6 +331,29 @@ def test_metadata_of_phones_are_kept(tmp_path, suffix, caplog):
     assert "metadata com.apple.quicktime.creationdate" in caplog.text
 
 
+def test_frames_of_different_length_keep_it(tmp_path):
+    """Also where a reader adds up the lengths of what MP4 lists, and with it the last frame's."""
+    times = [0, 1, 2, 30, 31, 32, 45, 90]
+    frames = [noise(i, "yuv420p", (64, 64)) for i in range(len(times))]
+
+    def shown(path):
+        with av.open(str(path)) as file:
+            stream = file.streams.video[0]
+            packets = [packet for packet in file.demux(stream) if packet.size]
+            return (
+                sorted(round(float(p.pts * p.time_base), 3) for p in packets),
+                round(float(packets[-1].duration * packets[-1].time_base), 3),
+                round(float(stream.duration * stream.time_base), 3),
+            )
+
+    source = film(
+        tmp_path / "in.mp4", "libx264", frames=frames, times=times, options={"bf": "0", "crf": "0"}
+    )
+    video.derain(source, tmp_path / "out.mp4", identity)
+    assert shown(tmp_path / "out.mp4") == shown(source)
+    assert shown(source)[2] == pytest.approx((times[-1] + 1) / RATE, abs=0.01)
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 def test_names_of_tracks_and_chapters_stay(tmp_path, suffix, caplog):
     """FFmpeg reads the names of MP4's tracks under another key than it writes them from."""

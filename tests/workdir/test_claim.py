@@ -71,6 +71,12 @@ def test_devices_count_where_they_group_batch_norm(tmp_path, make_config):
         claim_workdir(make_config(network__batch_norm_group=2, devices=2), tmp_path)
 
 
+def test_a_fused_step_computes_no_single_path(tmp_path, make_config):
+    claim_workdir(make_config(search__method="evolution"), tmp_path)
+    with pytest.raises(UserError, match=r"search\.fuse: False there, True here"):
+        claim_workdir(make_config(search__method="evolution", search__fuse=True), tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2]", b"\xff\x00"])
 def test_damaged_config_json(tmp_path, make_config, content):
     (tmp_path / "config.json").write_bytes(content)

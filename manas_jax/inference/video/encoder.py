@@ -114,8 +114,10 @@ class Encoding:
         if reader.is_interlaced:
             context.flags |= int(Flags.interlaced_dct | Flags.interlaced_me)
             context.field_order = source.field_order
-        if self.container in _NOT_REORDERED:
+        # Reordered frames end earlier in decoding order: the lengths of MP4 would be too short.
+        if self.container in _NOT_REORDERED or reader.is_variable:
             context.max_b_frames = 0
+        context.flags |= int(Flags.frame_duration)
         if codec.canonical_name == "hevc" and self.container in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # Apple's players know no other
         for key, value in titled(reader.video.metadata).items():

@@ -26,6 +26,7 @@ _CODED_DEPTH = {"prores": 10}
 # Files without presentation times: the first frame shown has the earliest time of those coded.
 _CODED_TIMES = frozenset({"avi", "asf"})
 _STEP_BACK = Fraction(1, 10)  # seconds; times that go further back belong to another recording
+_UNEVEN = 0.02  # by how much the mean rate of a video may differ from that of its times
 
 
 def no_protocol(path: str | os.PathLike) -> str:
@@ -99,6 +100,12 @@ class Reader:
     def rate(self) -> Fraction:
         """Frames per second, guessed where the file does not say."""
         return self.video.average_rate or self.video.guessed_rate or Fraction(25)
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether frames are shown for different times, as in recordings of screens and phones."""
+        mean, base = self.video.average_rate, self.video.base_rate
+        return bool(mean and base) and not self.is_interlaced and abs(mean / base - 1) > _UNEVEN
 
     @property
     def is_interlaced(self) -> bool:
