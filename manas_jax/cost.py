@@ -28,7 +28,7 @@ from manas_jax.space import (
 )
 
 MAX_PARAMETERS = 10**9
-"""Of a network: with gradient and moments it takes 16 GB, on every device."""
+"""More are refused: with gradient and Adam's moments they take 16 GB on every device."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _column(
     width: int,
     widths: Sequence[float] | None = None,
 ) -> list[Cost]:
-    """Cost of a column on each branch; what fuses the branches into one counts as that one's."""
+    """Cost of a column on each branch; a fusion counts on the branch that it writes to."""
     branches = space.branches[cell]
     if choice == "parallel":
         blocks = enumerate(widths or (1.0,) * branches)

@@ -370,6 +370,9 @@ def assemble(space: SearchSpace, picks: Mapping[str, Sequence[Any]]) -> Genotype
       picks: for each kind of `SearchSpace.choices` one choice per decision: of each column, of each
         edge module by module, of each residual block. Those of blocks that no column has do not
         count.
+
+    Raises:
+      UserError: the space does not have one of them.
     """
     columns, edges = iter(picks["columns"]), iter(picks["attention"])
     widths = iter(picks.get("widths", itertools.repeat(1.0)))

@@ -16,7 +16,7 @@ from manas_jax.space import SearchSpace
 
 
 def multiple(space: SearchSpace, pool_cell: int | None) -> int:
-    """What sides of pictures are mirrored up to, at the lower and the right edge."""
+    """A picture's sides are mirrored up to multiples of this, in pixels, below and on the right."""
     return math.lcm(space.multiple, pool_cell or 1)
 
 

@@ -50,7 +50,11 @@ class FactoredConv(nn.Module):
 
 
 class SeparableGate(nn.Module):
-    """sigmoid(BN(pw(dw3(relu(BN(pw(dw3(x)))))))), BatchNorm without scale and bias."""
+    """sigmoid(BN(pw(dw3(relu(BN(pw(dw3(x)))))))), BatchNorm without scale and bias.
+
+    Attributes:
+      spatial: whether the gate is a spatial map of the pooled channels.
+    """
 
     spatial: bool
     ops: Ops = XLA
@@ -67,7 +71,11 @@ class SeparableGate(nn.Module):
 
 
 class DilatedGate(nn.Module):
-    """sigmoid(BN(pw(conv3 with dilation 2 (x)))), BatchNorm without scale and bias."""
+    """sigmoid(BN(pw(conv3 with dilation 2 (x)))), BatchNorm without scale and bias.
+
+    Attributes:
+      spatial: as in `SeparableGate`.
+    """
 
     spatial: bool
     ops: Ops = XLA
@@ -88,6 +96,10 @@ class ChannelMLP(nn.Module):
 
     Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, equation 3. Of several pooled vectors
     it returns the sum of the outputs.
+
+    Attributes:
+      hidden: channels between both layers.
+      bias: whether they have one.
     """
 
     hidden: int
@@ -105,7 +117,13 @@ class ChannelMLP(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Squeeze-excitation, over the average alone or with one MLP over average and maximum."""
+    """Squeeze-excitation, over the average alone or with one MLP over average and maximum.
+
+    Attributes:
+      reduction: input channels per channel between the layers of the MLP.
+      use_maximum: whether the MLP sees the maximum as well.
+      bias: whether its layers have one.
+    """
 
     reduction: int
     use_maximum: bool = False

@@ -16,7 +16,13 @@ KERNEL_INIT = nn.initializers.he_normal()
 
 
 class Conv(nn.Module):
-    """Convolution without bias, zero padded as PyTorch pads: (N, H, W, _) -> (N, H/s, W/s, F)."""
+    """Convolution without bias, zero padded as PyTorch pads: (N, H, W, C) -> (N, H/s, W/s, F).
+
+    Attributes:
+      features: F, output channels.
+      side: of the kernel, in pixels.
+      stride: s.
+    """
 
     features: int
     side: int = 3
@@ -34,7 +40,12 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm and, if asked for, ReLU: (N, H, W, _) -> (N, H/s, W/s, features)."""
+    """Convolution, BatchNorm and, if asked for, ReLU: (N, H, W, C) -> (N, H/s, W/s, features).
+
+    Attributes:
+      features, side, stride: those of the convolution.
+      relu: whether a ReLU follows.
+    """
 
     features: int
     side: int = 3
@@ -51,9 +62,13 @@ class ConvNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut: (N, H, W, _) -> (N, H, W, expansion * features).
+    """1x1, 3x3, 1x1 convolutions with a shortcut: (N, H, W, C) -> (N, H, W, expansion * features).
 
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, figure 5 (right).
+
+    Attributes:
+      features: channels of the 3x3 convolution.
+      expansion: output channels per channel of it.
     """
 
     features: int

@@ -29,7 +29,16 @@ OFF = -1e4  # a logit so low that the probability of its choice is exactly 0
 
 
 def init_architecture(space: SearchSpace, seed: int, scale: float = 1e-3) -> dict[str, jax.Array]:
-    """Logits near zero: all choices about equally likely, ties broken by the seed."""
+    """Logits near zero: all choices about equally likely, ties broken by the seed.
+
+    Args:
+      space: the search space.
+      seed: of the logits.
+      scale: their standard deviation.
+
+    Returns:
+      For each kind of decision float32 of shape (*SearchSpace.decisions[kind], choices).
+    """
     rng = np.random.default_rng(seed)
     return {
         kind: jnp.asarray(scale * rng.standard_normal((*shape, len(choices)), np.float32))
@@ -92,6 +101,9 @@ class Network(nn.Module):
 
         Returns:
           (N, H, W, 3), not clamped.
+
+        Raises:
+          ValueError: a supernet is called without architecture.
         """
         probabilities = {}
         if self.genotype is None:
@@ -170,21 +182,24 @@ class Network(nn.Module):
 
     @nn.nowrap
     def preprocess(self, images: jax.Array) -> Branches:
-        """The images as the first branch, padded to what the scales need."""
+        """Images (N, H, W, 3) as the first branch, (N, H'/p, W'/p, 3 p^2) for patches of p pixels.
+
+        H' and W' are the next multiples of `SearchSpace.multiple`; the edges are mirrored.
+        """
         x = pad_to_multiple(images, self.space.multiple)
         x = x if self.ops.dtype is None else x.astype(self.ops.dtype)
         return (space_to_depth(x, self.space.patch),)
 
     @nn.nowrap
     def head(self, name: str | None = None) -> nn.Module:
-        """The last convolution, from the finest branch to squares of pixels."""
+        """The last convolution, from the finest branch (N, H, W, C) to patches (N, H, W, 3 p^2)."""
         # Starting as the identity, a residual network has nothing to unlearn.
         init = nn.initializers.zeros if self.space.residual else KERNEL_INIT
         return Conv(3 * self.space.patch**2, 1, kernel_init=init, ops=self.ops, name=name)
 
     @nn.nowrap
     def postprocess(self, x: jax.Array, images: jax.Array) -> jax.Array:
-        """The head's output as images of the input's size and type."""
+        """The head's output (N, H'/p, W'/p, 3 p^2) as images of the size and type of `images`."""
         x = depth_to_space(x, self.space.patch)[:, : images.shape[1], : images.shape[2]]
         x = x.astype(images.dtype)
         return images + x if self.space.residual else x

@@ -27,7 +27,7 @@ EXACT = jax.lax.Precision.HIGHEST  # for products that only copy entries: exact 
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
-    """Convolution, by the implementation that is fastest for its size."""
+    """`xla.conv` by the implementation that is fastest for its size."""
     side, _, *channels = kernel.shape
     if (side, stride) == (1, 1):
         return matmul(x.reshape(-1, channels[0]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
@@ -70,7 +70,10 @@ def _product_over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """3x3 convolution of stride 1 whose kernel gradient is one matrix product."""
+    """3x3 convolution of stride 1 whose kernel gradient is one matrix product.
+
+    (N, H, W, C), (3, 3, C, F) -> (N, H, W, F).
+    """
     return _conv3x3_forward(x, kernel, dilation)[0]
 
 

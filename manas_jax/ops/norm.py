@@ -69,7 +69,10 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def normalize(
     x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in the type of `x`."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in shape (..., C) and type of `x`.
+
+    The other arguments are (C,).
+    """
     slope = jax.lax.rsqrt(variance + BATCH_NORM_EPSILON) * scale
     return ((x - mean) * slope + bias).astype(x.dtype)
 

@@ -42,7 +42,7 @@ class BilevelProblem:
       unrolled_step: (w, g) -> w', the unrolled step.
       unrolled_step_vjp: (w, g, c) -> v, the transposed derivative of `unrolled_step` in g, applied
         to c.
-      epsilon: length of the finite difference's step either way along v, whatever the length of v.
+      epsilon: length of the finite difference's step along v, in either direction; v is normalised.
     """
 
     train_grad: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -71,7 +71,7 @@ def finite_difference(problem: BilevelProblem, weights: PyTree, architecture: Py
 
 
 def exact(problem: BilevelProblem, weights: PyTree, architecture: PyTree) -> PyTree:
-    """The hypergradient with the exact mixed product, at any size of v."""
+    """The hypergradient with the exact mixed product."""
     direct, v = _unroll(problem, weights, architecture)
     return jax.tree.map(jnp.add, direct, problem.mixed_hvp(weights, architecture, v))
 

@@ -80,8 +80,8 @@ def likeliest_within(
 ) -> Genotype:
     """The genotype of the highest total score that is within the budget, without `none`.
 
-    Every decision counts, also that of a residual block that no column has: it is then free to take
-    its likeliest width. So a budget that binds nothing gives `space.derive` of the same scores.
+    Residual blocks of columns that are not parallel cost nothing and take their likeliest width, so
+    with a budget that does not bind the result is `space.derive` of the same scores.
 
     Args:
       space: the search space.

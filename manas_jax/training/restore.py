@@ -25,14 +25,18 @@ PyTree = Any
 
 
 def fresh_search_state(config: ConfigDict, network: Network) -> SearchState:
-    """The state that a search of the configuration starts from."""
+    """The state that a search of the configuration starts from, on the default device."""
     return init_search(network, *build.search_optimizers(config), config.seed)
 
 
 def newest_or_fresh_search_state(
     config: ConfigDict, network: Network, mesh: Mesh, checkpoints: Checkpoints
 ) -> SearchState:
-    """The newest search state of the checkpoints, or a fresh one, on all devices of the mesh."""
+    """The newest search state of the checkpoints, or a fresh one, on all devices of the mesh.
+
+    Raises:
+      UserError: all checkpoints are damaged, or are those of another network.
+    """
     fresh = sharding.replicate(fresh_search_state(config, network), mesh)
     return checkpoints.restore(fresh) or fresh
 
