@@ -94,7 +94,7 @@ class Plan:
     Attributes:
       jobs: one per file, in the order of the inputs.
       problems: folders that cannot be read, one line each.
-      others: files in the folders that are neither images nor videos, or hidden.
+      others: files in the folders that are neither images nor videos, or hidden; linked folders.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
@@ -387,12 +387,18 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
     """
     done = tried + len(planned.problems) - failed
     existing = len(planned.jobs) - tried
+    without_comparison = sum(
+        _exists(job) and not buckets.exists(job.comparison)
+        for job in planned.jobs
+        if job.comparison
+    )
     unread = list(filter(image_files.is_other_image, planned.others))
     others = list(itertools.filterfalse(image_files.is_other_image, planned.others))
     counts = {
         f"{done} of {len(planned.jobs)} de-rained": True,
         f"{failed} failed, see above": failed,
         f"{existing} existing skipped (--overwrite replaces them)": existing,
+        f"{without_comparison} of them without a comparison": existing and without_comparison,
         f"images skipped ({len(unread)}): {_kinds(unread)}": unread,
         f"{len(others)} of other kinds ignored ({_kinds(others)})": others,
     }
@@ -407,6 +413,8 @@ def _kinds(paths: Sequence[pathlib.Path]) -> str:
 
 
 def _kind(path: pathlib.Path) -> str:
+    if os.path.isdir(path):
+        return "linked folders"
     return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
 
 
@@ -568,6 +576,7 @@ def _add_folder(planned: Plan, folder: buckets.Path, outputs: Outputs, several: 
         folders[:] = sorted(
             f for f in folders if f[0] != "." and buckets.real_path(here / f) != skipped
         )
+        planned.others += [here / f for f in folders if os.path.islink(here / f)]
         for file in sorted(here / name for name in names):
             if not _is_known(file):
                 planned.others.append(file)

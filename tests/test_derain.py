@@ -673,6 +673,18 @@ def test_options_that_contradict_are_refused(arguments, reason, street, identity
     assert state(street) == before
 
 
+def test_linked_folders_are_named(street, tmp_path, identity):
+    (street / "linked").symlink_to(street / "below")
+    status, (line,) = identity(street, "-o", tmp_path / "out")
+    assert status == 0 and line.endswith("1 of other kinds ignored (linked folders)")
+
+
+def test_comparisons_that_are_missing_are_counted(street, tmp_path, identity):
+    assert identity(street, "-o", tmp_path / "out")[0] == 0
+    _, (line,) = identity(street, "-o", tmp_path / "out", "--compare")
+    assert "3 existing skipped" in line and line.endswith("3 of them without a comparison")
+
+
 def test_hidden_files_can_be_named(street, identity):
     hidden = street / ".hidden.png"
     shutil.copy(street / "a.png", hidden)
