@@ -15,7 +15,7 @@ from PIL import Image
 from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.data.scene import Scene
-from manas_jax.errors import UserError
+from manas_jax.errors import Diverged, UserError
 from manas_jax.evaluate import evaluate, main, restorer, score_folders, table
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
@@ -77,6 +77,25 @@ def test_validation_counts_each_image_once(tmp_path, monkeypatch, count):
     np.testing.assert_allclose(ours(variables).y_psnr, expected.y_psnr, atol=1e-2)
     np.testing.assert_allclose(ours(variables).rgb_ssim, expected.rgb_ssim, atol=1e-3)
     assert ours.inputs.y_psnr != ours(variables).y_psnr
+
+
+def test_validation_that_diverges_does_so_in_all_processes(tmp_path, monkeypatch):
+    network, variables = _network()
+    ours = validation.Validation(
+        network, _scenes(tmp_path, [(20, 24)] * 2), DATA, 16, sharding.make_mesh(1)
+    )
+    gathered = []
+
+    def gather(shard):
+        gathered.append(shard)
+        return [*shard, [float("nan")] * 4]  # as another process has it
+
+    monkeypatch.setattr(validation.distributed, "gather", gather)
+    with pytest.raises(Diverged, match="NaN of a validation picture"):
+        ours(variables)
+    with pytest.raises(Diverged, match="NaN of a validation picture"):
+        ours(jax.tree.map(lambda x: x * np.nan, variables))
+    assert len(gathered) == 2 and len(gathered[0]) == 2
 
 
 def test_validation_crop_is_at_most_the_smallest_side(tmp_path):

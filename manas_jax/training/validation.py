@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from manas_jax import metrics
 from manas_jax.data.evaluation import evaluation_pairs
 from manas_jax.data.scene import Scene
-from manas_jax.errors import UserError
+from manas_jax.errors import Diverged, UserError
 from manas_jax.models.network import Architecture, Network
 from manas_jax.runtime import distributed, sharding
 
@@ -59,7 +60,11 @@ class Validation:
         self._apply = apply
 
     def __call__(self, variables: PyTree, architecture: Architecture | None = None):
-        """Mean `metrics.Scores` of the restored pictures; each counts once."""
+        """Mean `metrics.Scores` of the restored pictures; each counts once.
+
+        Raises:
+          Diverged: a restored picture is NaN, in any of the processes.
+        """
         variables, architecture = sharding.to_local_mesh((variables, architecture), self._mesh)
         scores = []
         for first in range(0, len(self._pairs), self._batch):
@@ -69,7 +74,11 @@ class Validation:
             padded = np.concatenate([rainy, np.repeat(rainy[:1], missing, axis=0)])
             padded = jax.device_put(padded, sharding.batch_sharding(self._mesh, padded.ndim))
             outputs = np.asarray(self._apply(variables, architecture, padded))[: len(rainy)]
-            scores += map(metrics.score, map(metrics.to_uint8, outputs), clean)
+            try:
+                scores += map(metrics.score, map(metrics.to_uint8, outputs), clean)
+            except Diverged:  # told to all processes: others may wait for the scores of this one
+                scores = [metrics.Scores(*[math.nan] * len(dataclasses.fields(metrics.Scores)))]
+                break
         return _mean(scores)
 
     @property
@@ -99,6 +108,8 @@ def validation_side(scenes: Sequence[Scene], crop: int, mesh: Mesh) -> int:
 def _mean(scores: Sequence[metrics.Scores]) -> metrics.Scores:
     """Over the pictures of all processes, in the pictures' order: the same bits in any number."""
     rows = distributed.gather([dataclasses.astuple(score) for score in scores])
+    if np.isnan(rows).any():
+        raise Diverged("the network makes NaN of a validation picture: its weights have diverged")
     return metrics.mean([metrics.Scores(*row) for row in rows])
 
 
