@@ -289,7 +289,7 @@ def test_folder_of_good_and_hostile_files(hostile, tmp_path, weights, network, c
     *lines, summary = finished.stderr.splitlines()
     assert summary == (
         f"{len(good)} of {len(good) + len(bad)} de-rained; {len(bad)} failed, see above; "
-        f"{len(others)} of other kinds ignored (.part, .txt, hidden, no suffix)"
+        f"{len(others) + 2} of other kinds ignored (.part, .txt, hidden, linked folders, no suffix)"
     )
     found_lines = collections.Counter()
     for path, reason in bad.items():

@@ -157,7 +157,7 @@ def test_search_within_milliseconds(config, space, table, float64):
             for kind, shape in space.decisions.items()
         }
         within = search_budget(config)
-        assert within.cost(likeliest_within(space, scores, within)) <= within.budget
+        assert within.cost(likeliest_within(space, scores, within)) <= within.limit
 
 
 def _break(*keys, value):

@@ -72,12 +72,7 @@ class SupernetEvaluator:
         self._apply, self._grad = apply, grad
 
     def __call__(self, architecture: Architecture) -> float:
-        """Mean PSNR in dB, normalised by each batch's own statistics.
-
-        Raises:
-          Stopped: a signal came; scores are not saved here.
-        """
-        signals.check()
+        """Mean PSNR in dB, normalised by each batch's own statistics."""
         architecture, state = _arrays(architecture), self.state
         scores = [
             self._apply(state.params, architecture, state.batch_stats, batch)[1]
@@ -134,6 +129,9 @@ def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: i
       logits: the relaxed architecture at the end of the search.
       score: of an architecture in the supernet, higher is better.
       seed: of the order.
+
+    Raises:
+      Stopped: a signal came; nothing is saved.
     """
     logits = {kind: np.array(rows) for kind, rows in logits.items()}
     decisions = [(k, where) for k, shape in space.decisions.items() for where in np.ndindex(shape)]
@@ -143,6 +141,7 @@ def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: i
         def without(choice: int, kind=kind, where=where) -> float:
             changed = {k: rows.copy() for k, rows in logits.items()}
             changed[kind][where][choice] = OFF
+            signals.check()
             return score(changed)
 
         choices = space.choices[kind]
@@ -156,8 +155,14 @@ def best(genotypes: Sequence[Genotype], score: Score) -> tuple[Genotype, list[fl
 
     Random search with shared weights: Li and Talwalkar, "Random Search and Reproducibility for
     Neural Architecture Search", UAI 2019.
+
+    Raises:
+      Stopped: a signal came; nothing is saved.
     """
-    scores = [score(genotype_logits(genotype)) for genotype in genotypes]
+    scores = []
+    for genotype in genotypes:
+        signals.check()
+        scores.append(score(genotype_logits(genotype)))
     return genotypes[int(np.argmax(scores))], scores
 
 

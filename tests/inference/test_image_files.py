@@ -792,7 +792,7 @@ def test_errors_name_the_file_and_the_problem(tmp_path):
 
     with pytest.raises(UserError, match="no such image"):
         image_files.read(tmp_path / "none.png")
-    with pytest.raises(UserError, match="not a regular file"):
+    with pytest.raises(UserError, match="a folder, and no image"):
         image_files.read(tmp_path)
     with pytest.raises(UserError, match=r"upload\.png: the file is empty"):
         image_files.read(b"", "upload.png")

@@ -9,10 +9,18 @@ import pytest
 from integration.test_resume import _final_state, _listening, _same_bits, _stopping_at
 
 from manas_jax import cost
+from manas_jax.models.network import init_architecture
 from manas_jax.runtime import signals
-from manas_jax.search import evolution, methods
+from manas_jax.search import evolution, methods, selection
 from manas_jax.search.sampling import Sampler
-from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace, assemble, derivable
+from manas_jax.space import (
+    ALL_COLUMNS,
+    Genotype,
+    SearchSpace,
+    assemble,
+    derivable,
+    random_genotype,
+)
 from manas_jax.training import stage as stage_module
 
 SMALL = SearchSpace(
@@ -183,3 +191,21 @@ def test_search_resumes_with_the_same_bits(tmp_path, monkeypatch, evolving):
     for key in ("generations", "validation", "parameters", "flops_per_step"):
         assert again[key] == summary[key]
     assert again["started_from_step"] == evolving.search.steps
+
+
+def test_choices_by_the_supernet_stop_after_a_signal():
+    """They take minutes, and have nothing to save."""
+    genotypes = [random_genotype(SMALL, seed) for seed in range(3)]
+    scored = []
+
+    def score(architecture):
+        scored.append(architecture)
+        signal.raise_signal(signal.SIGTERM)
+        return 0.0
+
+    with _listening(), pytest.raises(signals.Stopped):
+        selection.best(genotypes, score)
+    logits = init_architecture(SMALL, 0)
+    with _listening(), pytest.raises(signals.Stopped):
+        selection.perturbation(SMALL, logits, score, 0)
+    assert len(scored) == 2

@@ -329,9 +329,11 @@ def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
     image = encoders.pillow_image(dataclasses.replace(page, orientation=1))
     with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as original:
         image.info |= previews.in_options(convert.metadata(original), page)
-    if exif := image.getexif():
-        exif.pop(ExifTags.Base.Orientation, 1)
-        image.info["exif"] = exif.tobytes()  # with the identifier that JPEG needs
+    exif = image.getexif()
+    if exif.pop(ExifTags.Base.Orientation, 1) != 1:
+        image.info["exif"] = exif.tobytes()
+    elif "exif" in image.info:
+        image.info["exif"] = convert.EXIF_ID + image.info["exif"]  # without it JPEG's is not read
     return image
 
 

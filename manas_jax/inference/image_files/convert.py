@@ -61,7 +61,7 @@ STORAGE = {"TIFF": {"compression": "tiff_adobe_deflate"}}
 """How pixels are stored in place of what is so in `empty_file`."""
 
 _WRITTEN = ("exif", "icc_profile", "xmp", "dpi")
-_EXIF_ID = b"Exif\0\0"
+EXIF_ID = b"Exif\0\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/note/"
 _XMP_TAG = 700
 _NOT_EXIF = tiff.PIXEL_TAGS | {_XMP_TAG, 33723, 34377, 34675, 330, 37724}  # of a TIFF
@@ -84,7 +84,7 @@ def metadata(image: Image.Image) -> dict[str, Any]:
     """What describes an open image, by Pillow's names of its options."""
     found = {key: image.info[key] for key in (*_NAMES, "dpi") if image.info.get(key)}
     if "exif" in found:  # some formats have an identifier before it
-        found["exif"] = found["exif"].removeprefix(_EXIF_ID)
+        found["exif"] = found["exif"].removeprefix(EXIF_ID)
     if image.format == "TIFF":
         exif = image.getexif()
         for directory in {ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo} & exif.keys():
@@ -129,7 +129,7 @@ def empty_file(format: str, page: Page, details: dict[str, Any], *, lossless: bo
     options = dict(_OPTIONS.get(format, {})) if page.mode != "L" else {}
     options |= {key: details[key] for key in _WRITTEN if key in details}
     if format == "JPEG" and "exif" in options:
-        options["exif"] = _EXIF_ID + options["exif"]
+        options["exif"] = EXIF_ID + options["exif"]
     if format == "PNG" and "xmp" in options:
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", options["xmp"].decode("utf-8", "replace"))
