@@ -37,7 +37,7 @@ def init_architecture(space: SearchSpace, seed: int, scale: float = 1e-3) -> dic
       scale: their standard deviation.
 
     Returns:
-      For each kind of decision float32 of shape (*SearchSpace.decisions[kind], choices).
+      For each kind of decision float32 of shape `(*SearchSpace.decisions[kind], choices)`.
     """
     rng = np.random.default_rng(seed)
     return {
