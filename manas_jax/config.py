@@ -356,11 +356,6 @@ def search_budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
       UserError: the table of milliseconds is missing, damaged, or of another space or size.
     """
     unit, size = BUDGETS[config.search.budget_of]
-    if config.search.latency and config.search.budget_of != "milliseconds":
-        raise UserError(
-            f"search.latency is not read with search.budget_of = {config.search.budget_of}: give "
-            "search.budget_of=milliseconds, or leave it out"
-        )
     if not config.search.budget:
         return None
     table = None
@@ -396,6 +391,11 @@ def _check_feature(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_budget(config: ml_collections.ConfigDict) -> None:
+    if config.search.latency and config.search.budget_of != "milliseconds":
+        raise UserError(
+            f"search.latency is not read with search.budget_of = {config.search.budget_of}: give "
+            "search.budget_of=milliseconds, or leave it out"
+        )
     budget = search_budget(config)
     if budget is None:
         return

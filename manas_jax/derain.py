@@ -545,12 +545,11 @@ def _file_job(name: str, outputs: Outputs, several: bool) -> Job:
         if several or video.is_video(source):
             raise UserError("standard output takes a single image")
         return outputs.job(source, None)
-    is_file_name = _is_known(_unhidden(place)) and not buckets.is_folder(place)
-    if not buckets.is_folder(place):
+    is_folder = buckets.is_folder(place)
+    if not is_folder:
         _check_written(place)
-    if several or not is_file_name:
-        _check_folder_name(outputs.out)
-        return outputs.in_folder(source, _folder(place))
+    if several or is_folder or not _is_known(_unhidden(place)):
+        return outputs.in_folder(source, _folder(outputs.out))
     if outputs.suffix:
         raise UserError(f"{place} is the output's name: --suffix is for outputs in a folder")
     if video.is_video(source) != video.is_video(place):
@@ -562,8 +561,7 @@ def _add_folder(planned: Plan, folder: buckets.Path, outputs: Outputs, several: 
     """Adds everything below a folder except what is below OUT, sorted by name."""
     if outputs.out == STREAM:
         raise UserError(f"{folder} is a folder: give -o a folder, not standard output")
-    _check_folder_name(outputs.out)
-    base = _folder(buckets.as_path(outputs.out))
+    base = _folder(outputs.out)
     skipped = buckets.real_path(base)
     if several:
         base /= os.path.basename(buckets.real_path(folder))
@@ -593,20 +591,20 @@ def _unread(others: Sequence[pathlib.Path]) -> str:
     return f" of a kind that is read; skipped: {kinds}" if kinds else ""
 
 
-def _check_folder_name(out: str) -> None:
-    """Refuses a new folder that is called like a file: `*.jpg -o clean.jpg`."""
-    place = buckets.as_path(out)
-    if place.suffix and not out.endswith("/") and not buckets.exists(place):
-        raise UserError(f"{out}: a folder is needed; give -o another name, or {out}/ if it is one")
-
-
 def _unhidden(path: buckets.Path) -> buckets.Path:
     """A path whose name has no dot before it: hidden files are left out of folders alone."""
     return path.with_name(path.name.lstrip(".")) if path.name.strip(".") else path
 
 
-def _folder(place: buckets.Path) -> buckets.Path:
-    if buckets.exists(place) and not buckets.is_folder(place):
+def _folder(out: str) -> buckets.Path:
+    """OUT as a folder. A new one whose name is like that of a file, `clean.jpg`, needs a slash."""
+    place = buckets.as_path(out)
+    if not buckets.exists(place):
+        if place.suffix and not out.endswith("/"):
+            raise UserError(
+                f"{out}: a folder is needed; give -o another name, or {out}/ if it is one"
+            )
+    elif not buckets.is_folder(place):
         raise UserError(f"{place} is a file, but a folder is needed: give -o another path")
     return place
 

@@ -104,7 +104,7 @@ def measure(
       UserError: the configuration is not valid, or a candidate has no form for the engine.
     """
     config = without_data(config)
-    # The file may be for its budget, and no method of searching matters to it.
+    # The file may be for its budget, and no search method matters to it.
     config.search.update(budget=0.0, method="bilevel", choice="likeliest")
     validate(config)
     space, size = SearchSpace(**config.space), tuple(config.objectives.complexity_size)

@@ -37,7 +37,7 @@ from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
 from manas_jax.runtime import sharding, signals, tpu_slice
 from manas_jax.runtime.ahead import AheadCompiler, Costs, OutOfMemory, Program
-from manas_jax.search import bilevel_search
+from manas_jax.search import supernet
 from manas_jax.space import Genotype, SearchSpace, alternating_genotype
 from manas_jax.training import build
 from manas_jax.training import run as train_run
@@ -110,7 +110,7 @@ def _compile_search(
     config: ConfigDict, workdir: Any, mesh: Mesh, compiler: AheadCompiler
 ) -> dict[str, Any]:
     network = build.network(config, mesh=mesh)
-    step = bilevel_search.make_step(config, network, mesh.devices.size)
+    step = supernet.make_step(config, network, mesh.devices.size)
     if step.compiles_lazily:
         raise UserError(
             "search.hypergradient = exact: without search.fuse its mixed product is compiled only "

@@ -311,7 +311,7 @@ def run_stages(loop_config):
     compilation gives the same bits is shown by a slow test in a process of its own.
     """
     from manas_jax import main
-    from manas_jax.search import bilevel_search
+    from manas_jax.search import supernet
     from manas_jax.training import run as train_run
     from manas_jax.training.validation import Validation
 
@@ -336,7 +336,7 @@ def run_stages(loop_config):
 
     def run(workdir, **changes):
         with pytest.MonkeyPatch.context() as patch:
-            for module, name in ((bilevel_search, "SearchStep"), (train_run, "TrainStep")):
+            for module, name in ((supernet, "SearchStep"), (train_run, "TrainStep")):
                 patch.setattr(module, name, once(module, name))
                 patch.setattr(module, "Validation", ValidationOnce)
             return main.run(loop_config(**changes), workdir)

@@ -16,7 +16,7 @@ from manas_jax import main
 from manas_jax.errors import UserError
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
-from manas_jax.search import bilevel_search
+from manas_jax.search import bilevel_search, supernet
 from manas_jax.space import Genotype
 from manas_jax.training import run as train_run
 from manas_jax.workdir.weights import load_weights, save_weights
@@ -103,7 +103,7 @@ def test_finished_stages_are_skipped(tmp_path, monkeypatch, finished, loop_confi
 def test_finished_stage_compiles_nothing(tmp_path, monkeypatch, finished, loop_config):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    monkeypatch.setattr(bilevel_search, "SearchStep", _never_compiled)
+    monkeypatch.setattr(supernet, "SearchStep", _never_compiled)
     monkeypatch.setattr(train_run, "TrainStep", _never_compiled)
     before = (workdir / "train" / "summary.json").read_bytes()
     genotype = bilevel_search.search(loop_config(), workdir)

@@ -21,7 +21,7 @@ from manas_jax.config import default
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.runtime import compilation
-from manas_jax.search import bilevel_search, selection
+from manas_jax.search import selection, supernet
 from manas_jax.workdir import provenance
 from manas_jax.workdir.claim import read_config
 
@@ -35,7 +35,7 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     Raises:
       UserError: the folder holds no search.
     """
-    evaluator = bilevel_search.supernet_evaluator(config, folder, batches)
+    evaluator = supernet.evaluator(config, folder, batches)
     found = {kind: np.asarray(rows) for kind, rows in evaluator.state.architecture.items()}
     result = {}
     for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from manas_jax import cost
 from manas_jax.buckets import Path, as_path
 from manas_jax.config import search_budget
-from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import reading
 from manas_jax.files import write_json
@@ -30,16 +29,13 @@ from manas_jax.models.network import Network, genotype_logits
 from manas_jax.runtime import distributed, sharding, signals
 from manas_jax.runtime.compilation import CompileStats
 from manas_jax.search import single_path
-from manas_jax.search.bilevel_search import make_step
 from manas_jax.search.sampling import Indices, Sampler, compare_branch_shares
 from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.search.step import Blocks, SearchStep
+from manas_jax.search.supernet import Supernet
 from manas_jax.space import Genotype, SearchSpace, assemble, derivable
-from manas_jax.training import build, stage
 from manas_jax.training.build import Role
-from manas_jax.training.restore import load_genotype, newest_or_fresh_search_state
 from manas_jax.training.state import SearchState
-from manas_jax.training.validation import Validation
 
 PARENTS = 0.2  # of the population, the best so far
 MUTATION = 0.1  # probability that a decision of a mutant is drawn anew
@@ -69,49 +65,34 @@ def search(
       Stopped: a signal came; the state is saved.
     """
     options, workdir = config.search, as_path(workdir)
-    mesh = sharding.make_mesh(config.devices, config.height_shards)
-    network = build.network(config, mesh=mesh)
-    splits = splits or load_splits(config.data, options.crop)
-
-    @functools.cache
-    def source(role, rollbacks=0):
-        return build.batches(config, splits, role, mesh, rollbacks)
+    supernet = Supernet(config, splits)
+    network, step = supernet.network, supernet.step
+    sampler = Sampler(network.space, search_budget(config))
 
     @functools.cache
     def evaluator():
-        batches = (
-            [
-                sharding.shard_batch(batch, mesh)
-                for batch in source(role).iterate(0, options.choice_batches)
-            ]
-            for role in (Role.SEARCH_ARCHITECTURE, Role.SEARCH_WEIGHTS)
-        )
-        return SupernetEvaluator(config, None, *batches)
-
-    for role in (Role.SEARCH_WEIGHTS, Role.SEARCH_ARCHITECTURE):
-        source(role)  # mistakes in the data come out before anything is compiled
-    validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
-    sampler = Sampler(network.space, search_budget(config))
-    step = make_step(config, network, mesh.devices.size)
+        roles = Role.SEARCH_ARCHITECTURE, Role.SEARCH_WEIGHTS
+        return SupernetEvaluator(config, None, *map(supernet.first_batches, roles))
 
     def genotype_of(number):
         return sampler.within(np.random.default_rng([config.seed, number]))[1]
 
     def batches(start, rollbacks):
-        patches = source(Role.SEARCH_WEIGHTS, rollbacks).iterate(start, options.steps)
+        patches = supernet.source(Role.SEARCH_WEIGHTS, rollbacks).iterate(start, options.steps)
         return zip(map(genotype_of, itertools.count(start)), patches, strict=False)
 
     def step_fn(state, batch):
         genotype, patches = batch
-        state = state.replace(architecture=sharding.replicate(genotype_logits(genotype), mesh))
+        logits = sharding.replicate(genotype_logits(genotype), supernet.mesh)
         path = single_path.blocks(network, genotype) if step.supports_paths else None
-        return step.weight_step(state, sharding.shard_batch(patches, mesh), path)
+        return step.weight_step(state.replace(architecture=logits), supernet.shard(patches), path)
 
     def scores_of(state, architecture):
         """On the validation scenes, with running statistics moved towards the architecture's."""
         evaluator().state = state
         batch_stats = evaluator().recalibrate_batch_norm(architecture)
-        return validation({"params": state.params, "batch_stats": batch_stats}, architecture)
+        variables = {"params": state.params, "batch_stats": batch_stats}
+        return supernet.validation(variables, architecture)
 
     def finish(state, scores, checkpoints):
         evaluator().state = state
@@ -126,21 +107,14 @@ def search(
             "spending": compare_branch_shares(genotype, sampler),
         }
 
-    stage.run(
-        config,
+    return supernet.run(
         workdir,
-        stage.Stage(
-            "search",
-            mesh,
-            restore_or_init=functools.partial(newest_or_fresh_search_state, config, network, mesh),
-            batches=batches,
-            compile=functools.partial(_compile, step, network, genotype_of),
-            step_fn=step_fn,
-            eval_fn=lambda state: scores_of(state, state.architecture),
-            finish=finish,
-        ),
+        batches=batches,
+        compile=functools.partial(_compile, step, network, genotype_of),
+        step_fn=step_fn,
+        eval_fn=lambda state: scores_of(state, state.architecture),
+        finish=finish,
     )
-    return load_genotype(workdir)
 
 
 def evolve(

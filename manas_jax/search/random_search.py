@@ -37,9 +37,9 @@ def search(
 ) -> Genotype:
     """Trains random genotypes and takes the best; resumes with the training that was interrupted.
 
-    All trainings together have `search.steps` steps. A single candidate, such as that of 'uniform',
-    is taken untrained. Leaves the trainings in `search/candidates/` and,
-    at the end, `genotype.json` and `search/summary.json`.
+    All trainings together have `search.steps` steps. A candidate whose training diverges is left
+    out, and a single candidate, such as that of 'uniform', is taken untrained. Leaves the trainings
+    in `search/candidates/` and, at the end, `genotype.json` and `search/summary.json`.
 
     Args:
       config: of the run; `search.method` is 'random', 'halving' or 'uniform'.
@@ -47,8 +47,8 @@ def search(
       splits: not used, as each training loads scenes for patches of its own size.
 
     Raises:
-      UserError: no data, a diverged loss, a folder that cannot be written; or no uniform genotype
-        is within the budget.
+      UserError: no data, all trainings diverged, a folder that cannot be written; or no uniform
+        genotype is within the budget.
       Stopped: a signal came; the state is saved.
     """
     workdir, options = as_path(workdir), config.search

@@ -32,7 +32,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_SEEDS = 3  # seeds with an interval: that of two is wider than the picture
+_MIN_SEEDS = 3  # seeds with an interval: that of two is wider than the picture
 _MARKERS = dict(zip(KINDS, "oXsv*D^P", strict=True))
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -105,7 +105,9 @@ def _means(axes: Axes, budgets: Sequence[Sequence[Mapping]], kind: str, colour: 
         [statistics.mean(cell["macs"] for cell in cells) / 1e9 for cells in budgets],
         [score["mean"] for score in scores],
         [
-            0.0 if len({cell["seed"] for cell in cells}) < _SEEDS else score["mean"] - score["low"]
+            score["mean"] - score["low"]
+            if len({cell["seed"] for cell in cells}) >= _MIN_SEEDS
+            else 0.0
             for score, cells in zip(scores, budgets, strict=True)
         ],
         marker=_MARKERS[kind], markersize=6, linewidth=1, elinewidth=1.2, capsize=3, color=colour,

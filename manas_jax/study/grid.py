@@ -18,7 +18,7 @@ from manas_jax.config import (
     one_of,
     search_budget,
     validate,
-)  # fmt: skip
+)
 from manas_jax.errors import UserError, one_line
 from manas_jax.search.uniform import uniform_within
 from manas_jax.space import SearchSpace

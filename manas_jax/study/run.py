@@ -34,7 +34,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import genotype_logits
 from manas_jax.runtime import sharding, signals
-from manas_jax.search import bilevel_search, methods, selection
+from manas_jax.search import methods, selection, supernet
 from manas_jax.search.sampling import Sampler, random_within
 from manas_jax.search.selection import SupernetEvaluator
 from manas_jax.search.uniform import uniform_within
@@ -191,7 +191,7 @@ def _genotype(
     if changed.search.method != "bilevel":  # no relaxed architecture to evaluate
         summary = json.loads((folder / "search" / "summary.json").read_text())
         return derived, {"seconds_of_search": summary["seconds"] + summary["compile_seconds"]}
-    evaluator = bilevel_search.supernet_evaluator(changed, folder, config.study.judged_batches)
+    evaluator = supernet.evaluator(changed, folder, config.study.judged_batches)
     genotype, facts = derived, {}
     if source.choice == "perturbation":
         genotype = selection.perturbation(space, evaluator.state.architecture, evaluator, cell.seed)

@@ -33,16 +33,16 @@ def accumulate(
     """
     if microbatches == 1:
         return function(batch, None)
-    total = output = carried = None
+    total = output = None
     for index in range(microbatches):
         output = function(_microbatch(batch, index, microbatches), output)
-        averaged = output
-        if carry is not None:  # the function may have returned the very arrays that it was given
-            carried = output[carry] if isinstance(output, dict) else getattr(output, carry)
-            averaged = _with(output, carry, None)
+        # A sum takes the place of its first part; the carry may be the array that was handed on.
+        averaged = output if carry is None else _with(output, carry, None)
         total = averaged if total is None else _add(total, averaged)
     mean = _divide(total, microbatches)
-    return mean if carry is None else _with(mean, carry, carried)
+    if carry is None:
+        return mean
+    return _with(mean, carry, output[carry] if isinstance(output, dict) else getattr(output, carry))
 
 
 def _with(output: PyTree, key: str, value: PyTree) -> PyTree:

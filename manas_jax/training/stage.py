@@ -38,6 +38,7 @@ class Stage:
       eval_fn: validation scores of a state.
       finish: (state, scores, checkpoints) -> entries for the summary; writes what others read.
       log_fn: (logger, step, state) logs whatever else the state tells.
+      result: file in the workdir that `finish` writes for others: without it, it has not ended.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     eval_fn: Callable[[State], Scores]
     finish: Callable[[State, Scores, Checkpoints], dict[str, Any]]
     log_fn: Callable[[MetricLogger, int, State], None] = lambda logger, step, state: None
+    result: str = ""
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
@@ -71,7 +73,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
         state = restore_or_init()
         start = int(state.step)
         if start == options.steps and distributed.broadcast_from_primary(
-            lambda: _has_ended(folder, start)
+            lambda: (
+                _has_ended(folder / "summary.json", start)
+                and (not stage.result or (folder.parent / stage.result).exists())
+            )
         ):
             logging.info("%s: all %d steps are done", name, start)
             return False
@@ -103,11 +108,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
     return True
 
 
-def _has_ended(folder: Path, steps: int) -> bool:
-    """Whether a stage has left what others read, and not for fewer steps than now."""
-    if folder.name == "search" and not (folder.parent / "genotype.json").exists():
-        return False
+def _has_ended(summary: Path, steps: int) -> bool:
+    """Whether a summary is there and not that of an earlier, shorter stage in this folder."""
     try:
-        return json.loads((folder / "summary.json").read_text())["steps"] == steps
+        return json.loads(summary.read_text())["steps"] == steps
     except (FileNotFoundError, ValueError, KeyError):  # missing or damaged: it is written again
         return False

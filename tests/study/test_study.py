@@ -408,7 +408,7 @@ def test_a_cell_trains_the_genotype_of_its_source(tmp_path, monkeypatch):
 
     monkeypatch.setattr(study_run.methods, "search", search)
     monkeypatch.setattr(study_run.train_run, "train", train)
-    monkeypatch.setattr(study_run.bilevel_search, "supernet_evaluator", lambda *_: None)
+    monkeypatch.setattr(study_run.supernet, "evaluator", lambda *_: None)
     monkeypatch.setattr(study_run, "_in_supernet", lambda *_: {"relaxed": {"psnr": 32.0}})
     cells = {cell.name: cell for cell in grid.cells(config)}
 
@@ -678,7 +678,7 @@ def test_entropy_by_hand():
 def test_the_choice_does_not_affect_the_search(tmp_path, run_stages, loop_config):
     import jax
 
-    from manas_jax.search import bilevel_search
+    from manas_jax.search import supernet
 
     by_perturbation = {"search__choice": "perturbation", "search__choice_batches": 1}
     run_stages(tmp_path / "plain", stage="search")
@@ -686,7 +686,7 @@ def test_the_choice_does_not_affect_the_search(tmp_path, run_stages, loop_config
     plain, changed = (load_search(loop_config(), tmp_path / n) for n in ("plain", "changed"))
     jax.tree.map(np.testing.assert_array_equal, plain, changed)
     config = loop_config()
-    evaluator = bilevel_search.supernet_evaluator(config, tmp_path / "plain", 1)
+    evaluator = supernet.evaluator(config, tmp_path / "plain", 1)
     space = SearchSpace(**config.space)
     expected = selection.perturbation(space, plain.architecture, evaluator, config.seed)
     assert Genotype.load(tmp_path / "changed" / "genotype.json") == expected

@@ -120,9 +120,6 @@ _EXTRAS = {"HEIF": "heic", "JXL": "jxl"}
 _pillow_limit = threading.RLock()
 
 
-_COLOURS = slice(16, 20)  # of an ICC profile: what its colours are, such as b"GRAY"
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFile:
     """An image file in memory.
@@ -150,8 +147,8 @@ class ImageFile:
             _without_pillow_limit(),
             Image.open(io.BytesIO(self._content), formats=_readable(self._content)) as image,
         ):
-            profile = image.info.get("icc_profile") or b""
-        return profile if profile[_COLOURS] == b"RGB " else None
+            profile = image.info.get("icc_profile")
+        return profile if convert.colours_of(profile) == b"RGB " else None
 
 
 def is_image(path: str | os.PathLike) -> bool:
@@ -290,11 +287,7 @@ def converted(file: ImageFile, format: str) -> ImageFile:
         with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as image:
             details = convert.metadata(image) | convert.colour_tags(image, file._content)
         lossless = convert.KINDS[file.format].lossless
-        written = details.copy()
-        is_grey = pages[0].mode in ("1", "L", "LA")
-        if not is_grey and details.get("icc_profile", b"")[_COLOURS] == b"GRAY":
-            del written["icc_profile"]
-        content = convert.empty_file(format, pages[0], written, lossless=lossless)
+        content = convert.empty_file(format, pages[0], details, lossless=lossless)
         with Image.open(io.BytesIO(content), formats=_readable(content)) as image:
             storage, _ = _FORMATS[format].storage(image, content)
             made = convert.metadata(image) | convert.colour_tags(image, content)

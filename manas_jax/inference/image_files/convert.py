@@ -68,6 +68,7 @@ _NOT_EXIF = tiff.PIXEL_TAGS | {_XMP_TAG, 33723, 34377, 34675, 330, 37724}  # of 
 # ITU-T H.273: those of BT.709 and unspecified ones, which readers take for sRGB.
 _SRGB_PRIMARIES, _SRGB_TRANSFERS, _SRGB_TRANSFER = (1, 2), (1, 2, 6, 13), 13
 _SRGB_GAMMA = 1 / 2.2
+_GREY_MODES = ("1", "L", "LA")
 _NAMES = {
     "exif": "EXIF",
     "icc_profile": "ICC profile",
@@ -101,6 +102,11 @@ def metadata(image: Image.Image) -> dict[str, Any]:
     return found | ({"text": sorted(texts)} if image.format == "PNG" and texts else {})
 
 
+def colours_of(profile: bytes | None) -> bytes:
+    """The colours that an ICC profile describes, such as b"RGB " or b"GRAY"; empty without one."""
+    return (profile or b"")[16:20]
+
+
 def colour_tags(image: Image.Image, content: bytes) -> dict[str, Any]:
     """What a file says of its colours by tags, as an entry of `metadata`; nothing for sRGB.
 
@@ -128,6 +134,8 @@ def empty_file(format: str, page: Page, details: dict[str, Any], *, lossless: bo
     """A file of one pixel with metadata, and with how pixels like those of a page are stored."""
     options = dict(_OPTIONS.get(format, {})) if page.mode != "L" else {}
     options |= {key: details[key] for key in _WRITTEN if key in details}
+    if page.mode not in _GREY_MODES and colours_of(options.get("icc_profile")) == b"GRAY":
+        del options["icc_profile"]
     if format == "JPEG" and "exif" in options:
         options["exif"] = EXIF_ID + options["exif"]
     if format == "PNG" and "xmp" in options:
@@ -191,7 +199,7 @@ def _equal_pages(page: Page) -> Iterator[Page]:
         yield page
     if page.mode == "CMYK":
         return
-    colours, is_grey = rgb(page), page.mode in ("1", "L", "LA")
+    colours, is_grey = rgb(page), page.mode in _GREY_MODES
     plain = dataclasses.replace(page, palette=None, transparent=None)
     if alpha is None:
         if is_grey:
