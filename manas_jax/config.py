@@ -182,6 +182,7 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "data.synthetic": (0.0, NOT_NEGATIVE),
     "data.level": ("mixed", _LEVEL),  # of synthetic rain: light, medium, heavy or mixed
     "data.appearance": ("additive", one_of(*RAIN_APPEARANCES)),  # of synthetic rain, in training
+    "data.stripes": (0.0, _SHARE),  # share of scenes with a fence drawn into the clean image
     "data.veil": (0.0, _SHARE),  # haze behind synthetic rain, 0 to 1
     "data.evaluation_level": ("medium", _LEVEL),  # where test scenes have no rain of their own
     "data.validation_scenes": (8, at_least(1)),

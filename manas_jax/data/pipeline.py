@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from manas_jax.data import rain
+from manas_jax.data import rain, stripes
 from manas_jax.data.image_cache import ImageCache
 from manas_jax.data.lazy_tf import tf
 from manas_jax.data.scene import Scene
@@ -37,6 +37,9 @@ class Batches:
       kind is drawn again from the other two;
     - transfer: the streaks of a rainy image of another scene, with their own crop and flips;
     - synthetic: see `rain.synthesize`, with `config.level`, `config.veil` and `config.appearance`.
+
+    A share `config.stripes` of the scenes get a fence before the rain, see `stripes.draw`; the
+    streaks of their own rainy images are then added to it.
 
     The K versions and the clean image share one crop and one of the 8 symmetries of the square.
     Batches do not depend on how images are cached, see `image_cache`.
@@ -159,13 +162,22 @@ class Batches:
         clean = self._patch(self._tensors.clean[scene], corner)
         available = self._tensors.counts[scene]
         kinds, ranks = self._draw(available, seeds[1], seeds[2])
+        photograph, fenced = clean, tf.constant(False)
+        if self._config.stripes:
+            # Folded in, so that all else is drawn as it is without stripes.
+            draw, chance = tf.unstack(tf.random.split(tf.random.fold_in(seeds[4], 1), 2))
+            fenced = tf.random.stateless_uniform((), chance) < self._config.stripes
+            clean = tf.cond(fenced, lambda: stripes.draw(photograph, draw), lambda: photograph)
+
+        def real(rank) -> tf.Tensor:
+            image = self._tensors.clean[scene] + 1 + _shuffled(rank, seeds[3], available)
+            rainy = self._patch(image, corner)
+            return tf.cond(fenced, lambda: rain.transfer(clean, rainy, photograph), lambda: rainy)
 
         def version(drawn) -> tf.Tensor:
             kind, rank, seed = drawn
             functions = {
-                "real": lambda: self._patch(
-                    self._tensors.clean[scene] + 1 + _shuffled(rank, seeds[3], available), corner
-                ),
+                "real": lambda: real(rank),
                 "transfer": lambda: self._transfer(scene, clean, seed),
                 "synthetic": lambda: rain.synthesize(
                     clean, seed, self._config.level, self._config.veil, self._config.appearance
@@ -269,6 +281,8 @@ def check(
     rain.check_appearance(config.appearance, "data.appearance")
     if not 0 <= config.veil <= 1:
         raise UserError(f"data.veil: {config.veil} must lie between 0 and 1")
+    if not 0 <= config.stripes <= 1:
+        raise UserError(f"data.stripes: {config.stripes} must lie between 0 and 1")
     weights = {kind: config[kind] for kind in _KINDS}
     if min(weights.values()) < 0 or not any(weights.values()):
         raise UserError(

@@ -27,6 +27,7 @@ def data_config(**changes):
         "level": "mixed",
         "appearance": "additive",
         "veil": 0.0,
+        "stripes": 0.0,
         "evaluation_level": "medium",
         "cache_gib": 1.0,
         "cache_dir": "",

@@ -47,7 +47,8 @@ def _codes(batch):
 
 
 ALL_KINDS = {
-    "real": 1.0, "transfer": 1.0, "synthetic": 1.0, "veil": 0.3, "appearance": "mixed"
+    "real": 1.0, "transfer": 1.0, "synthetic": 1.0, "veil": 0.3, "appearance": "mixed",
+    "stripes": 0.5,
 }  # fmt: skip
 
 
@@ -270,6 +271,21 @@ def test_synthetic_versions_differ_and_depend_on_level_and_veil():
     assert mean(level="light") < mean(level="heavy") < mean(level="heavy", veil=0.8)
 
 
+def test_stripes_stand_in_the_clean_image_behind_the_same_rain():
+    """Of the scenes with a fence, own rain is added to it; all else is as without stripes."""
+    plain, striped = (_batches(_scenes(), data_config(stripes=share)).at(0) for share in (0.0, 0.5))
+    fenced = np.array(
+        [(a != b).any() for a, b in zip(plain["clean"], striped["clean"], strict=True)]
+    )
+    assert 0 < fenced.sum() < len(fenced)
+    np.testing.assert_array_equal(plain["rainy"][~fenced], striped["rainy"][~fenced])
+    rain = plain["rainy"] - plain["clean"][:, None]
+    expected = np.clip(striped["clean"][:, None] + rain, 0, 1)
+    np.testing.assert_allclose(striped["rainy"][fenced], expected[fenced], atol=1e-6)
+    always = _batches(_scenes(), data_config(stripes=1.0)).at(0)
+    assert all((a != b).any() for a, b in zip(plain["clean"], always["clean"], strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
@@ -280,6 +296,7 @@ def test_synthetic_versions_differ_and_depend_on_level_and_veil():
         ({"level": "drizzle"}, {}, r"data\.level: 'drizzle'"),
         ({"appearance": "painted"}, {}, r"data\.appearance: 'painted'"),
         ({"veil": 2.0}, {}, r"data\.veil"),
+        ({"stripes": 1.5}, {}, r"data\.stripes: 1\.5 must lie between 0 and 1"),
         ({}, {"process_count": 3}, "divisible by the 3 processes"),
         ({}, {"batch_scenes": 0}, "must be positive"),
         ({}, {"crop": 21}, "20x28 pixels are too small for patches of 21x21"),

@@ -60,6 +60,7 @@ def test_batches_of_folder_and_prepared_dataset_are_equal(tmp_path, rain100l):
         level="mixed",
         appearance="additive",
         veil=0.0,
+        stripes=0.0,
         cache_gib=0.0,
         cache_dir="",
     )
