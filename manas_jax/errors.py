@@ -26,13 +26,16 @@ class UserError(Exception):
     def __init__(self, message: str = ""):
         if len(message) > _MAX_MESSAGE:  # it quotes a damaged file; its end says what to do
             message = f"{message[: _MAX_MESSAGE // 2]} ... {message[-_MAX_MESSAGE // 3 :]}"
-        super().__init__(
-            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        )
+        super().__init__(printable(message))
 
 
 class Diverged(UserError):
     """A loss, or a value computed from diverged parameters, is no longer finite."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, with control characters, as in names of files, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short_repr(value: object) -> str:

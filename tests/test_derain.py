@@ -27,7 +27,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from manas_jax import buckets, derain
 from manas_jax.errors import UserError
-from manas_jax.inference import image_files
+from manas_jax.inference import image_files, jobs, processing
 from manas_jax.inference.derainer import Derainer
 from manas_jax.runtime import signals
 
@@ -493,7 +493,7 @@ def test_outputs_that_cannot_be_written_are_named_before_anything_is_read(
     access = os.access
     # Not by its mode, as root may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: path != closed and access(path, mode))
-    monkeypatch.setattr(derain.image_files, "read", None)
+    monkeypatch.setattr(image_files, "read", None)
     assert identity(street, "-o", closed) == (
         1, [f"cannot write to the folder {closed}", "0 of 3 de-rained; 3 failed, see above"],
     )  # fmt: skip
@@ -530,8 +530,8 @@ def test_damaged_tiff_has_one_line(tmp_path, monkeypatch, capfd):
         start = image.tag_v2[273][0]
     content[start : start + 8] = b"\xff" * 8
     (tmp_path / "a.tif").write_bytes(content)
-    job = derain.Job(tmp_path / "a.tif", tmp_path / "b.tif")
-    (outcome,) = derain.run([job], lambda pixels: pixels, progress=False)
+    job = jobs.Job(tmp_path / "a.tif", tmp_path / "b.tif")
+    (outcome,) = processing.run([job], lambda pixels: pixels, progress=False)
     assert capfd.readouterr().err.splitlines() == [outcome.problem]
 
 
@@ -615,7 +615,7 @@ def test_format_and_suffix_name_the_outputs_of_a_folder(street, identity):
 
 def test_the_comparison_is_there_before_the_output(street, identity, monkeypatch):
     """An output that exists says that a picture is done."""
-    monkeypatch.setattr(derain.image_files, "write", _raise_full)
+    monkeypatch.setattr(image_files, "write", _raise_full)
     assert identity(street / "a.png", "-o", street / "out.png", "--compare")[0] == 1
     assert (street / "out.png.compare.png").exists() and not (street / "out.png").exists()
 
@@ -983,12 +983,12 @@ def test_errors_of_restoring_are_reported_unchanged(kind, error, line, tmp_path,
     def restore(pixels):
         raise error
 
-    other = derain.Job(street / "b.png", out / "b.png")
-    outcomes = derain.run([derain.Job(source, out / f"x.{kind}")], restore, progress=False)
+    other = jobs.Job(street / "b.png", out / "b.png")
+    outcomes = processing.run([jobs.Job(source, out / f"x.{kind}")], restore, progress=False)
     problems = [outcome.problem for outcome in outcomes]
     assert problems == [line.format(source)]
     assert capsys.readouterr().err.splitlines() == problems
-    (outcome,) = derain.run([other], lambda pixels: pixels, progress=False)
+    (outcome,) = processing.run([other], lambda pixels: pixels, progress=False)
     assert outcome.problem is None
     assert names(out) == ["b.png"]
 
@@ -1013,9 +1013,9 @@ def test_an_interrupted_video_leaves_nothing(tmp_path, number, raised):
             os.kill(os.getpid(), number)
         return pixels
 
-    job = derain.Job(source, tmp_path / "out" / "x.mp4")
+    job = jobs.Job(source, tmp_path / "out" / "x.mp4")
     with pytest.raises(raised) as caught, signals.unwinding():
-        list(derain.run([job], restore, progress=False))
+        list(processing.run([job], restore, progress=False))
     assert len(batches) == 2 and names(tmp_path / "out") == []
     assert signal.getsignal(number) == handler
     if raised is SystemExit:
