@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,8 @@ flags.adopt_module_key_flags(app)
 _OUT = flags.DEFINE_string("out", None, "File to write the table to.")
 _ENGINE = flags.DEFINE_enum("engine", None, ENGINES, "What computes; default: as de-raining.")
 
-ROUNDS = 15  # in which everything is run once, in turn
+ROUNDS = 9  # of all programs in turn
+IN_A_ROW = 5  # runs of a program in a round
 COPIES = 1, 4  # of a part in a row: the difference has none of what a call costs by itself
 ANCHORS, CHECKS = 3, 5  # random genotypes whose networks are measured
 
@@ -76,15 +78,20 @@ Timer = Callable[[Mapping[Any, Run]], Mapping[Any, float]]
 
 
 def time_in_turn(runs: Mapping[Any, Run]) -> dict[Any, float]:
-    """Median milliseconds of each run over rounds in which each runs once, after one to warm up."""
-    times: dict[Any, list[float]] = {key: [] for key in runs}
-    for number in range(ROUNDS + 1):
+    """Milliseconds of each run: the least of several rounds, in which all take turns.
+
+    Whatever else the machine does only adds. In a round each runs several times in a row: right
+    after another program its memory is in no cache, and threads of the other one still occupy the
+    cores.
+    """
+    times = dict.fromkeys(runs, math.inf)
+    for _ in range(ROUNDS):
         for key, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if number:
-                times[key].append(1000 * (time.perf_counter() - begin))
-    return {key: statistics.median(values) for key, values in times.items()}
+            for _ in range(IN_A_ROW):
+                begin = time.perf_counter()
+                run()
+                times[key] = min(times[key], 1000 * (time.perf_counter() - begin))
+    return times
 
 
 def measure(
