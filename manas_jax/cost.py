@@ -257,7 +257,7 @@ def tables(space: SearchSpace, height: int, width: int, unit: str) -> dict[str, 
         for _ in range(space.edges)
     ]
     blocks = [
-        [residual_block(space, branch, width, *size) for width in space.widths]
+        [residual_block(space, branch, fraction, *size) for fraction in space.widths]
         for _, branch in space.residual_blocks
     ]
     costs = {"columns": columns, "attention": edges, "widths": blocks}

@@ -43,7 +43,7 @@ NOTHING = Front(np.zeros(1, np.int64), np.zeros(1), np.zeros((1, 0), np.int64))
 
 
 def derive_within(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget
+    space: SearchSpace, log_probabilities: Mapping[str, np.ndarray], budget: cost.Budget
 ) -> Genotype:
     """A likely genotype within the budget that, where one does, costs `SPENT` of it or more.
 
@@ -56,10 +56,10 @@ def derive_within(
 
     Args:
       space: the search space.
-      scores: log-probabilities of the choices, shaped as the logits.
+      log_probabilities: of the choices, shaped as the logits.
       budget: at least the cost of the cheapest genotype, see `Budget.extremes`.
     """
-    at = functools.partial(likeliest_within, space, scores, budget)
+    at = functools.partial(likeliest_within, space, log_probabilities, budget)
     enough, low, high = SPENT * budget.limit, 0.0, 1.0
     if budget.cost(found := at(0.0)) >= enough:
         return found
@@ -76,20 +76,23 @@ def derive_within(
 
 
 def likeliest_within(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget, price: float = 0.0
+    space: SearchSpace,
+    log_probabilities: Mapping[str, np.ndarray],
+    budget: cost.Budget,
+    price: float = 0.0,
 ) -> Genotype:
-    """The genotype of the highest total score that is within the budget, without `none`.
+    """The likeliest genotype within the budget, without `none`.
 
     Residual blocks of columns that are not parallel cost nothing and take their likeliest width, so
-    with a budget that does not bind the result is `space.derive` of the same scores.
+    with a budget that does not bind the result is `space.derive` of the same probabilities.
 
     Args:
       space: the search space.
-      scores: log-probabilities of the choices, shaped as the logits.
+      log_probabilities: of the choices, shaped as the logits.
       budget: at least the cost of the cheapest genotype, see `Budget.extremes`.
-      price: what is added to a genotype's score for each budget that it costs.
+      price: what is added to a genotype's log-probability for each budget that it costs.
     """
-    fronts = list(_decisions(space, scores, budget, price / budget.limit))
+    fronts = list(_decisions(space, log_probabilities, budget, price / budget.limit))
     left = budget.limit - budget.fixed(space) - sum(front.costs[0] for front in fronts)
     total = NOTHING
     for front in fronts:
@@ -99,12 +102,15 @@ def likeliest_within(
 
 
 def _decisions(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: cost.Budget, price: float
+    space: SearchSpace,
+    log_probabilities: Mapping[str, np.ndarray],
+    budget: cost.Budget,
+    price: float,
 ) -> Iterator[Front]:
     """The alternatives of every column with its residual blocks, then of every attention edge."""
     tables = {kind: np.array(rows) for kind, rows in budget.tables(space).items()}
-    columns = tables["columns"], scores["columns"] + price * tables["columns"]
-    widths = scores.get("widths", np.zeros((len(space.residual_blocks), 1)))
+    columns = tables["columns"], log_probabilities["columns"] + price * tables["columns"]
+    widths = log_probabilities.get("widths", np.zeros((len(space.residual_blocks), 1)))
     free = [Front(np.zeros(1, np.int64), *_likeliest(row)) for row in widths]
     blocks = [
         _front(costs, row + price * costs)
@@ -117,7 +123,7 @@ def _decisions(
         )
         yield _column(space, *rows, parallel, other)
     allowed = list(derivable(space.candidates))
-    edges = np.reshape(scores["attention"], (-1, len(space.candidates)))
+    edges = np.reshape(log_probabilities["attention"], (-1, len(space.candidates)))
     for costs, row in zip(tables["attention"][:, allowed], edges[:, allowed], strict=True):
         yield _front(costs, row + price * costs, np.array(allowed)[:, None])
 

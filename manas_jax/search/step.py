@@ -34,13 +34,13 @@ class SceneGrads(NamedTuple):
 
     Attributes:
       params: gradient by the weights.
-      architecture: gradient by the architecture.
+      architecture: gradient by the architecture; None for a path.
       batch_stats: running statistics, updated by this batch.
       metrics: the loss ('restoration') and its terms.
     """
 
     params: PyTree
-    architecture: PyTree
+    architecture: PyTree | None
     batch_stats: PyTree
     metrics: Metrics
 

@@ -121,13 +121,13 @@ class MetricLogger:
         """Whether metrics are written after this step."""
         return step % self._every == 0 or step == self._total
 
-    def checkpoint(self, step: int, state: Any, score: Callable[[], Scores]) -> None:
+    def checkpoint(self, step: int, state: Any, score_fn: Callable[[], Scores]) -> None:
         """Scores and saves the state if a checkpoint is due after this step.
 
         Args:
           step: steps done.
           state: what to save.
-          score: computes the validation scores; no rate includes its time.
+          score_fn: computes the validation scores; no rate includes its time.
 
         Raises:
           Diverged: a loss or the state is not finite; nothing is saved then.
@@ -137,7 +137,7 @@ class MetricLogger:
         if step % self._checkpoint_every and step != self._total:
             return
         self.flush()
-        scores = score()
+        scores = score_fn()
         self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
         self._checkpoints.save(step, state, scores.y_psnr, **self._progress())
         self._writer.flush()

@@ -62,6 +62,11 @@ class Validation:
     def __call__(self, variables: PyTree, architecture: Architecture | None = None):
         """Mean `metrics.Scores` of the restored pictures; each counts once.
 
+        Args:
+          variables: 'params' and 'batch_stats' of the network.
+          architecture: logits of every decision, by kind, each (*decisions, choices), see
+            `SearchSpace.decisions`; None for a derived network.
+
         Raises:
           Diverged: a restored picture is NaN, in any of the processes.
         """
