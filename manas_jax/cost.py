@@ -267,11 +267,6 @@ def tables(space: SearchSpace, height: int, width: int, unit: str) -> dict[str, 
     }
 
 
-def extremes(space: SearchSpace, height: int, width: int, unit: str) -> tuple[int, int]:
-    """Costs of the cheapest and of the most expensive genotype; arguments as `tables` has them."""
-    return Budget(0, unit, height, width).extremes(space)
-
-
 def _extremes(
     space: SearchSpace, fixed_cost: int, costs: Mapping[str, Sequence[Sequence[int]]]
 ) -> tuple[int, int]:

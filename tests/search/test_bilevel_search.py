@@ -18,7 +18,8 @@ def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config
         search__hypergradient="first_order",
         search__budget_of="parameters",
     )
-    cheapest, most_expensive = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
+    space = SearchSpace(**config.space)
+    cheapest, most_expensive = cost.Budget(0, "parameters", 64, 64).extremes(space)
     config.search.budget = float((cheapest + most_expensive) // 2)
     report = main.run(config, tmp_path)
 

@@ -47,7 +47,7 @@ def test_derivation_equals_brute_force(everything, unit):
     """In 100 cases, of which each is within the budget and many are bound by it."""
     rows, combinations, genotypes, costs = everything
     costs = np.array([getattr(c, unit) for c in costs])
-    assert (costs.min(), costs.max()) == cost.extremes(SPACE, *SIZE, unit)
+    assert (costs.min(), costs.max()) == cost.Budget(0, unit, *SIZE).extremes(SPACE)
     bound = 0
     for seed in range(100):
         share = np.random.default_rng(seed).uniform() ** 2
@@ -66,7 +66,7 @@ def test_derivation_equals_brute_force(everything, unit):
 def test_the_budget_is_met_in_large_spaces(unit):
     """Where nothing can be enumerated: of no bound, at the cheapest cost, and between."""
     space = SearchSpace(column_choices=ALL_COLUMNS, widths=(0.25, 0.5, 0.75, 1.0))
-    cheapest, most_expensive = cost.extremes(space, 320, 480, unit)
+    cheapest, most_expensive = cost.Budget(0, unit, 320, 480).extremes(space)
     for seed in range(100):
         share = np.random.default_rng(seed).uniform()
         budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), unit, 320, 480)

@@ -78,7 +78,7 @@ def everything():
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 def test_evolution_finds_what_brute_force_finds(everything, share):
-    cheapest, most_expensive = cost.extremes(SMALL, 32, 32, "macs")
+    cheapest, most_expensive = cost.Budget(0, "macs", 32, 32).extremes(SMALL)
     budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), "macs", 32, 32)
     sampler = Sampler(SMALL, budget)
     allowed = [genotype for genotype in everything if sampler.allows(genotype)]
@@ -99,7 +99,7 @@ def test_evolution_finds_what_brute_force_finds(everything, share):
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
 def test_all_genotypes_are_within_the_budget(unit):
     """In 100 cases a unit, from the cheapest genotype alone to any."""
-    cheapest, most_expensive = cost.extremes(LARGE, 64, 64, unit)
+    cheapest, most_expensive = cost.Budget(0, unit, 64, 64).extremes(LARGE)
     for seed in range(100):
         share = np.random.default_rng(seed).uniform() ** 2 if seed else 0.0
         budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), unit, 64, 64)
@@ -146,7 +146,8 @@ def evolving(loop_config):
         search__choice_batches=2,
         search__budget_of="parameters",
     )
-    cheapest, most_expensive = cost.extremes(SearchSpace(**config.space), 64, 64, "parameters")
+    space = SearchSpace(**config.space)
+    cheapest, most_expensive = cost.Budget(0, "parameters", 64, 64).extremes(space)
     config.search.budget = float((cheapest + most_expensive) // 2)
     return config
 

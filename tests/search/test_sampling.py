@@ -18,7 +18,7 @@ SPACE = SearchSpace(
 
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
 def test_random_genotypes_cost_about_the_budget(unit):
-    cheapest, most_expensive = cost.extremes(SPACE, 64, 64, unit)
+    cheapest, most_expensive = cost.Budget(0, unit, 64, 64).extremes(SPACE)
     for share in (0.0, 0.2, 0.7, 1.0):
         budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), unit, 64, 64)
         sampler = sampling.Sampler(SPACE, budget)
@@ -54,7 +54,8 @@ def test_probabilities_depend_on_the_cost_alone():
 
 
 def test_choices_of_a_candidate_with_preferences_go_together():
-    budget = cost.Budget(round(np.mean(cost.extremes(SPACE, 64, 64, "macs"))), "macs", 64, 64)
+    free = cost.Budget(0, "macs", 64, 64)
+    budget = dataclasses.replace(free, limit=round(np.mean(free.extremes(SPACE))))
     sampler = sampling.Sampler(SPACE, budget)
 
     def commonest(preference):
@@ -72,9 +73,9 @@ def test_choices_of_a_candidate_with_preferences_go_together():
     drawn = {sampling.random_candidate(sampler, seed, 3.0).to_json() for seed in range(16)}
     assert len(drawn) > 12  # each has preferences of its own
     assert sampling.random_candidate(sampler, 0) == sampling.random_within(sampler, 0)
-    free = sampling.Sampler(SPACE)
-    assert sampling.random_candidate(free, 0) == random_genotype(SPACE, 0)
-    assert sampling.random_candidate(free, 0, 3.0) != random_genotype(SPACE, 0)
+    unbound = sampling.Sampler(SPACE)
+    assert sampling.random_candidate(unbound, 0) == random_genotype(SPACE, 0)
+    assert sampling.random_candidate(unbound, 0, 3.0) != random_genotype(SPACE, 0)
 
 
 @pytest.mark.parametrize("unit", ["macs", "nanoseconds"])
@@ -97,7 +98,7 @@ def test_candidates_of_spaces_with_one_width(unit):
 def test_a_budget_that_hardly_a_genotype_is_within():
     """Of three million only those with the cheapest choice of every decision."""
     space = SearchSpace((8, 16), (1, 2), (4, 4), 2, candidates=("none", "skip_connect", "SE"))
-    cheapest, _ = cost.extremes(space, 64, 64, "parameters")
+    cheapest, _ = cost.Budget(0, "parameters", 64, 64).extremes(space)
     sampler = sampling.Sampler(space, cost.Budget(cheapest, "parameters", 64, 64))
     assert sampler.budget.cost(sampling.random_within(sampler, 0)) == cheapest
     indices, genotype = sampler.within(np.random.default_rng(0))

@@ -36,7 +36,7 @@ def _search(budget, steps, gain):
 @pytest.mark.parametrize("gain", [0.1, -0.1], ids=["dearer is better", "cheaper is better"])
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_multiplier_holds_the_expected_cost_at_the_budget(gain, share):
-    cheapest, most_expensive = cost.extremes(SPACE, 32, 32, "macs")
+    cheapest, most_expensive = cost.Budget(0, "macs", 32, 32).extremes(SPACE)
     budget = cost.Budget(int(cheapest + share * (most_expensive - cheapest)), "macs", 32, 32)
     multipliers, costs = _search(budget, 1000, gain)
     np.testing.assert_allclose(multipliers[-1], gain, rtol=0.02)  # what the loss pays
@@ -45,14 +45,15 @@ def test_multiplier_holds_the_expected_cost_at_the_budget(gain, share):
 
 def test_a_budget_above_the_dearest_counts_as_that():
     """Of a size whose costs 32 bits do not hold."""
-    _, most_expensive = cost.extremes(SPACE, 4096, 4096, "macs")
+    _, most_expensive = cost.Budget(0, "macs", 4096, 4096).extremes(SPACE)
     assert most_expensive > 2**33
     _, costs = _search(cost.Budget(2 * most_expensive, "macs", 4096, 4096), 500, -0.1)
     assert costs[-1] > 0.95 * most_expensive
 
 
 def test_gradient_is_that_of_the_lagrangian(float64):
-    budget = cost.Budget(cost.extremes(SPACE, 32, 32, "parameters")[0], "parameters", 32, 32)
+    cheapest, _ = cost.Budget(0, "parameters", 32, 32).extremes(SPACE)
+    budget = cost.Budget(cheapest, "parameters", 32, 32)
     logits = jax.tree.map(jnp.float64, init_architecture(SPACE, 0, scale=1.0))
     ascent = dual_ascent(SPACE, budget, 0.5)
     zeros = jax.tree.map(jnp.zeros_like, logits)
