@@ -174,9 +174,11 @@ def check(config: ConfigDict, cells: Sequence[Cell]) -> None:
 
 def _check_changes(key: str, changes: dict[str, Any]) -> None:
     """Refuses keys that the study sets itself, or takes from the configuration for all cells."""
-    train = changes.get("train", {})
+    sections = {name: part for name, part in changes.items() if isinstance(part, dict)}
     own = [name for name in ("seed", "space") if name in changes]
-    own += [f"train.{name}" for name in _STARTS if train.get(name)]
+    own += [f"train.{name}" for name in _STARTS if sections.get("train", {}).get(name)]
+    if "precision" in sections.get("network", {}):  # `app.run_context` sets it once
+        own.append("network.precision")
     if own:
         raise UserError(f"{key}.{own[0]}: all cells of a study have it in common, leave it out")
 

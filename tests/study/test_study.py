@@ -157,7 +157,9 @@ def test_every_key_of_a_study_with_values_of_the_wrong_kind(path, accepted, monk
             assert ".".join(("study", *path)) in line, value
 
 
-@pytest.mark.parametrize("changes", [{"nope": 1}, {"search": 5}, {"search": {"steps": -1}}])
+@pytest.mark.parametrize(
+    "changes", [{"nope": 1}, {"search": 5}, {"train": 5}, {"search": {"steps": -1}}]
+)
 def test_mistakes_of_later_cells_come_out_before_the_first(tmp_path, fake_cells, changes):
     for path in (("searches", "plain"), ("sources", "one_to_one", "changes")):
         config = study_config()
@@ -178,6 +180,12 @@ def test_mistakes_of_later_cells_come_out_before_the_first(tmp_path, fake_cells,
         (("sources", "a/b"), {"choice": "random"}, "under a name of letters"),
         (("sources", "hand_made", "changes"), {"train": {"weights": "x"}}, "changes.train.weights"),
         (("searches", "plain"), {"seed": 3}, "searches.plain.seed: all cells of a study"),
+        (("searches", "plain"), {"network": {"precision": "high"}}, "plain.network.precision: all"),
+        (
+            ("sources", "one_to_one", "changes"),
+            {"network": {"precision": "high"}},
+            "one_to_one.changes.network.precision: all cells of a study have it in common",
+        ),
     ],
 )
 def test_cells_that_could_not_run(path, value, words):
