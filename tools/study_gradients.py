@@ -13,15 +13,19 @@ import argparse
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import RESULTS
 from manas_jax.config import default
+from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
-from manas_jax.runtime import compilation
-from manas_jax.search import selection, supernet
+from manas_jax.models.network import Architecture
+from manas_jax.runtime import compilation, sharding
+from manas_jax.training import build, losses
+from manas_jax.training.restore import load_search
 from manas_jax.workdir import provenance
 from manas_jax.workdir.claim import read_config
 
@@ -35,14 +39,43 @@ def measure(config: ConfigDict, folder: pathlib.Path, batches: int) -> dict:
     Raises:
       UserError: the folder holds no search.
     """
-    evaluator = supernet.evaluator(config, folder, batches)
-    found = {kind: np.asarray(rows) for kind, rows in evaluator.state.architecture.items()}
-    result = {}
-    for name, logits in (("found", found), ("even", {k: 0 * v for k, v in found.items()})):
-        gradients = evaluator.gradients(logits)
-        result[name] = {kind: selection.gradient_snr(gradients[kind]) for kind in logits}
-    result["decay"] = {k: float(DECAY * np.linalg.norm(rows)) for k, rows in found.items()}
-    return result
+    state = load_search(config, folder)
+    splits = load_splits(config.data, config.search.crop)
+    source = build.batches(config, splits, build.Role.SEARCH_ARCHITECTURE, sharding.make_mesh(1))
+    patches = list(source.iterate(0, batches))
+    loss_fn = losses.scene_loss_fn(
+        build.network(config), build.loss_weights(config), internal_from=0
+    )
+    grad = jax.jit(jax.grad(loss_fn, argnums=1, has_aux=True))
+
+    def snr(logits: Architecture) -> dict[str, dict[str, float]]:
+        found = [
+            jax.device_get(grad(state.params, logits, state.batch_stats, state.step, batch)[0])
+            for batch in patches
+        ]
+        return {kind: gradient_snr(np.stack([g[kind] for g in found])) for kind in logits}
+
+    found = {kind: np.asarray(rows) for kind, rows in state.architecture.items()}
+    return {
+        "found": snr(found),
+        "even": snr({kind: np.zeros_like(rows) for kind, rows in found.items()}),
+        "decay": {k: float(DECAY * np.linalg.norm(rows)) for k, rows in found.items()},
+    }
+
+
+def gradient_snr(gradients: np.ndarray) -> dict[str, float]:
+    """Signal-to-noise ratio of the gradients (batches, ...) of single batches.
+
+    Returns:
+      'mean', the norm of the mean gradient, without what scatter alone would contribute to it;
+      'deviation', the norm of the scatter of one batch; and 'ratio', the former over the latter:
+      with 1 / ratio**2 batches per step, signal and noise are equal.
+    """
+    count = len(gradients)
+    variance = float(np.sum(np.var(gradients, axis=0, ddof=1)))
+    common = float(np.sum(np.mean(gradients, axis=0) ** 2)) - variance / count
+    mean, deviation = max(common, 0.0) ** 0.5, variance**0.5
+    return {"mean": mean, "deviation": deviation, "ratio": mean / deviation if deviation else 0.0}
 
 
 def main() -> None:

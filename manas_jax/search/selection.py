@@ -63,13 +63,7 @@ class SupernetEvaluator:
             _, (batch_stats, metrics) = loss_fn(params, architecture, batch_stats, step, batch)
             return batch_stats, metrics["psnr"]
 
-        @jax.jit
-        def grad(params, architecture, batch_stats, batch):
-            return jax.grad(loss_fn, argnums=1, has_aux=True)(
-                params, architecture, batch_stats, step, batch
-            )[0]
-
-        self._apply, self._grad = apply, grad
+        self._apply = apply
 
     def __call__(self, architecture: Architecture) -> float:
         """Mean PSNR in dB, normalised by each batch's own statistics."""
@@ -87,33 +81,9 @@ class SupernetEvaluator:
             batch_stats, _ = self._apply(self.state.params, architecture, batch_stats, batch)
         return batch_stats
 
-    def gradients(self, architecture: Architecture) -> dict[str, np.ndarray]:
-        """The restoration loss's gradient on every batch of architecture scenes: (batches, ...)."""
-        architecture, state = _arrays(architecture), self.state
-        found = [
-            jax.device_get(self._grad(state.params, architecture, state.batch_stats, batch))
-            for batch in self._architecture_batches
-        ]
-        return {kind: np.stack([g[kind] for g in found]) for kind in architecture}
-
 
 def _arrays(architecture: Architecture) -> dict[str, jax.Array]:
     return jax.tree.map(jnp.asarray, dict(architecture))
-
-
-def gradient_snr(gradients: np.ndarray) -> dict[str, float]:
-    """Signal-to-noise ratio of the gradients (batches, ...) of single batches.
-
-    Returns:
-      'mean', the norm of the mean gradient, without what scatter alone would contribute to it;
-      'deviation', the norm of the scatter of one batch; and 'ratio', the former over the latter:
-      with 1 / ratio**2 batches per step, signal and noise are equal.
-    """
-    count = len(gradients)
-    variance = float(np.sum(np.var(gradients, axis=0, ddof=1)))
-    common = float(np.sum(np.mean(gradients, axis=0) ** 2)) - variance / count
-    mean, deviation = max(common, 0.0) ** 0.5, variance**0.5
-    return {"mean": mean, "deviation": deviation, "ratio": mean / deviation if deviation else 0.0}
 
 
 def perturbation(space: SearchSpace, logits: Architecture, score: Score, seed: int) -> Genotype:
