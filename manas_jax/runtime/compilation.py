@@ -122,7 +122,8 @@ class CompileStats:
 
     Attributes:
       seconds: wall time of tracing, lowering and compiling.
-      flops: floating-point operations of all calls, as XLA counts them before it optimises.
+      flops: floating-point operations of all calls, as XLA counts them before it optimises; of a
+        step of search or training those of the network's definition, see `cost.gradient_flops`.
       temporary_bytes: memory that a call needs besides arguments and results, of the largest.
     """
 

@@ -228,8 +228,6 @@ class SearchStep:
             if self.compiles_lazily:
                 args = state.batch_stats, state.step, sharding.zeros(batch), state.params
                 jax.block_until_ready(self._mixed_hvp(*args, state.architecture, state.params))
-        if self._fuse:
-            return compiler.stats
         scenes, versions, height, width, _ = batch["rainy"].shape
         macs = cost.supernet(self._network.space, height, width).macs
         flops = cost.gradient_flops(macs, scenes * versions) * self._hypergradient.gradient_evals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from manas_jax import cost
 from manas_jax.config import LossWeights
 from manas_jax.models.network import Network
 from manas_jax.runtime.compilation import Compiler, CompileStats, ParallelCompiler
@@ -46,6 +48,7 @@ class TrainStep:
           microbatches: number of microbatches per batch, see `accumulation.accumulate`.
           feature_fn: the feature loss, see `feature_loss.feature_fn`; None for none.
         """
+        self._genotype = network.genotype
         self._optimizer = optimizer
         self._ema = ema
         self._microbatches = microbatches
@@ -110,7 +113,10 @@ class TrainStep:
         """
         with ParallelCompiler(state.step.sharding) as compiler:
             self.compile_programs(compiler, state, batch, frozen_stats)
-        return compiler.stats
+        scenes, versions, height, width, _ = batch["rainy"].shape
+        macs = cost.derived(self._genotype, height, width).macs
+        flops = cost.gradient_flops(macs, scenes * versions)
+        return dataclasses.replace(compiler.stats, flops=flops)
 
     def compile_programs(
         self,
