@@ -127,9 +127,8 @@ def _compile_train(
     network, described = _derived(config, workdir, mesh)
     step = train_run.make_step(config, network)
     state = train_template(config, network, mesh)
-    frozen_stats = config.train.batch_norm < 0.5  # in most of the steps
     shapes = build.batch_shapes(config, config.train, mesh)
-    step.compile_programs(compiler, state, shapes, frozen_stats)
+    step.compile_programs(compiler, state, shapes, train_run.kinds_of_steps(config.train))
     return described
 
 
@@ -196,10 +195,10 @@ def _figures(
       'programs', each as `Program`; what is in `described`; of a step the 'images', rainy patches
       or pictures, of all chips, their 'pixels' and their 'bytes' with the clean ones;
       'compile_seconds' and 'compile_cpu_seconds'; of a chip 'memory_bytes', those of the largest
-      program and the code of all; of a step 'flops', 'collectives', 'optimal_seconds' and
-      'estimate_seconds', the compiler's lower bound and its estimate without collectives; from the
-      latter 'share_of_peak', 'images_per_second' of the slice and 'host_bytes_per_second' of the
-      input pipeline. What the compiler does not estimate is None.
+      program and the code of all; of a step (programs of 0 calls left out) 'flops', 'collectives',
+      'optimal_seconds' and 'estimate_seconds', the compiler's lower bound and its estimate without
+      collectives; from the latter 'share_of_peak', 'images_per_second' of the slice and
+      'host_bytes_per_second' of the input pipeline. What the compiler does not estimate is None.
 
     Raises:
       OutOfMemory: the programs do not fit together.
@@ -279,6 +278,7 @@ def _stage_lines(stage: str, found: Mapping[str, Any], memory: int) -> list[str]
             )
         )
         calls = f", {program['calls']} calls a step" if program["calls"] > 1 else ""
+        calls = calls if program["calls"] else ", in fewer of the steps (train.batch_norm)"
         lines.append(f"  {program['name']}{calls}: {parts} MiB a chip")
     lines.append(f"  memory: {_mib(found['memory_bytes'])} of {_mib(memory)} MiB a chip: it fits")
     collectives = ", ".join(

@@ -80,6 +80,25 @@ def test_figures_of_a_step(make_config):
         preflight._figures(config, "train", where, {}, large)
 
 
+def test_a_training_whose_statistics_are_frozen_has_two_programs(stand_in, make_config):
+    """Both are compiled; the memory is that of the larger one, all else of most steps."""
+    config = make_config(train__batch_norm=0.25, train__accumulate=2)
+    compiled = []
+
+    def compiler(function, *args, calls=1):
+        compiled.append((function.__name__, args[-1] if calls != 1 else None, calls))
+
+    preflight._compile_train(config, None, preflight.sharding.make_mesh(1), compiler)
+    assert compiled == [("_update", None, 1), ("_grad", True, 2), ("_grad", False, 0)]
+
+    programs = [_program(), _program(calls=0, temporary_bytes=2**23, flops=5e9)]
+    found = preflight._figures(config, "train", stand_in, {"genotype": "x"}, programs)
+    assert found["memory_bytes"] == (1 + 2 + 8 + 2 * 8) * 2**20
+    assert found["flops"] == 1e9 and found["collectives"]["all-reduce"]["count"] == 3
+    lines = preflight._stage_lines("train", found, V5E.memory)
+    assert [line.count("in fewer of the steps (train.batch_norm)") for line in lines[2:4]] == [0, 1]
+
+
 def test_program_that_does_not_fit(stand_in, make_config, monkeypatch):
     def refuse(lowered):
         raise jax.errors.JaxRuntimeError(

@@ -25,7 +25,7 @@ class Program:
 
     Attributes:
       name: of the function.
-      calls: per step.
+      calls: per step; 0 for a program of fewer steps than another one, whose figures count.
       seconds: wall time of tracing, lowering and compiling.
       cpu_seconds: processor time of the same.
       argument_bytes: memory of the arguments.

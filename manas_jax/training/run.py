@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from typing import Any
 
 from absl import logging
@@ -62,12 +63,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     validation = Validation(network, splits.validation, config.data, options.validation_crop, mesh)
     train_step = make_step(config, network)
 
-    def frozen_stats(step):
-        return step >= round(options.batch_norm * options.steps)
-
     def batches(start, rollbacks):
-        for step, batch in enumerate(source(rollbacks).iterate(start, options.steps), start):
-            yield batch, frozen_stats(step)
+        frozen = frozen_stats(options, start)
+        return zip(source(rollbacks).iterate(start, options.steps), frozen, strict=True)
 
     def step_fn(state, batch):
         patches, frozen = batch
@@ -104,7 +102,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
             restore_or_init=restore_or_init,
             batches=batches,
             compile=lambda state, shapes: train_step.compile(
-                state, shapes, frozen_stats(int(state.step))
+                state, shapes, kinds_of_steps(options, int(state.step))
             ),
             step_fn=step_fn,
             eval_fn=lambda state: validation(state.variables),
@@ -113,6 +111,22 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     )
     if trained or not (as_path(workdir) / WEIGHTS_FILE).exists():
         write_best_weights(config, workdir)
+
+
+def frozen_stats(options: ConfigDict, start: int = 0) -> list[bool]:
+    """Of each step from `start` on, whether BatchNorm's statistics are frozen.
+
+    Args:
+      options: the `train` options of the configuration.
+      start: steps done before.
+    """
+    first = round(options.batch_norm * options.steps)
+    return [step >= first for step in range(start, options.steps)]
+
+
+def kinds_of_steps(options: ConfigDict, start: int = 0) -> list[bool]:
+    """The different values of `frozen_stats`, that of most steps first: each has own programs."""
+    return [frozen for frozen, _ in Counter(frozen_stats(options, start)).most_common()]
 
 
 def make_step(config: ConfigDict, network: Network) -> TrainStep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -102,14 +102,14 @@ class TrainStep:
         return new
 
     def compile(
-        self, state: TrainState, batch: Mapping[str, Any], frozen_stats: bool = False
+        self, state: TrainState, batch: Mapping[str, Any], frozen_stats: Sequence[bool] = (False,)
     ) -> CompileStats:
         """Compiles the step ahead of the first call.
 
         Args:
           state: of which the step will be called.
           batch: arrays, or shapes with shardings.
-          frozen_stats: as it will be called.
+          frozen_stats: the values with which it will be called.
         """
         with ParallelCompiler(state.step.sharding) as compiler:
             self.compile_programs(compiler, state, batch, frozen_stats)
@@ -123,13 +123,23 @@ class TrainStep:
         compiler: Compiler,
         state: TrainState,
         batch: Mapping[str, Any],
-        frozen_stats: bool = False,
+        frozen_stats: Sequence[bool] = (False,),
     ) -> None:
-        """Calls `compiler` with each program of the step; see `compile` for the other arguments."""
+        """Calls `compiler` with each program of the step.
+
+        Args:
+          compiler: called as (program, *arguments, calls=per step). A step counts as one with the
+            first of `frozen_stats`: programs of the other one have 0 calls.
+          state: see `compile`.
+          batch: see `compile`.
+          frozen_stats: see `compile`.
+        """
         if self._microbatches == 1:
-            compiler(self.weight_step, state, batch, frozen_stats)
-        else:
-            microbatch = microbatch_shapes(batch, self._microbatches)
-            args = state.params, state.batch_stats, state.step, microbatch
-            compiler(self._update, state, state.params, state.batch_stats)
-            compiler(self._grad, *args, frozen_stats, calls=self._microbatches)
+            for number, frozen in enumerate(frozen_stats):
+                compiler(self.weight_step, state, batch, frozen, calls=0 if number else 1)
+            return
+        microbatch = microbatch_shapes(batch, self._microbatches)
+        args = state.params, state.batch_stats, state.step, microbatch
+        compiler(self._update, state, state.params, state.batch_stats)
+        for number, frozen in enumerate(frozen_stats):
+            compiler(self._grad, *args, frozen, calls=0 if number else self._microbatches)
