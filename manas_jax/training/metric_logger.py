@@ -37,6 +37,7 @@ class MetricLogger:
 
     Attributes:
       rollbacks: how often the run returned to a checkpoint because it had diverged.
+      scores: of the newest state that `checkpoint` scored; None before the first.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class MetricLogger:
         before = checkpoints.metadata
         self._start, self._begin = start, time.monotonic() - before.get("seconds", 0.0)
         self.rollbacks = before.get("rollbacks", 0)
+        self.scores: Scores | None = None
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self._since = time.monotonic()
         self._images_done, self._seconds = 0, 0.0
@@ -137,7 +139,7 @@ class MetricLogger:
         if step % self._checkpoint_every and step != self._total:
             return
         self.flush()
-        scores = score_fn()
+        self.scores = scores = score_fn()
         self.scalars(step, {"validation/psnr": scores.y_psnr, "validation/ssim": scores.y_ssim})
         self._checkpoints.save(step, state, scores.y_psnr, **self._progress())
         self._writer.flush()

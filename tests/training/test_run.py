@@ -7,6 +7,7 @@ import pytest
 
 from manas_jax.space import SearchSpace, alternating_genotype
 from manas_jax.training import metric_logger, run, stage
+from manas_jax.training.validation import Validation
 
 
 @pytest.mark.parametrize(
@@ -29,8 +30,11 @@ def test_steps_with_frozen_statistics(share, start, frozen, kinds, make_config):
 def test_statistics_change_until_they_are_frozen(
     tmp_path, monkeypatch, loop_config, count_compilations
 ):
-    """While weights go on to move; no step of either kind is compiled in the loop."""
-    states, compiled = [], []
+    """While weights go on to move; no step of either kind is compiled in the loop.
+
+    The last state is scored once.
+    """
+    states, compiled, scored = [], [], []
 
     class Recording(metric_logger.MetricLogger):
         def checkpoint(self, step, state, score_fn):
@@ -38,7 +42,13 @@ def test_statistics_change_until_they_are_frozen(
             compiled.append(len(compilations))
             super().checkpoint(step, state, score_fn)
 
+    class Counting(Validation):
+        def __call__(self, variables):
+            scored.append(len(states))
+            return super().__call__(variables)
+
     monkeypatch.setattr(stage, "MetricLogger", Recording)
+    monkeypatch.setattr(run, "Validation", Counting)
     config = loop_config(
         train__batch_norm=0.5, train__ema=0.0, train__inherit=False, train__checkpoint_every=6
     )
@@ -58,3 +68,4 @@ def test_statistics_change_until_they_are_frozen(
     assert changes(0) == [True] * 5
     assert changes(1) == [True, True, False, False, False]
     assert len(set(compiled[1:])) == 1
+    assert scored == [6]
