@@ -100,6 +100,7 @@ def search(
         eval_fn=lambda state: supernet.validation(state.variables, state.architecture),
         finish=finish,
         log_fn=functools.partial(_log_architecture, space),
+        batches_of=lambda step: 1 + (step > warmup),
     )
 
 

@@ -48,6 +48,7 @@ class MetricLogger:
         checkpoints: Checkpoints,
         start: int,
         schedule: Callable[[int], float],
+        batches: Callable[[int], int] = lambda step: 1,
     ):
         """Opens the event file.
 
@@ -58,6 +59,7 @@ class MetricLogger:
           checkpoints: where states are saved.
           start: number of steps done before.
           schedule: learning rate of a step.
+          batches: number of batches of a step, whose rainy patches are its images.
         """
         self._folder = Mirrored(folder)
         self._writer = metric_writers.create_default_writer(
@@ -66,7 +68,7 @@ class MetricLogger:
         self._total, self._every = options.steps, config.log_every
         self._checkpoint_every, self._checkpoints = options.checkpoint_every, checkpoints
         self._images = options.scenes * config.data.versions
-        self._schedule = schedule
+        self._schedule, self._batches = schedule, batches
         before = checkpoints.metadata
         self._start, self._begin = start, time.monotonic() - before.get("seconds", 0.0)
         self.rollbacks = before.get("rollbacks", 0)
@@ -102,7 +104,7 @@ class MetricLogger:
                 if not np.all(np.isfinite(value)):
                     raise Diverged(f"{name} is {value} at step {step}")
         seconds = time.monotonic() - self._since
-        images = self._images * len(steps)
+        images = self._images * sum(map(self._batches, steps))
         self._images_done, self._seconds = self._images_done + images, self._seconds + seconds
         means = {
             f"loss/{name}": np.mean([m[name] for m in metrics if name in m])

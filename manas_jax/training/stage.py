@@ -38,6 +38,7 @@ class Stage:
       eval_fn: validation scores of a state.
       finish: (state, scores, checkpoints) -> entries for the summary; writes what others read.
       log_fn: (logger, step, state) logs whatever else the state tells.
+      batches_of: number of batches, each of `scenes`, of a step; the first step is 1.
       result: file in the workdir that `finish` writes for others: without it, it has not ended.
     """
 
@@ -50,6 +51,7 @@ class Stage:
     eval_fn: Callable[[State], Scores]
     finish: Callable[[State, Scores, Checkpoints], dict[str, Any]]
     log_fn: Callable[[MetricLogger, int, State], None] = lambda logger, step, state: None
+    batches_of: Callable[[int], int] = lambda step: 1
     result: str = ""
 
 
@@ -89,7 +91,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
             compile_stats = stage.compile(state, shapes)
         logging.info("%s: compiled a step; %s", name, compile_stats)
         schedule = build.weight_schedule(options)
-        with MetricLogger(folder, config, options, checkpoints, start, schedule) as logger:
+        with MetricLogger(
+            folder, config, options, checkpoints, start, schedule, stage.batches_of
+        ) as logger:
             state = loop.run(
                 state,
                 restore_or_init=restore_or_init,

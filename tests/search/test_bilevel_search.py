@@ -1,13 +1,33 @@
-"""A whole run within a budget, from a folder of pairs to de-rained pictures."""
+"""A whole run within a budget, from a folder of pairs to de-rained pictures; what it logs."""
 
 import json
+import types
 
 import numpy as np
 
 from manas_jax import Derainer, cost, main
 from manas_jax.config import search_budget
 from manas_jax.report import reader
+from manas_jax.search import bilevel_search
 from manas_jax.space import ALL_COLUMNS, Genotype, SearchSpace
+
+
+def test_images_are_those_of_all_batches_of_a_step(monkeypatch, make_config):
+    """One batch in the warm-up of the architecture, two after it."""
+    stage = {}
+    source = types.SimpleNamespace(iterate=lambda start, stop: iter(range(start, stop)))
+    supernet = types.SimpleNamespace(
+        network=types.SimpleNamespace(space=None),
+        step=types.SimpleNamespace(compile=None),
+        source=lambda role, rollbacks: source,
+        run=lambda workdir, **fields: stage.update(fields),
+    )
+    monkeypatch.setattr(bilevel_search, "Supernet", lambda *_: supernet)
+    bilevel_search.search(make_config(search__steps=8, search__architecture_warmup=0.25), "")
+    for start in (0, 5):
+        for step, batches in enumerate(stage["batches"](start, 0), start + 1):
+            used = sum(batch is not None for batch in batches)
+            assert stage["batches_of"](step) == used == (1 if step <= 2 else 2)
 
 
 def test_run_ends_with_a_trained_network_within_the_budget(tmp_path, loop_config):
