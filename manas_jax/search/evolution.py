@@ -50,10 +50,10 @@ def search(
     """Trains a supernet path by path, then chooses a path; resumes what was interrupted.
 
     Step n trains the weights of one random genotype, a function of the seed and n, within the
-    budget if there is one. The end is an evolution by the PSNR on batches of architecture scenes,
-    each normalised by its own statistics: so they are estimated anew for every genotype. Leaves
-    checkpoints, curves and `scores.json` in `search/` and, at the end, `genotype.json` and
-    `search/summary.json`.
+    budget if there is one. Checkpoints are scored by one and the same path, that of the first step.
+    The end is an evolution by the PSNR on batches of architecture scenes, each normalised by its
+    own statistics: so they are estimated anew for every genotype. Leaves checkpoints, curves and
+    `scores.json` in `search/` and, at the end, `genotype.json` and `search/summary.json`.
 
     Args:
       config: of the run; `search.method` is 'evolution'.
@@ -112,7 +112,7 @@ def search(
         batches=batches,
         compile=functools.partial(_compile, step, network, genotype_of),
         step_fn=step_fn,
-        eval_fn=lambda state: scores_of(state, state.architecture),
+        eval_fn=lambda state: scores_of(state, genotype_logits(genotype_of(0))),
         finish=finish,
     )
 

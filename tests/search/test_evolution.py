@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 from integration.test_resume import _final_state, _listening, _same_bits, _stopping_at
@@ -11,7 +12,7 @@ from integration.test_resume import _final_state, _listening, _same_bits, _stopp
 from manas_jax import cost
 from manas_jax.models.network import init_architecture
 from manas_jax.runtime import signals
-from manas_jax.search import evolution, methods, selection
+from manas_jax.search import evolution, methods, selection, supernet
 from manas_jax.search.sampling import Sampler
 from manas_jax.space import (
     ALL_COLUMNS,
@@ -19,6 +20,7 @@ from manas_jax.space import (
     SearchSpace,
     assemble,
     derivable,
+    derive,
     random_genotype,
 )
 from manas_jax.training import stage as stage_module
@@ -153,9 +155,23 @@ def evolving(loop_config):
 
 
 def test_search_resumes_with_the_same_bits(tmp_path, monkeypatch, evolving):
-    """Stopped by SIGTERM in the training of the supernet and again in the evolution."""
+    """Stopped by SIGTERM in the training of the supernet and again in the evolution.
+
+    Checkpoints are scored by one path within the budget, at the end the network that was found.
+    """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    genotype = methods.search(evolving, whole)
+    scored = []
+
+    class Noting(supernet.Validation):
+        def __call__(self, variables, architecture):
+            scored.append(derive(SearchSpace(**evolving.space), **jax.device_get(architecture)))
+            return super().__call__(variables, architecture)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supernet, "Validation", Noting)
+        genotype = methods.search(evolving, whole)
+    assert len(scored) == 4 and scored == [scored[0]] * 3 + [genotype]
+    assert cost.derived(scored[0], 64, 64).parameters <= evolving.search.budget
     summary = json.loads((whole / "search" / "summary.json").read_text())
     assert cost.derived(genotype, 64, 64).parameters <= evolving.search.budget
     assert len(summary["generations"]) == 3 and summary["flops_per_step"] > 0
