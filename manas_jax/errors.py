@@ -30,7 +30,15 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A loss, or a value computed from diverged parameters, is no longer finite."""
+    """A loss, or a value computed from diverged parameters, is no longer finite.
+
+    Attributes:
+      steps: that a search or training had done; 0 elsewhere.
+    """
+
+    def __init__(self, message: str = "", steps: int = 0):
+        super().__init__(message)
+        self.steps = steps
 
 
 def printable(text: str) -> str:

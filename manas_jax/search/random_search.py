@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,8 +29,11 @@ from manas_jax.space import Genotype, SearchSpace
 from manas_jax.training import run as train_run
 from manas_jax.training.restore import load_genotype
 
-_DIVERGED = {"psnr": 0.0, "ssim": 0.0, "seconds": 0.0, "compile_seconds": 0.0}
-"""What a candidate scores whose training diverged."""
+_DIVERGED = {"psnr": 0.0, "ssim": 0.0, "compile_seconds": 0.0, "diverged": True}
+"""What a candidate scores whose training diverged.
+
+Its 'seconds' include compilation, but not what was interrupted before it diverged.
+"""
 
 
 def search(
@@ -37,9 +41,9 @@ def search(
 ) -> Genotype:
     """Trains random genotypes and takes the best; resumes with the training that was interrupted.
 
-    All trainings together have `search.steps` steps. A candidate whose training diverges is left
-    out, and a single candidate, such as that of 'uniform', is taken untrained. Leaves the trainings
-    in `search/candidates/` and, at the end, `genotype.json` and `search/summary.json`.
+    All trainings together have at most `search.steps` steps. A candidate whose training diverges is
+    left out, and a single candidate, such as that of 'uniform', is taken untrained. Leaves the
+    trainings in `search/candidates/` and, at the end, `genotype.json` and `search/summary.json`.
 
     Args:
       config: of the run; `search.method` is 'random', 'halving' or 'uniform'.
@@ -67,22 +71,24 @@ def search(
 
         def score(number: int, steps: int) -> float:
             folder = workdir / "search" / "candidates" / f"{number:03d}"
-            results[number] = result = _trained(config, candidates[number], folder, steps)
-            compile_seconds.append(result["compile_seconds"])
-            return result["psnr"]
+            spent = results[number]["seconds"] if number in results else 0.0
+            found = _trained(config, candidates[number], folder, steps, spent)
+            results[number] = {"steps": steps, **found}
+            compile_seconds.append(found["compile_seconds"])
+            return found["psnr"]
 
         best, history = 0, []
         if len(candidates) > 1:
             halvings = math.ceil(math.log2(len(candidates)))
             rounds = 1 if options.method == "random" else halvings
             best, history = successive_halving(len(candidates), score, options.steps, rounds)
-            if results[best] == _DIVERGED:
+            if "diverged" in results[best]:
                 raise UserError(
                     "the trainings of all candidates diverged: lower train.learning_rate or set "
                     "train.clip in a new --workdir"
                 )
         facts = {
-            "steps": options.steps if history else 0,
+            "steps": sum(result["steps"] for result in results.values()),
             "seconds": sum(result["seconds"] for result in results.values()),
             "compile_seconds": sum(compile_seconds),
             "validation": {name: results[best][name] for name in ("psnr", "ssim") if history},
@@ -124,8 +130,18 @@ def successive_halving(
     return left[0], history
 
 
-def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:
-    """Scores and seconds of a training of this many steps; it continues one of fewer."""
+def _trained(
+    config: ConfigDict, genotype: Genotype, folder: Path, steps: int, spent: float = 0.0
+) -> dict[str, float]:
+    """Scores and seconds of a training, with the steps that it did if it diverged before its end.
+
+    Args:
+      config: of the run.
+      genotype: of the candidate.
+      folder: of the training, which continues the one of fewer steps there.
+      steps: of the whole training.
+      spent: seconds of the one of fewer steps.
+    """
     file = folder / f"scores-{steps}.json"
     scores = distributed.broadcast_from_primary(
         lambda: json.loads(file.read_text()) if file.exists() else None
@@ -144,20 +160,26 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
             checkpoint_every=min(training.train.checkpoint_every, steps),
         )
         distributed.broadcast_from_primary(lambda: _start(folder, genotype))
+        begin = time.monotonic()
         try:
             train_run.train(training, folder)
         except Diverged as error:  # a poor candidate is no reason to end the search
             logging.warning("search: candidate %s is left out: %s", folder.name, error)
-            distributed.broadcast_from_primary(lambda: write_json(file, _DIVERGED))
-            return _DIVERGED
-        scores = distributed.broadcast_from_primary(lambda: _keep_scores(folder, file))
+            seconds = spent + time.monotonic() - begin
+            scores = _DIVERGED | {"steps": error.steps, "seconds": seconds}
+            return distributed.broadcast_from_primary(lambda: _keep_scores(file, scores))
+        scores = distributed.broadcast_from_primary(lambda: _keep_scores(file, _ended(folder)))
         logging.info("search: %s, %d steps: %.2f dB", folder.name, steps, scores["psnr"])
     return scores
 
 
-def _keep_scores(folder: Path, file: Path) -> dict[str, float]:
+def _ended(folder: Path) -> dict[str, float]:
+    """Scores and seconds of a training that came to its end."""
     summary = json.loads((folder / "train" / "summary.json").read_text())
-    scores = {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
+    return {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
+
+
+def _keep_scores(file: Path, scores: dict[str, float]) -> dict[str, float]:
     write_json(file, scores)
     return scores
 

@@ -65,7 +65,7 @@ def run(
             return state
         except Diverged as error:
             if logger.rollbacks >= max_rollbacks:
-                raise Diverged(_diverged(error, logger.rollbacks)) from None
+                raise Diverged(_diverged(error, logger.rollbacks), step) from None
             state = restore_or_init()
             logging.warning(
                 "the loss diverged (%s): back from step %d to %d, with batches in another order",

@@ -1,7 +1,9 @@
 """The choice of a random genotype by training."""
 
 import collections
+import itertools
 import json
+import types
 
 import pytest
 
@@ -61,6 +63,35 @@ def test_a_single_candidate_is_not_trained(tmp_path, monkeypatch, make_config):
     assert (summary["steps"], summary["rounds"], summary["validation"]) == (0, [], {})
 
 
+def test_steps_and_seconds_are_those_of_the_trainings(tmp_path, monkeypatch, make_config):
+    """Six candidates cannot share 1000 steps evenly; one diverges when it is trained for longer."""
+    config = make_config(
+        search__method="halving", search__candidates=6, search__steps=1000, train__inherit=False
+    )
+
+    def train(config, folder):
+        number, steps = int(folder.name), config.train.steps
+        if number == 3 and steps > 55:
+            raise Diverged("mse is nan at step 60", steps=60)
+        (folder / "train").mkdir(exist_ok=True)
+        summary = {"seconds": steps / 10, "compile_seconds": 1.0}
+        summary["validation"] = {"psnr": 20.0 + number, "ssim": 0.5}
+        write_json(folder / "train" / "summary.json", summary)
+
+    monkeypatch.setattr(random_search.train_run, "train", train)
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(random_search, "time", clock)
+    methods.search(config, tmp_path)
+    summary = json.loads((tmp_path / "search" / "summary.json").read_text())
+    steps = [55, 55, 55, 60, 332, 332]
+    assert [sorted(map(int, scores)) for scores in summary["rounds"]] == [
+        [0, 1, 2, 3, 4, 5], [3, 4, 5], [4, 5],
+    ]  # fmt: skip
+    assert summary["steps"] == sum(steps) <= 1000
+    assert summary["seconds"] == pytest.approx(3 * 5.5 + (5.5 + 1) + 2 * 33.2)
+    assert summary["compile_seconds"] == 6 + 2 + 2
+
+
 def test_a_candidate_that_diverges_is_left_out(tmp_path, monkeypatch, make_config, caplog):
     config = make_config(
         search__method="random", search__candidates=3, search__steps=6, train__inherit=False
@@ -69,16 +100,23 @@ def test_a_candidate_that_diverges_is_left_out(tmp_path, monkeypatch, make_confi
 
     def train(config, folder):
         if folder.name in diverging:
-            raise Diverged("mse is nan at step 1")
+            raise Diverged("mse is nan at step 1", steps=1)
         (folder / "train").mkdir()
         summary = {"seconds": 1.0, "compile_seconds": 1.0}
         summary["validation"] = {"psnr": 20.0, "ssim": 0.5}
         write_json(folder / "train" / "summary.json", summary)
 
     monkeypatch.setattr(random_search.train_run, "train", train)
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(random_search, "time", clock)  # a training that diverges takes a second
     found = methods.search(config, tmp_path)
     assert found == Genotype.load(tmp_path / "search" / "candidates" / "001" / "genotype.json")
     assert "candidate 000 is left out: mse is nan" in caplog.text
+    for name in ("first", "resumed"):
+        summary = json.loads((tmp_path / "search" / "summary.json").read_text())
+        assert (summary["steps"], summary["seconds"]) == (1 + 2 + 1, 3.0), name
+        (tmp_path / "search" / "summary.json").unlink()
+        assert methods.search(config, tmp_path) == found
 
     diverging.add("001")
     with pytest.raises(UserError, match="the trainings of all candidates diverged: lower"):
@@ -110,6 +148,7 @@ def test_search_by_training_leaves_the_files_of_a_search(tmp_path, monkeypatch, 
     assert len(first) == 3 and len(second) == 2
     assert summary["seconds"] > 0 and summary["compile_seconds"] > 0
     assert summary["validation"]["psnr"] == max(second.values())
+    assert summary["steps"] == 3 * 2 + 2 * 3
     trained = sorted((tmp_path / "search" / "candidates").glob("*/scores-*.json"))
     assert [file.name for file in trained].count("scores-2.json") == 3
     assert [file.name for file in trained].count("scores-5.json") == 2
