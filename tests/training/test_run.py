@@ -1,10 +1,12 @@
 """The training as a whole: BatchNorm's statistics are frozen at their step."""
 
 import itertools
+import json
 
 import jax
 import pytest
 
+from manas_jax import cost
 from manas_jax.space import SearchSpace, alternating_genotype
 from manas_jax.training import metric_logger, run, stage
 from manas_jax.training.validation import Validation
@@ -52,7 +54,8 @@ def test_statistics_change_until_they_are_frozen(
     config = loop_config(
         train__batch_norm=0.5, train__ema=0.0, train__inherit=False, train__checkpoint_every=6
     )
-    alternating_genotype(SearchSpace(**config.space)).save(tmp_path / "genotype.json")
+    genotype = alternating_genotype(SearchSpace(**config.space))
+    genotype.save(tmp_path / "genotype.json")
     with count_compilations() as compilations:
         run.train(config, tmp_path)
 
@@ -69,3 +72,7 @@ def test_statistics_change_until_they_are_frozen(
     assert changes(1) == [True, True, False, False, False]
     assert len(set(compiled[1:])) == 1
     assert scored == [6]
+    summary = json.loads((tmp_path / "train" / "summary.json").read_text())
+    images = config.train.scenes * config.data.versions
+    macs = cost.derived(genotype, config.train.crop, config.train.crop).macs
+    assert summary["flops_per_step"] == 3 * 2 * images * macs  # though it has two programs
