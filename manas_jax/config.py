@@ -7,6 +7,7 @@ fractions of them, so that a shorter run keeps its proportions.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -286,11 +287,12 @@ def check_values(config: ml_collections.ConfigDict, keys: Mapping[str, tuple[Any
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks types and values, and their combinations.
+    """Checks names, types and values of the keys, and their combinations.
 
     Raises:
       UserError: names the key, its value and what it accepts.
     """
+    _check_names(config)
     check_values(config, _KEYS)
     buckets.check(
         config.data.root, config.train.genotype, config.train.weights, config.search.latency,
@@ -370,6 +372,22 @@ def search_budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
         table.check(SearchSpace.from_dict(config.space), config.objectives.complexity_size)
     limit = round(config.search.budget * size)
     return cost.Budget(limit, unit, *config.objectives.complexity_size, table)
+
+
+def _check_names(config: ml_collections.ConfigDict) -> None:
+    """Refuses keys that nothing reads; the fields of `space` and `study` are checked elsewhere."""
+    sections = {key.partition(".")[0] for key in _KEYS if "." in key}
+    known = [*_KEYS, *sections, "space", "study"]
+    for name in config:
+        fields = config[name] if name in sections else None
+        inner = fields if isinstance(fields, ml_collections.ConfigDict) else ()
+        for key in (str(name), *(f"{name}.{field}" for field in inner)):
+            if key not in known:
+                (closest,) = difflib.get_close_matches(key, known, n=1, cutoff=0)
+                raise UserError(
+                    f"unknown config key {key}, the closest one is {closest}: correct or remove "
+                    "it; see manas_jax/config.py for all of them"
+                )
 
 
 def _check_feature(config: ml_collections.ConfigDict) -> None:

@@ -95,6 +95,27 @@ def test_values_out_of_range_are_named(make_config, key, value):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "closest"),
+    [
+        ("train.stepz", 5, "train.steps"),
+        ("trian", 3, "train"),
+        ("trian", {"steps": 3}, "train"),
+        ("objectives.ssmi", 1.0, "objectives.ssim"),
+        ("seed_", 1, "seed"),
+    ],
+)
+def test_unknown_keys_of_a_file_are_named(make_config, key, value, closest):
+    config = _with(make_config(), {})
+    *sections, name = key.split(".")
+    functools.reduce(operator.getitem, sections, config)[name] = value
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert str(error.value).startswith(
+        f"unknown config key {key}, the closest one is {closest}: correct or remove it"
+    )
+
+
+@pytest.mark.parametrize(
     ("key", "value"), [("space.channels", (4, 7)), ("space.candidates", ("none",))]
 )
 def test_spaces_are_checked(make_config, key, value):
