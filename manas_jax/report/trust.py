@@ -21,8 +21,7 @@ def verdict(run: Run) -> str:
     search = run.stages.get("search")
     if search is None or not (final := _final_probabilities(search)):
         return ""
-    space = run.genotype.space if run.genotype else None
-    candidates = space.candidates if space else get(run.config, "space", "candidates")
+    candidates = run.space.candidates if run.space else get(run.config, "space", "candidates")
     relaxed, derived = (get(search.summary, k, "psnr") for k in ("validation", "derived"))
     gap = relaxed - derived if is_number(relaxed) and is_number(derived) else None
     if warnings := collapse.collapse_warnings(final, candidates or CANDIDATES, gap):
