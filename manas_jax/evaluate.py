@@ -31,7 +31,7 @@ from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, check_extra
-from manas_jax.files import check_writable, list_folder, write_json
+from manas_jax.files import check_writable, list_folder, write_json, write_named_json
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import default_engine
 from manas_jax.inference.onnx_engine import OnnxEngine
@@ -258,10 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores = score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}
-            try:
-                write_json(options.json, as_json(scores) | origin)
-            except OSError as error:
-                raise UserError(f"--json={options.json} cannot be written ({error})") from None
+            write_named_json(options.json, "--json", as_json(scores) | origin)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ from manas_jax.files import (
     output_file,
     replacing,
     write_json,
+    write_named_json,
 )
 
 
@@ -156,3 +157,18 @@ def test_the_folder_of_a_file_is_looked_at_first(tmp_path):
     check_writable(tmp_path / "a.json", "--out")
     with pytest.raises(UserError, match=r"--out=.*missing/a\.json cannot be written: give a file"):
         check_writable(tmp_path / "missing" / "a.json", "--out")
+
+
+def test_a_file_without_a_name_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_writable("a.json", "--out")
+    for name in ("", "."):
+        with pytest.raises(UserError, match=rf"--out={name} cannot be written: give a file"):
+            check_writable(name, "--out")
+
+
+def test_json_of_a_flag_that_cannot_be_written(tmp_path):
+    write_named_json(tmp_path / "a.json", "--out", {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    with pytest.raises(UserError, match=r"^--out=.*b/a\.json cannot be written \(No such file"):
+        write_named_json(tmp_path / "b" / "a.json", "--out", {"a": 1})
