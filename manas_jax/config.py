@@ -415,6 +415,10 @@ def _check_budget(config: ml_collections.ConfigDict) -> None:
             f"search.latency is not read with search.budget_of = {config.search.budget_of}: give "
             "search.budget_of=milliseconds, or leave it out"
         )
+    if config.search.latency and not config.search.budget:
+        raise UserError(
+            "search.latency is not read without a budget: set search.budget, or leave it out"
+        )
     budget = search_budget(config)
     if budget is None:
         return

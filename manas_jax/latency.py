@@ -112,7 +112,7 @@ def measure(
     """
     config = without_data(config)
     # The file may be for its budget, and no search method matters to it.
-    config.search.update(budget=0.0, method="bilevel", choice="likeliest")
+    config.search.update(budget=0.0, latency="", method="bilevel", choice="likeliest")
     validate(config)
     space, size = SearchSpace(**config.space), tuple(config.objectives.complexity_size)
     genotypes = [random_genotype(space, seed) for seed in range(ANCHORS + CHECKS)]

@@ -158,6 +158,9 @@ def test_a_network_that_is_given_is_not_searched(make_config, key, stage):
 def test_a_latency_table_needs_a_budget_in_milliseconds(make_config):
     with pytest.raises(UserError, match=r"search\.latency is not read with .* = gmacs: give"):
         validate(make_config(search__latency="table.json", search__budget=400.0))
+    table = {"search__latency": "table.json", "search__budget_of": "milliseconds"}
+    with pytest.raises(UserError, match=r"search\.latency is not read without a budget: set"):
+        validate(make_config(**table))
 
 
 def test_methods_are_those_of_the_search(make_config):

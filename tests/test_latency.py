@@ -74,7 +74,10 @@ def config(make_config):
 def table(config, space, tmp_path):
     """A measured table of the space of `config`, and its file; nothing is run."""
     budgeted = config.copy_and_resolve_references()
-    budgeted.search.update(method="uniform", budget=0.0)  # which has to have a budget
+    # The configuration that the file is for, which would have to have a budget.
+    budgeted.search.update(
+        method="uniform", budget=0.0, budget_of="milliseconds", latency="later.json"
+    )
     made = latency.measure(budgeted, "onnx", Stub(space))
     write_json(tmp_path / "table.json", made)
     return made, tmp_path / "table.json"
