@@ -182,6 +182,19 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def unique_stems(names: Sequence[str]) -> list[str]:
+    """Stems of files in one folder for names that may have folders: 'a/b', 'a_b' -> a_b, a_b-2."""
+    stems: dict[str, None] = {}
+    for name in names:
+        stem = flat = name.replace("/", "_")
+        number = 1
+        while stem in stems:
+            number += 1
+            stem = f"{flat}-{number}"
+        stems[stem] = None
+    return list(stems)
+
+
 def has_suffix(path: str | os.PathLike, suffixes: Collection[str]) -> bool:
     """Whether a file name has one of `suffixes` (lower case), in any case, and is not hidden."""
     path = pathlib.Path(path)

@@ -18,6 +18,7 @@ from manas_jax.files import (
     natural_order,
     output_file,
     replacing,
+    unique_stems,
     write_json,
     write_named_json,
 )
@@ -117,6 +118,11 @@ def test_write_json(tmp_path):
 def test_has_suffix():
     assert has_suffix("a/B.JPG", {".jpg"}) and has_suffix(pathlib.Path("x.webp"), {".webp"})
     assert not has_suffix("Thumbs.db", {".jpg"}) and not has_suffix("a/._b.jpg", {".jpg"})
+
+
+def test_unique_stems():
+    names = ["a/b", "a_b", "a/b", "a_b-2", "c"]
+    assert unique_stems(names) == ["a_b", "a_b-2", "a_b-3", "a_b-2-2", "c"]
 
 
 def test_natural_order():
