@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from manas_jax.buckets import Path, as_path
 from manas_jax.config import search_budget
 from manas_jax.data.splits import Splits
-from manas_jax.errors import Diverged, UserError
+from manas_jax.errors import Diverged, UserError, reading
 from manas_jax.files import write_json
 from manas_jax.runtime import distributed
 from manas_jax.search.sampling import Sampler, compare_branch_shares, random_candidate
@@ -127,9 +127,7 @@ def successive_halving(
 def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -> dict[str, float]:
     """Scores and seconds of a training of this many steps; it continues one of fewer."""
     file = folder / f"scores-{steps}.json"
-    scores = distributed.broadcast_from_primary(
-        lambda: json.loads(file.read_text()) if file.exists() else None
-    )
+    scores = distributed.broadcast_from_primary(lambda: _read_scores(file))
     if scores is None:
         training = config.copy_and_resolve_references()
         batch_norm = training.train.batch_norm
@@ -155,9 +153,24 @@ def _trained(config: ConfigDict, genotype: Genotype, folder: Path, steps: int) -
     return scores
 
 
+def _read_scores(file: Path) -> dict[str, float] | None:
+    """The scores of a training that has ended, or None.
+
+    Raises:
+      UserError: they are damaged.
+    """
+    if not file.exists():
+        return None
+    with reading(file, "scores", "remove it, and the candidate will be scored again"):
+        scores = json.loads(file.read_text())
+        return {key: float(scores[key]) for key in _DIVERGED}
+
+
 def _keep_scores(folder: Path, file: Path) -> dict[str, float]:
-    summary = json.loads((folder / "train" / "summary.json").read_text())
-    scores = {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
+    summary_file = folder / "train" / "summary.json"
+    with reading(summary_file, "summary", "remove it, and the candidate will be scored again"):
+        summary = json.loads(summary_file.read_text())
+        scores = {k: summary[k] for k in ("seconds", "compile_seconds")} | summary["validation"]
     write_json(file, scores)
     return scores
 
