@@ -7,6 +7,7 @@ fractions of them, so that a shorter run keeps its proportions.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -286,11 +287,12 @@ def check_values(config: ml_collections.ConfigDict, keys: Mapping[str, tuple[Any
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks types and values, and their combinations.
+    """Checks names, types and values of the keys, and their combinations.
 
     Raises:
       UserError: names the key, its value and what it accepts.
     """
+    _check_names(config)
     check_values(config, _KEYS)
     buckets.check(
         config.data.root, config.train.genotype, config.train.weights, config.search.latency,
@@ -372,6 +374,22 @@ def search_budget(config: ml_collections.ConfigDict) -> cost.Budget | None:
     return cost.Budget(limit, unit, *config.objectives.complexity_size, table)
 
 
+def _check_names(config: ml_collections.ConfigDict) -> None:
+    """Refuses keys that nothing reads; the fields of `space` and `study` are checked elsewhere."""
+    sections = {key.partition(".")[0] for key in _KEYS if "." in key}
+    known = [*_KEYS, *sections, "space", "study"]
+    for name in config:
+        fields = config[name] if name in sections else None
+        inner = fields if isinstance(fields, ml_collections.ConfigDict) else ()
+        for key in (str(name), *(f"{name}.{field}" for field in inner)):
+            if key not in known:
+                (closest,) = difflib.get_close_matches(key, known, n=1, cutoff=0)
+                raise UserError(
+                    f"unknown config key {key}, the closest one is {closest}: correct or remove "
+                    "it; see manas_jax/config.py for all of them"
+                )
+
+
 def _check_feature(config: ml_collections.ConfigDict) -> None:
     weight, file = config.objectives.feature, config.train.feature_network
     if weight and not file:
@@ -396,6 +414,10 @@ def _check_budget(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"search.latency is not read with search.budget_of = {config.search.budget_of}: give "
             "search.budget_of=milliseconds, or leave it out"
+        )
+    if config.search.latency and not config.search.budget:
+        raise UserError(
+            "search.latency is not read without a budget: set search.budget, or leave it out"
         )
     budget = search_budget(config)
     if budget is None:

@@ -26,12 +26,18 @@ from ml_collections import ConfigDict
 from manas_jax import cost, metrics
 from manas_jax.buckets import Path, as_path, check_local_options
 from manas_jax.data import images, pairing
-from manas_jax.data.evaluation import evaluation_pairs
+from manas_jax.data.evaluation import evaluation_pairs, pair_names
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, check_extra
-from manas_jax.files import check_writable, list_folder, write_json
+from manas_jax.files import (
+    check_writable,
+    list_folder,
+    unique_stems,
+    write_json,
+    write_named_json,
+)
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import default_engine
 from manas_jax.inference.onnx_engine import OnnxEngine
@@ -105,7 +111,7 @@ def evaluate(
     network, variables, step = load_trained(config, workdir)
     splits = splits or load_splits(config.data, config.train.crop)
     chosen = checks.evaluated_scenes(config, splits)
-    distributed.broadcast_from_primary(lambda: _clear(folder / "pictures"))
+    distributed.broadcast_from_primary(lambda: _clear(folder))
     rows = distributed.gather(_score(config, network, variables, chosen, folder / "pictures"))
     mean = {
         side: metrics.mean([Scores(**row[side]) for row in rows]) for side in ("input", "output")
@@ -135,10 +141,10 @@ def evaluate(
 
 
 def _clear(folder: Path) -> None:
-    """Creates a folder for images, or removes those of an earlier run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.png"):
-        stale.unlink()
+    """Makes a folder for scores and pictures, or removes those of an earlier run."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for stale in (folder / "scores.json", *(folder / "pictures").glob("*.png")):
+        stale.unlink(missing_ok=True)
 
 
 def _score(
@@ -155,7 +161,8 @@ def _score(
     Returns:
       Per image its name, the scores of input and output, and the seconds to restore it.
     """
-    total = sum(max(1, len(scene.rainy)) for scene in chosen)
+    stems = unique_stems(pair_names(chosen))
+    total = len(stems)
     stored = set(np.linspace(0, total - 1, min(total, config.evaluate.pictures)).astype(int))
     first, every = jax.process_index(), jax.process_count()
     numbers = range(first, total, every)
@@ -182,9 +189,8 @@ def _score(
                 before.y_psnr, after.y_psnr, before.y_ssim, after.y_ssim, left,
             )  # fmt: skip
         if number in stored:
-            stem = str(folder / name.replace(os.sep, "_"))
             for kind, image in (("rainy", rainy), ("restored", restored), ("clean", clean)):
-                images.write_png(f"{stem}_{kind}.png", image)
+                images.write_png(str(folder / f"{stems[number]}_{kind}.png"), image)
     return rows
 
 
@@ -258,10 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores = score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}
-            try:
-                write_json(options.json, as_json(scores) | origin)
-            except OSError as error:
-                raise UserError(f"--json={options.json} cannot be written ({error})") from None
+            write_named_json(options.json, "--json", as_json(scores) | origin)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

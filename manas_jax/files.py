@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from manas_jax import buckets
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
 
 
 @contextlib.contextmanager
@@ -96,7 +96,8 @@ def check_writable(path: str | os.PathLike, flag: str) -> None:
     Raises:
       UserError: it is not; names the flag.
     """
-    if os.path.isdir(path) or not os.access(pathlib.Path(path).parent, os.W_OK):
+    file = pathlib.Path(path)  # an empty name is the current folder
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise UserError(f"{flag}={path} cannot be written: give a file in a folder")
 
 
@@ -116,6 +117,19 @@ def write_json(path: str | os.PathLike, fields: Any) -> None:
     text = json.dumps(fields, indent=1, default=plain) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def write_named_json(path: str | os.PathLike, flag: str, fields: Any) -> None:
+    """`write_json` for a file that a flag names.
+
+    Raises:
+      TypeError: a value has no representation in JSON.
+      UserError: the file cannot be written; names the flag.
+    """
+    try:
+        write_json(path, fields)
+    except OSError as error:
+        raise UserError(f"{flag}={path} cannot be written ({one_line(error)})") from error
 
 
 class Listing(NamedTuple):
@@ -166,6 +180,19 @@ def sha256(path: str | os.PathLike) -> str:
     """
     with buckets.reading_copy(path) as copy, open(copy, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unique_stems(names: Sequence[str]) -> list[str]:
+    """Stems of files in one folder for names that may have folders: 'a/b', 'a_b' -> a_b, a_b-2."""
+    stems: dict[str, None] = {}
+    for name in names:
+        stem = flat = name.replace("/", "_")
+        number = 1
+        while stem in stems:
+            number += 1
+            stem = f"{flat}-{number}"
+        stems[stem] = None
+    return list(stems)
 
 
 def has_suffix(path: str | os.PathLike, suffixes: Collection[str]) -> bool:

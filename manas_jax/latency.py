@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 
 from manas_jax import app, ops
 from manas_jax.config import validate, without_data
-from manas_jax.files import check_writable, write_json
+from manas_jax.files import check_writable, write_named_json
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import ENGINES, POOL_CELL, Derainer, default_engine
 from manas_jax.inference.fold_batch_norm import fold
@@ -112,7 +112,7 @@ def measure(
     """
     config = without_data(config)
     # The file may be for its budget, and no search method matters to it.
-    config.search.update(budget=0.0, method="bilevel", choice="likeliest")
+    config.search.update(budget=0.0, latency="", method="bilevel", choice="likeliest")
     validate(config)
     space, size = SearchSpace(**config.space), tuple(config.objectives.complexity_size)
     genotypes = [random_genotype(space, seed) for seed in range(ANCHORS + CHECKS)]
@@ -306,7 +306,7 @@ def main(config: ConfigDict, _workdir: str | None) -> None:
     check_writable(_OUT.value, "--out")
     with signals.interruptible():
         table = measure(config, _ENGINE.value)
-    write_json(_OUT.value, table)
+    write_named_json(_OUT.value, "--out", table)
     check = table["check"]
     logging.info(
         "latency: %s; predicted times of %d random genotypes are off by %.1f %% in the mean, by "

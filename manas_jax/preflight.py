@@ -31,7 +31,7 @@ from manas_jax import app, evaluate
 from manas_jax.buckets import as_path, check_local, exists
 from manas_jax.config import STAGES, validate, without_data
 from manas_jax.errors import UserError
-from manas_jax.files import check_writable, write_json
+from manas_jax.files import check_writable, write_named_json
 from manas_jax.inference import pretrained
 from manas_jax.models.network import Network
 from manas_jax.models.variables import variable_shapes
@@ -318,8 +318,9 @@ def main(config: ConfigDict, workdir: str | None) -> None:
         figures = run(config, tpu_slice.find(_TOPOLOGY.value), workdir)
     print(text(figures))
     if file:
-        versions = {"libtpu": importlib.metadata.version("libtpu")}
-        write_json(file, {"provenance": provenance.describe(), "versions": versions, **figures})
+        origin = {"provenance": provenance.describe()}
+        origin["versions"] = {"libtpu": importlib.metadata.version("libtpu")}
+        write_named_json(file, "--json", {**origin, **figures})
 
 
 if __name__ == "__main__":

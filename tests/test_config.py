@@ -95,6 +95,27 @@ def test_values_out_of_range_are_named(make_config, key, value):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "closest"),
+    [
+        ("train.stepz", 5, "train.steps"),
+        ("trian", 3, "train"),
+        ("trian", {"steps": 3}, "train"),
+        ("objectives.ssmi", 1.0, "objectives.ssim"),
+        ("seed_", 1, "seed"),
+    ],
+)
+def test_unknown_keys_of_a_file_are_named(make_config, key, value, closest):
+    config = _with(make_config(), {})
+    *sections, name = key.split(".")
+    functools.reduce(operator.getitem, sections, config)[name] = value
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert str(error.value).startswith(
+        f"unknown config key {key}, the closest one is {closest}: correct or remove it"
+    )
+
+
+@pytest.mark.parametrize(
     ("key", "value"), [("space.channels", (4, 7)), ("space.candidates", ("none",))]
 )
 def test_spaces_are_checked(make_config, key, value):
@@ -137,6 +158,9 @@ def test_a_network_that_is_given_is_not_searched(make_config, key, stage):
 def test_a_latency_table_needs_a_budget_in_milliseconds(make_config):
     with pytest.raises(UserError, match=r"search\.latency is not read with .* = gmacs: give"):
         validate(make_config(search__latency="table.json", search__budget=400.0))
+    table = {"search__latency": "table.json", "search__budget_of": "milliseconds"}
+    with pytest.raises(UserError, match=r"search\.latency is not read without a budget: set"):
+        validate(make_config(**table))
 
 
 def test_methods_are_those_of_the_search(make_config):

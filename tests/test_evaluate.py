@@ -15,11 +15,12 @@ from PIL import Image
 from manas_jax import metrics
 from manas_jax.data import images
 from manas_jax.data.scene import Scene
+from manas_jax.data.splits import Splits
 from manas_jax.errors import Diverged, UserError
 from manas_jax.evaluate import evaluate, main, restorer, score_folders, table
 from manas_jax.models.network import Network
 from manas_jax.models.variables import init_variables
-from manas_jax.runtime import sharding
+from manas_jax.runtime import sharding, signals
 from manas_jax.space import SearchSpace, random_genotype
 from manas_jax.training import validation
 from manas_jax.training.restore import load_trained
@@ -162,6 +163,30 @@ def test_evaluation_without_training(tmp_path, loop_config):
     random_genotype(SPACE, 0).save(tmp_path / "genotype.json")
     with pytest.raises(UserError, match=r"checkpoints is missing: train first"):
         evaluate(loop_config(), tmp_path)
+
+
+def test_pictures_of_names_that_differ_by_a_slash(tmp_path, make_config, monkeypatch):
+    """Each has files of its own; an evaluation that stops leaves no scores of other pictures."""
+    scenes = [
+        Scene(name, np.full((16, 16, 3), value, np.uint8))
+        for name, value in (("a/b", 50), ("a_b", 90))
+    ]
+    network, variables = _network()
+    monkeypatch.setattr("manas_jax.evaluate.load_trained", lambda *_: (network, variables, 3))
+    config, splits = make_config(), Splits((), (), (), tuple(scenes))
+    evaluate(config, tmp_path, splits)
+    folder = tmp_path / "evaluate"
+    for stem, scene in (("a_b", scenes[0]), ("a_b-2", scenes[1])):
+        stored = images.read(str(folder / "pictures" / f"{stem}_clean.png"))
+        np.testing.assert_array_equal(stored, scene.clean)
+
+    def stop():
+        raise signals.Stopped(signals.PREEMPTED)
+
+    monkeypatch.setattr(signals, "check", stop)
+    with pytest.raises(signals.Stopped):
+        evaluate(config, tmp_path, splits)
+    assert [path.name for path in folder.rglob("*")] == ["pictures"]
 
 
 # Folders

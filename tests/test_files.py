@@ -18,7 +18,9 @@ from manas_jax.files import (
     natural_order,
     output_file,
     replacing,
+    unique_stems,
     write_json,
+    write_named_json,
 )
 
 
@@ -118,6 +120,11 @@ def test_has_suffix():
     assert not has_suffix("Thumbs.db", {".jpg"}) and not has_suffix("a/._b.jpg", {".jpg"})
 
 
+def test_unique_stems():
+    names = ["a/b", "a_b", "a/b", "a_b-2", "c"]
+    assert unique_stems(names) == ["a_b", "a_b-2", "a_b-3", "a_b-2-2", "c"]
+
+
 def test_natural_order():
     names = ["10.png", "2.png", "B2", "a10", "a2", "A2", "²", "a"]
     assert sorted(names, key=natural_order) == [
@@ -156,3 +163,18 @@ def test_the_folder_of_a_file_is_looked_at_first(tmp_path):
     check_writable(tmp_path / "a.json", "--out")
     with pytest.raises(UserError, match=r"--out=.*missing/a\.json cannot be written: give a file"):
         check_writable(tmp_path / "missing" / "a.json", "--out")
+
+
+def test_a_file_without_a_name_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_writable("a.json", "--out")
+    for name in ("", "."):
+        with pytest.raises(UserError, match=rf"--out={name} cannot be written: give a file"):
+            check_writable(name, "--out")
+
+
+def test_json_of_a_flag_that_cannot_be_written(tmp_path):
+    write_named_json(tmp_path / "a.json", "--out", {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    with pytest.raises(UserError, match=r"^--out=.*b/a\.json cannot be written \(No such file"):
+        write_named_json(tmp_path / "b" / "a.json", "--out", {"a": 1})

@@ -1,9 +1,11 @@
 """Tables of milliseconds: measured parts add up, and a search takes them as costs."""
 
+import errno
 import functools
 import itertools
 import json
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from manas_jax import latency
+from manas_jax import files, latency
 from manas_jax.config import search_budget, validate
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
@@ -72,7 +74,10 @@ def config(make_config):
 def table(config, space, tmp_path):
     """A measured table of the space of `config`, and its file; nothing is run."""
     budgeted = config.copy_and_resolve_references()
-    budgeted.search.update(method="uniform", budget=0.0)  # which has to have a budget
+    # The configuration that the file is for, which would have to have a budget.
+    budgeted.search.update(
+        method="uniform", budget=0.0, budget_of="milliseconds", latency="later.json"
+    )
     made = latency.measure(budgeted, "onnx", Stub(space))
     write_json(tmp_path / "table.json", made)
     return made, tmp_path / "table.json"
@@ -228,3 +233,22 @@ def test_tables_that_are_missing_or_of_another_device(config, table, tmp_path):
     file.write_text(json.dumps(fields | {"device": "abacus"}))
     with pytest.raises(UserError, match=r"measured on abacus, and this is .*: search there, or"):
         checks.check_stages(config, tmp_path, ["search"])
+
+
+def test_a_table_that_cannot_be_written(config, tmp_path, monkeypatch):
+    """By name it is refused before anything is measured; a full disk is one line."""
+    out = types.SimpleNamespace(value="")
+    monkeypatch.setattr(latency, "_OUT", out)
+    monkeypatch.setattr(latency, "_ENGINE", types.SimpleNamespace(value=None))
+    monkeypatch.setattr(latency, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match=r"^--out= cannot be written: give a file"):
+        latency.main(config, None)
+    out.value = str(tmp_path / "table.json")
+    monkeypatch.setattr(latency, "measure", lambda *_: {})
+    monkeypatch.setattr(files, "replacing", _full)
+    with pytest.raises(UserError, match=r"^--out=.*table\.json cannot be written \(No space left"):
+        latency.main(config, None)
+
+
+def _full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -4,6 +4,7 @@ A CPU stands in for the slice; only the slow test compiles for TPUs, and needs l
 """
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from manas_jax import preflight
+from manas_jax import files, preflight
 from manas_jax.errors import UserError
 from manas_jax.runtime import ahead, tpu_slice
 
@@ -152,6 +153,22 @@ def test_weights_may_be_named(stand_in, make_config, monkeypatch):
     monkeypatch.setitem(preflight._COMPILE, "train", compile)
     with pytest.raises(Reached, match=r"pretrained.general\.safetensors"):
         preflight.run(make_config(stage="train", train__weights="general"), stand_in)
+
+
+def test_a_full_disk_is_one_line(stand_in, make_config, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for flag, value in (("_JSON", str(tmp_path / "a.json")), ("_TOPOLOGY", ""), ("_STAGE", None)):
+        monkeypatch.setattr(preflight, flag, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # of the process, for good
+    monkeypatch.setattr(preflight.tpu_slice, "find", lambda _: stand_in)
+    monkeypatch.setattr(preflight, "run", lambda *_: {})
+    monkeypatch.setattr(preflight, "text", lambda _: "")
+    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda _: "1")
+    monkeypatch.setattr(files, "replacing", full)
+    with pytest.raises(UserError, match=r"^--json=.*a\.json cannot be written \(No space left"):
+        preflight.main(make_config(), None)
 
 
 def _command(*arguments):

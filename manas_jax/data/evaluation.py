@@ -34,11 +34,10 @@ def evaluation_pairs(
     Raises:
       UserError: an image cannot be decoded, or the images of a pair differ in size.
     """
-    pairs = ((scene, i) for scene in scenes for i in range(max(1, len(scene.rainy))))
-    for scene, version in itertools.islice(pairs, first, None, every):
-        clean = read(scene.clean)
+    for scene, version in itertools.islice(_versions(scenes), first, None, every):
+        name, clean = _version_name(scene, version), read(scene.clean)
         if scene.rainy:
-            name, rainy = _version_name(scene, version), read(scene.rainy[version])
+            rainy = read(scene.rainy[version])
             if rainy.shape != clean.shape:
                 raise UserError(
                     f"{name}: rainy {rainy.shape} and clean {clean.shape} differ in size"
@@ -47,12 +46,21 @@ def evaluation_pairs(
         else:
             level = rain.check_level(config.evaluation_level, "data.evaluation_level")
             seed = np.array([0, zlib.crc32(scene.name.encode())])
-            yield scene.name, rain.synthesize_8_bits(clean, seed, level, config.veil), clean
+            yield name, rain.synthesize_8_bits(clean, seed, level, config.veil), clean
+
+
+def pair_names(scenes: Sequence[Scene]) -> list[str]:
+    """The names that `evaluation_pairs` yields, without reading an image."""
+    return [_version_name(scene, version) for scene, version in _versions(scenes)]
+
+
+def _versions(scenes: Sequence[Scene]) -> Iterator[tuple[Scene, int]]:
+    return ((scene, i) for scene in scenes for i in range(max(1, len(scene.rainy))))
 
 
 def _version_name(scene: Scene, version: int) -> str:
     """The scene's name, with the stem of the rainy file as its last part; else SCENE-VERSION."""
-    image = scene.rainy[version]
+    image = scene.rainy[version] if scene.rainy else None
     if isinstance(image, str):
         return str(pathlib.PurePath(scene.name).with_name(pathlib.PurePath(image).stem))
-    return scene.name if len(scene.rainy) == 1 else f"{scene.name}-{version}"
+    return scene.name if len(scene.rainy) < 2 else f"{scene.name}-{version}"

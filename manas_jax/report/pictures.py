@@ -14,6 +14,7 @@ from PIL import Image
 
 from manas_jax import buckets
 from manas_jax.errors import UserError
+from manas_jax.files import unique_stems
 from manas_jax.report import values
 from manas_jax.report.reader import PICTURE_KINDS, Run
 
@@ -64,8 +65,8 @@ def examples(run: Run) -> list[Example]:
     Raises:
       UserError: a file is not readable as a picture.
     """
-    # Their files have the names of the scenes without folders.
-    images = {str(i.get("name")).replace("/", "_"): i for i in run.scores.get("images", [])}
+    rows = run.scores.get("images", [])
+    images = dict(zip(unique_stems([str(row.get("name")) for row in rows]), rows, strict=True))
     scores = {Path(name).stem: i for name, i in images.items()} | images
     return [
         Example(

@@ -10,7 +10,7 @@ import numpy as np
 from manas_jax.report import charts, svg, trust
 from manas_jax.report.curves import Chart
 from manas_jax.report.reader import Curve, Run
-from manas_jax.space import ALL_COLUMNS, CANDIDATES, Genotype
+from manas_jax.space import SearchSpace
 
 Rows = Sequence[tuple[str, Sequence[str]]]
 """Heading of each row, labels of its strips."""
@@ -55,22 +55,22 @@ class Kind:
 def kinds(run: Run) -> list[Kind]:
     """Columns, widths and attention edges, as far as a search has recorded them."""
     events = run.stages["search"].events if "search" in run.stages else {}
-    found = []
+    space, found = run.space, []
+    known = space.choices if space else {}
     if (columns := events.get("architecture/columns")) is not None and columns[1].size:
-        rows = _column_rows(run.genotype, columns[1].shape[1])
+        rows = _column_rows(space, columns[1].shape[1])
+        names = _names(known.get("columns", ()), columns[1].shape[-1], "choice")
         derived = trust.derived_choices(run.genotype, "columns")
-        names = run.genotype.space.column_choices if run.genotype else ALL_COLUMNS
-        found.append(_kind("Columns", columns, rows, names[: columns[1].shape[-1]], derived))
-    if (widths := events.get("architecture/widths")) is not None and run.genotype:
-        names = _width_names(run.genotype.space.widths)
+        found.append(_kind("Columns", columns, rows, names, derived))
+    if (widths := events.get("architecture/widths")) is not None and space:
+        names = _width_names(space.widths)
         derived = _width_names(trust.derived_choices(run.genotype, "widths"))
-        found.append(
-            _kind("Widths of residual blocks", widths, _width_rows(run.genotype), names, derived)
-        )
+        found.append(_kind("Widths of residual blocks", widths, _width_rows(space), names, derived))
     if (attention := events.get("architecture/attention")) is not None and attention[1].size:
-        rows, candidates = _edge_rows(run.genotype, *attention[1].shape[1:])
+        rows = _edge_rows(space, *attention[1].shape[1:3])
+        names = _names(known.get("attention", ()), attention[1].shape[-1], "candidate")
         derived = trust.derived_choices(run.genotype, "attention")
-        found.append(_kind("Attention edges", attention, rows, candidates, derived))
+        found.append(_kind("Attention edges", attention, rows, names, derived))
     return found
 
 
@@ -131,9 +131,14 @@ def _final(shares: np.ndarray, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {share:.2f}" for name, share in zip(names, shares[-1], strict=True))
 
 
-def _column_rows(genotype: Genotype | None, count: int) -> Rows:
+def _names(known: Sequence[str], count: int, what: str) -> Sequence[str]:
+    """The names of choices; numbers where the space is unknown."""
+    return known if len(known) == count else [f"{what} {i + 1}" for i in range(count)]
+
+
+def _column_rows(space: SearchSpace | None, count: int) -> Rows:
     """One row per cell where the space is known."""
-    per_cell = genotype.space.columns if genotype else (count,)
+    per_cell = space.columns if space else (count,)
     if sum(per_cell) != count:
         per_cell = (count,)
     return [
@@ -143,9 +148,8 @@ def _column_rows(genotype: Genotype | None, count: int) -> Rows:
     ]
 
 
-def _width_rows(genotype: Genotype) -> Rows:
+def _width_rows(space: SearchSpace) -> Rows:
     """One row per column."""
-    space = genotype.space
     return [
         (f"Cell {i + 1}, column {j + 1}", [f"branch {b + 1}" for b in range(branches)])
         for i, (branches, columns) in enumerate(zip(space.branches, space.columns, strict=True))
@@ -157,16 +161,11 @@ def _width_names(widths: Sequence[float]) -> list[str]:
     return [f"width {width:g}" for width in widths]
 
 
-def _edge_rows(
-    genotype: Genotype | None, modules: int, edges: int, candidates: int
-) -> tuple[Rows, Sequence[str]]:
-    """One row per module, and names of the candidates; numbers where the space is unknown."""
-    names = genotype.space.candidates if genotype else CANDIDATES
-    if len(names) != candidates:
-        names = [f"candidate {i + 1}" for i in range(candidates)]
+def _edge_rows(space: SearchSpace | None, modules: int, edges: int) -> Rows:
+    """One row per module; numbers where the space is unknown."""
     groups = next((g for g in range(1, 9) if g * (g + 1) // 2 == edges), 0)
     labels = svg.edge_names(groups) or [f"edge {i + 1}" for i in range(edges)]
     headings = [f"Module {i + 1}" for i in range(modules)]
-    if genotype and len(genotype.space.modules) == modules:
-        headings = [f"Cell {c + 1}, branch {b + 1}" for c, b in genotype.space.modules]
-    return [(heading, labels) for heading in headings], names
+    if space and len(space.modules) == modules:
+        headings = [f"Cell {c + 1}, branch {b + 1}" for c, b in space.modules]
+    return [(heading, labels) for heading in headings]

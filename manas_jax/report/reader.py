@@ -13,7 +13,7 @@ from etils import epy
 
 from manas_jax.buckets import Path, as_path, is_folder, is_remote, reading_copy
 from manas_jax.errors import UserError
-from manas_jax.space import Genotype
+from manas_jax.space import Genotype, SearchSpace
 from manas_jax.workdir.weights import WEIGHTS_FILE, load_derived
 
 with epy.lazy_imports():  # of the extra `train`, whose absence a command reports when it starts
@@ -59,6 +59,19 @@ class Run:
     stages: Mapping[str, Stage]
     scores: Mapping[str, Any]
     pictures: Mapping[str, Mapping[str, Path]]
+
+    @property
+    def space(self) -> SearchSpace | None:
+        """The genotype's space, before there is one the configuration's; None if unknown."""
+        if self.genotype is not None:
+            return self.genotype.space
+        fields = self.config.get("space")
+        if not isinstance(fields, Mapping):
+            return None
+        try:
+            return SearchSpace.from_dict(fields)
+        except UserError:  # of an earlier version, or with candidates that are not registered
+            return None
 
 
 def read(workdir: str | os.PathLike) -> Run:

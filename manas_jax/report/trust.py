@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,22 +10,21 @@ import numpy as np
 from manas_jax.report.reader import STAGES, Run, Stage
 from manas_jax.report.values import get, is_number
 from manas_jax.search import collapse
-from manas_jax.space import CANDIDATES, Genotype
+from manas_jax.space import Genotype, SearchSpace
 
 _SEARCHED = {"columns": "columns", "attention": "attention edges", "widths": "residual blocks"}
 _CONVERGED = 0.5  # of the highest possible entropy
 
 
 def verdict(run: Run) -> str:
-    """One sentence on whether the search worked; empty without recorded probabilities."""
-    search = run.stages.get("search")
-    if search is None or not (final := _final_probabilities(search)):
+    """One sentence on whether the search worked; empty without probabilities of a known space."""
+    search, space = run.stages.get("search"), run.space
+    final = _final_probabilities(search) if search else {}
+    if search is None or not final or space is None or not _fit(final, space):
         return ""
-    space = run.genotype.space if run.genotype else None
-    candidates = space.candidates if space else get(run.config, "space", "candidates")
     relaxed, derived = (get(search.summary, k, "psnr") for k in ("validation", "derived"))
     gap = relaxed - derived if is_number(relaxed) and is_number(derived) else None
-    if warnings := collapse.collapse_warnings(final, candidates or CANDIDATES, gap):
+    if warnings := collapse.collapse_warnings(final, space, gap):
         return f"The result does not look trustworthy: {'; '.join(warnings)}."
     cost = "" if gap is None else f", and discretisation cost {gap:.2f} dB"
     return (
@@ -44,8 +43,11 @@ def findings(run: Run) -> list[str]:
     final = _final_probabilities(search)
     for what, probabilities in final.items():
         rows = probabilities.reshape(-1, probabilities.shape[-1])
+        indices = _derived_indices(run.genotype, what, rows.shape)
+        if what == "widths" and run.space and _fit(final, run.space):
+            reached = collapse.reached_widths(final, run.space)
+            rows, indices = rows[reached], indices[reached[: len(indices)]]
         if len(rows) and rows.shape[1] > 1:
-            indices = _derived_indices(run.genotype, what, rows.shape)
             sentences.append(_decisiveness(_SEARCHED[what], rows, indices))
     if run.genotype is not None:
         sentences.append(_parameter_free_choices(run.genotype, final))
@@ -72,16 +74,22 @@ def _final_probabilities(search: Stage) -> dict[str, np.ndarray]:
     }
 
 
-def _derived_indices(genotype: Genotype | None, what: str, shape: tuple[int, int]) -> list[int]:
+def _fit(final: Mapping[str, np.ndarray], space: SearchSpace) -> bool:
+    """Whether the probabilities have the shapes of a space."""
+    shapes = {kind: (*n, len(space.choices[kind])) for kind, n in space.decisions.items()}
+    return {kind: rows.shape for kind, rows in final.items()} == shapes
+
+
+def _derived_indices(genotype: Genotype | None, what: str, shape: tuple[int, int]) -> np.ndarray:
     """The derived choices as indices of (rows, choices); none if they do not match that shape."""
     chosen = derived_choices(genotype, what)
-    if genotype is None or len(chosen) != shape[0]:
-        return []
-    names = genotype.space.choices[what]
-    return [names.index(choice) for choice in chosen] if len(names) == shape[1] else []
+    names = genotype.space.choices.get(what, ()) if genotype else ()
+    if (len(chosen), len(names)) != shape:
+        return np.zeros(0, int)
+    return np.array([names.index(choice) for choice in chosen], int)
 
 
-def _decisiveness(what: str, rows: np.ndarray, indices: Sequence[int]) -> str:
+def _decisiveness(what: str, rows: np.ndarray, indices: np.ndarray) -> str:
     """How much probability the derived choices hold, and whether the search has converged.
 
     Args:

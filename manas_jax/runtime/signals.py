@@ -45,6 +45,8 @@ class _Signals:
         if number == signal.SIGINT and self.status is not None:
             raise KeyboardInterrupt
         self.status = self.status or _STATUS[number]
+        if number == signal.SIGINT:  # of several processes JAX tells the others of SIGTERM alone
+            signal.raise_signal(signal.SIGTERM)
         if self.interruptible:
             raise Stopped(self.status)
 
@@ -55,7 +57,8 @@ _signals = _Signals()
 def listen() -> None:
     """Installs the handlers, for commands; must be called before `distributed.start`.
 
-    With several processes JAX then replaces that of SIGTERM, so that all stop at the same step.
+    With several processes JAX then replaces that of SIGTERM, so that all stop at the same step: of
+    it only `requested` tells.
     """
     for number in _STATUS:
         signal.signal(number, _signals.receive)
@@ -109,7 +112,8 @@ def check() -> None:
 def requested() -> int | None:
     """The exit status if the run is to stop after this step, else None; call it once per step.
 
-    All processes get the same answer after the same step, whichever of them received the signal.
+    All processes stop after the same step, whichever of them received the signal: after Ctrl-C with
+    `CANCELLED` in that process, else with `PREEMPTED`.
     """
     # Loaded by who runs steps; commands without them need not wait for it.
     import jax
@@ -118,4 +122,4 @@ def requested() -> int | None:
     if jax.process_count() == 1:
         return _signals.status
     due = multihost_utils.reached_preemption_sync_point(next(_signals.steps))
-    return PREEMPTED if due else None
+    return (_signals.status or PREEMPTED) if due else None

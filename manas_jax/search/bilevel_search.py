@@ -80,7 +80,7 @@ def search(
             genotype = selection.perturbation(space, state.architecture, evaluator, config.seed)
         derived = supernet.validation(state.variables, genotype_logits(genotype))
         gap = scores.y_psnr - derived.y_psnr
-        warnings = collapse.collapse_warnings(probabilities, space.candidates, gap)
+        warnings = collapse.collapse_warnings(probabilities, space, gap)
         for warning in warnings:
             logging.warning("search: %s; see the report before trusting this architecture", warning)
         distributed.broadcast_from_primary(lambda: genotype.save(workdir / "genotype.json"))

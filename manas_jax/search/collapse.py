@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from manas_jax.space import SearchSpace
+
 PARAMETER_FREE = ("none", "skip_connect")  # candidates that drop their input or pass it through
 MAX_PARAMETER_FREE = 0.5  # share of edges that prefer one of them; by chance 2 in 9
 UNDECIDED = 0.95  # of the highest possible entropy
@@ -36,28 +38,37 @@ def parameter_free_share(attention: np.ndarray, candidates: Sequence[str]) -> fl
     return float(np.mean([candidates[i] in PARAMETER_FREE for i in leading.reshape(-1)]))
 
 
+def reached_widths(probabilities: Mapping[str, np.ndarray], space: SearchSpace) -> np.ndarray:
+    """Which rows of 'widths' (residual blocks,) a search decides: where the column is parallel.
+
+    In a column that prefers another choice hardly any gradient reaches the residual blocks.
+    """
+    choices = [space.column_choices[i] for i in np.argmax(probabilities["columns"], axis=-1)]
+    return np.array([choices[column] == "parallel" for column, _ in space.residual_blocks], bool)
+
+
 def collapse_warnings(
-    probabilities: Mapping[str, np.ndarray],
-    candidates: Sequence[str],
-    gap: float | None = None,
+    probabilities: Mapping[str, np.ndarray], space: SearchSpace, gap: float | None = None
 ) -> list[str]:
     """Warnings about a finished search: skip/none collapse, undecided logits, discretisation gap.
 
     Args:
       probabilities: 'columns' (columns, choices), 'attention' (modules, edges, candidates) and, of
-        several, 'widths' (residual blocks, widths).
-      candidates: names of the last axis of 'attention'.
+        several, 'widths' (residual blocks, widths), of which those of `reached_widths` count.
+      space: of the search.
       gap: validation PSNR in dB of the relaxed supernet minus that of the derived network with
         inherited weights; None if not measured.
 
     Returns:
       Sentences without a full stop.
     """
-    found = collapsed(probabilities, candidates)
+    found = collapsed(probabilities, space.candidates)
     for kind, what in (
         ("columns", "columns"), ("attention", "attention edges"), ("widths", "widths"),
     ):  # fmt: skip
         rows = probabilities.get(kind, np.zeros((0, 2)))
+        if kind == "widths" and len(rows):
+            rows = rows[reached_widths(probabilities, space)]
         if (share := entropy(rows)) > UNDECIDED:
             found.append(
                 f"undecided: the entropy of the {what} is {share:.0%} of the highest possible"

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from manas_jax.buckets import Path, as_path
 from manas_jax.config import search_budget
 from manas_jax.data.splits import Splits
-from manas_jax.errors import Diverged, UserError
+from manas_jax.errors import Diverged, UserError, reading
 from manas_jax.files import write_json
 from manas_jax.runtime import distributed
 from manas_jax.search.sampling import Sampler, compare_branch_shares, random_candidate
@@ -29,6 +29,8 @@ from manas_jax.space import Genotype, SearchSpace
 from manas_jax.training import run as train_run
 from manas_jax.training.restore import load_genotype
 
+_TIMES = "seconds", "compile_seconds"
+_HINT = "remove it, and the candidate will be scored again"
 _DIVERGED = {"psnr": 0.0, "ssim": 0.0, "compile_seconds": 0.0, "diverged": True}
 """What a candidate scores whose training diverged.
 
@@ -143,9 +145,7 @@ def _trained(
       spent: seconds of the one of fewer steps.
     """
     file = folder / f"scores-{steps}.json"
-    scores = distributed.broadcast_from_primary(
-        lambda: json.loads(file.read_text()) if file.exists() else None
-    )
+    scores = distributed.broadcast_from_primary(lambda: _read_scores(file))
     if scores is None:
         training = config.copy_and_resolve_references()
         batch_norm = training.train.batch_norm
@@ -173,10 +173,29 @@ def _trained(
     return scores
 
 
+def _read_scores(file: Path) -> dict[str, float] | None:
+    """What `_trained` wrote about a training, or None.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    if not file.exists():
+        return None
+    with reading(file, "scores", _HINT):
+        scores = json.loads(file.read_text())
+        return scores | {key: float(scores[key]) for key in ("psnr", "ssim", *_TIMES)}
+
+
 def _ended(folder: Path) -> dict[str, float]:
-    """Scores and seconds of a training that came to its end."""
-    summary = json.loads((folder / "train" / "summary.json").read_text())
-    return {key: summary[key] for key in ("seconds", "compile_seconds")} | summary["validation"]
+    """Scores and seconds of a training that came to its end.
+
+    Raises:
+      UserError: its summary is damaged.
+    """
+    file = folder / "train" / "summary.json"
+    with reading(file, "summary", _HINT):
+        summary = json.loads(file.read_text())
+        return {key: summary[key] for key in _TIMES} | summary["validation"]
 
 
 def _keep_scores(file: Path, scores: dict[str, float]) -> dict[str, float]:

@@ -26,8 +26,9 @@ FILE_KEYS = ("train.genotype", "train.weights", "train.feature_network", "search
 
 # Keys that may change between two starts in one workdir: they do not alter what is computed, except
 # for the rounding that comes with another number of devices, or are identified by `inputs.json`.
-# The number of devices counts where BatchNorm takes statistics over groups of them, and whether a
-# step is fused where it else computes a single path: statistics of other blocks then move as well.
+# The number of devices counts where BatchNorm takes statistics over groups of them. It also counts,
+# as does whether a step is fused, where one device would compute a single path: over several, or
+# fused, the statistics of other blocks move as well.
 FREE_KEYS = (
     "stage", "note", "log_every", "devices", "height_shards", "max_rollbacks", "evaluate.pictures",
     "data.cache_gib", "data.cache_dir", "search.fuse", "data.root", *FILE_KEYS,
@@ -182,9 +183,9 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     new = dict(_leaves(now))
     free = set(FREE_KEYS)
     if new.get("network.batch_norm_group"):
-        free.remove("devices")
+        free -= {"devices"}
     if new.get("search.method") == "evolution":
-        free.remove("search.fuse")
+        free -= {"devices", "search.fuse"}
     return [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
         for key in sorted(old.keys() | new.keys())

@@ -44,10 +44,14 @@ def test_any_number_of_devices_and_processes(all_layouts):
     _agree(all_layouts, 1e-5)
 
 
-def _start(workdir, *changes, processes=2):
+def _free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def _start(workdir, *changes, processes=2):
+    address = _free_address()
     settings = [f"--config.{key}={value}" for key, value in NARROW.items()]
     return [
         subprocess.Popen(
@@ -77,6 +81,47 @@ def _wait_for(path, processes, timeout=300):
         assert all(process.poll() is None for process in processes), _finish(processes)
         assert time.monotonic() - begin < timeout, path
         time.sleep(0.05)
+
+
+_STEPS = """
+import sys, time
+from manas_jax.runtime import distributed, signals
+signals.listen()
+distributed.start(sys.argv[1], 2, int(sys.argv[2]))
+print("ready", flush=True)
+steps = 1
+while (status := signals.requested()) is None and steps < 1000:
+    steps += 1
+    time.sleep(0.02)
+print(steps, status, flush=True)
+sys.stdin.read()  # the first process serves the other one
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(number):
+    address = _free_address()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _STEPS, address, str(index)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+        processes[1].send_signal(number)
+        said = [process.stdout.readline().split() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert said[0][0] == said[1][0]
+    cancelled = signals.CANCELLED if number == signal.SIGINT else signals.PREEMPTED
+    assert [status for _, status in said] == [str(signals.PREEMPTED), str(cancelled)]
 
 
 @pytest.mark.slow

@@ -291,6 +291,38 @@ def test_unfinished_run_states_what_is_missing(tmp_path):
     assert "No network yet" in page.plain()
 
 
+def test_a_search_that_runs_has_the_names_of_its_space(tmp_path):
+    space = SearchSpace(
+        (8, 16),
+        (1, 2),
+        (2, 1),
+        stem_blocks=1,
+        attention_groups=1,
+        candidates=("none", "SE"),
+        column_choices=("fusion", "parallel"),
+        widths=(0.5, 1),
+    )
+    config = {"space": space.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rows = {"columns": (3, 2), "attention": (3, 1, 2), "widths": (4, 2)}
+    even = {f"architecture/{kind}": np.full(shape, 0.5) for kind, shape in rows.items()}
+    write_events(tmp_path / "search", [(0, even)])
+    page = _Page(report.write(tmp_path).read_text())
+    texts = [image["alt"] for image in page.all("img")]
+    for text in (
+        "Cell 2 column 1, at the end: fusion 0.50, parallel 0.50",
+        "Cell 2, column 1 branch 2, at the end: width 0.5 0.50, width 1 0.50",
+        "Cell 2, branch 2 op(F0), at the end: none 0.50, SE 0.50",
+    ):
+        assert text in texts
+    config["space"]["depth"] = 3  # of another version: the names are unknown
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    page = _Page(report.write(tmp_path).read_text())
+    texts = [image["alt"] for image in page.all("img")]
+    assert "column 3, at the end: choice 1 0.50, choice 2 0.50" in texts
+    assert "Module 3 op(F0), at the end: candidate 1 0.50, candidate 2 0.50" in texts
+
+
 def test_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         report.write(tmp_path / "nowhere")

@@ -39,6 +39,19 @@ def test_findings_on_an_undecided_search():
     assert all("Entropy is 100%" in s for s in sentences)
 
 
+def test_widths_of_other_columns_than_parallel_do_not_count():
+    space = SearchSpace(channels=(8,), branches=(1,), columns=(2,), widths=(0.5, 1))
+    genotype = Genotype(space, [["fusion", "parallel"]], [[["SE"] * 3]], [[[], [0.5]]])
+    run = _run([[0, 1], [1, 0]], [np.eye(9)[[6, 6, 6]]], genotype)
+    widths = np.array([[[0.5, 0.5], [0.9, 0.1]]], np.float32)
+    run.stages["search"].events["architecture/widths"] = np.array([1]), widths
+    assert "The result looks trustworthy" in trust.verdict(run)
+    _, _, sentence, _ = trust.findings(run)
+    assert "derived choices of the 1 residual blocks hold 90%" in sentence
+    widths[:] = widths[:, ::-1]
+    assert "undecided: the entropy of the widths is 100%" in trust.verdict(run)
+
+
 def test_no_findings_without_a_search():
     run = Run("run", {}, random_genotype(SearchSpace(), 0), {}, {}, {})
     assert trust.findings(run) == []

@@ -123,6 +123,24 @@ def test_a_candidate_that_diverges_is_left_out(tmp_path, monkeypatch, make_confi
         methods.search(config, tmp_path / "worse")
 
 
+DAMAGED = ["null", "[]", '{"psnr": 20.0', '{"psnr": 20.0}', '{"psnr": null}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_scores_are_named(tmp_path, monkeypatch, make_config, content):
+    config = make_config()
+    genotype = random_genotype(SearchSpace(**config.space), 0)
+    (tmp_path / "scores-6.json").write_text(content)
+    monkeypatch.setattr(random_search.train_run, "train", lambda *_: None)
+    with pytest.raises(UserError, match=r"scores-6\.json: truncated.*: remove it, and the cand"):
+        random_search._trained(config, genotype, tmp_path, 6)
+    (tmp_path / "scores-6.json").unlink()
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"summary\.json: truncated.*: remove it, and the cand"):
+        random_search._trained(config, genotype, tmp_path, 6)
+
+
 def test_without_a_supernet_the_batches_of_the_search_do_not_count(loop_config, tmp_path):
     config = loop_config(search__method="random", search__crop=4096, train__inherit=False)
     checks.check_stages(config, tmp_path, ["search"])

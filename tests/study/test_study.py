@@ -657,21 +657,31 @@ def _probabilities(attention, columns=((0.9, 0.1), (0.2, 0.8))):
 
 def test_guards_are_quiet_on_a_healthy_architecture():
     rows = np.eye(9)[[2, 6, 8]] * 0.6 + 0.4 / 9
-    assert collapse.collapse_warnings(_probabilities(rows), CANDIDATES, gap=0.5) == []
+    assert collapse.collapse_warnings(_probabilities(rows), SearchSpace(), gap=0.5) == []
 
 
 def test_guards_fire_on_a_collapsed_architecture():
     rows = np.eye(9)[[0, 1, 8]] * 0.6 + 0.4 / 9
-    (sign,) = collapse.collapse_warnings(_probabilities(rows), CANDIDATES, gap=0.5)
+    (sign,) = collapse.collapse_warnings(_probabilities(rows), SearchSpace(), gap=0.5)
     assert sign.startswith("collapse: 67% of the attention edges prefer none or skip_connect")
     assert collapse.collapsed(_probabilities(rows), CANDIDATES) == [sign]
 
 
 def test_guards_fire_on_an_undecided_architecture_and_a_wide_gap():
     even = _probabilities(np.full((3, 9), 1 / 9), np.full((2, 2), 0.5))
-    signs = collapse.collapse_warnings(even, CANDIDATES[2:] + CANDIDATES[:2], gap=3.25)
+    space = SearchSpace(candidates=CANDIDATES[2:] + CANDIDATES[:2])
+    signs = collapse.collapse_warnings(even, space, gap=3.25)
     assert [sign.split(":")[0] for sign in signs] == ["undecided", "undecided", "gap"]
     assert "3.2 dB" in signs[2] or "3.3 dB" in signs[2]
+
+
+def test_widths_count_where_the_column_is_parallel():
+    """Elsewhere no gradient reaches them, and they stay as they were."""
+    space = SearchSpace((8,), (1,), (2,), widths=(0.5, 1))
+    rows = _probabilities(np.eye(9)[[2, 6, 8]] * 0.6 + 0.4 / 9)
+    for widths, count in ([(1, 0), (0.5, 0.5)], 0), ([(0.5, 0.5), (1, 0)], 1):
+        signs = collapse.collapse_warnings(rows | {"widths": np.array(widths)}, space, gap=0.5)
+        assert len(signs) == count and all("entropy of the widths is 100%" in s for s in signs)
 
 
 def test_entropy_by_hand():

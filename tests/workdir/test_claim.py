@@ -71,10 +71,20 @@ def test_devices_count_where_they_group_batch_norm(tmp_path, make_config):
         claim_workdir(make_config(network__batch_norm_group=2, devices=2), tmp_path)
 
 
-def test_a_fused_step_computes_no_single_path(tmp_path, make_config):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"search__fuse": True}, r"search\.fuse: False there, True here"),
+        ({"devices": 2}, "devices: 1 there, 2 here"),
+        ({"devices": 2, "network__batch_norm_group": 2}, "devices: 1 there, 2 here"),
+    ],
+)
+def test_a_step_that_is_fused_or_on_several_devices_computes_no_single_path(
+    tmp_path, make_config, change, message
+):
     claim_workdir(make_config(search__method="evolution"), tmp_path)
-    with pytest.raises(UserError, match=r"search\.fuse: False there, True here"):
-        claim_workdir(make_config(search__method="evolution", search__fuse=True), tmp_path)
+    with pytest.raises(UserError, match=message):
+        claim_workdir(make_config(search__method="evolution", **change), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1, 2]", b"\xff\x00"])
