@@ -1,4 +1,4 @@
-"""Scaling on paper: the cost of a step from its compiled program, and predictions for accelerators.
+"""Scaling estimates: the cost of a step from its compiled program, predictions for accelerators.
 
 python -m benchmarks.scaling [--sizes paper small] [--devices 1 2 4 8] [--out results/scaling.json]
 

@@ -1,17 +1,17 @@
-"""A network for what a picture may cost: its depth and widths are chosen within a budget.
+"""A network within a cost budget: its depth and widths are chosen.
 
 python -m manas_jax.main --config=configs/budget.py --workdir=runs/budget \\
     --config.data.root=DIR --config.search.budget=8
 
 DIR is a folder as configs/rain100l.py describes it, or any other that docs/data.md lists. The
 budget is in billions of multiply-accumulates for an image of `objectives.complexity_size`, or with
---config.search.budget_of=parameters a number of parameters. A budget below the cheapest network
-of the space is refused; the message has its cost and that of the most expensive one. The run ends
-with a trained network within the budget, runs/budget/weights.safetensors.
+--config.search.budget_of=parameters a number of parameters. A budget below the lowest cost in the
+space is an error, whose message states the lowest and the highest cost. The run ends with a trained
+network within the budget, runs/budget/weights.safetensors.
 
-A rule makes the network, which costs nothing: no search has found better ones than the rule and
-chance do (docs/study_budget.md). To search, give --config.search.method=bilevel, evolution, halving
-or random.
+A rule makes the network and needs no training: in the runs so far of the study of budgets, no
+search is shown to beat the rule or random networks (docs/study_budget.md). To search, give
+--config.search.method=bilevel, evolution, halving or random.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ from manas_jax.space import ALL_COLUMNS
 
 
 def get_config() -> ConfigDict:
-    """A deep supernet of which is left out what the budget does not allow."""
+    """A deep supernet, pruned to the budget."""
     # The losses, the data and the optimizer of the shipped weights.
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("pretrained.py")))["get_config"]()
     config.stage = "all"
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         column_choices=ALL_COLUMNS,
         widths=(0.25, 0.5, 0.75, 1.0),
     )
-    config.objectives.complexity = 0.0  # the budget has its place
+    config.objectives.complexity = 0.0  # the budget replaces it
     config.search.update(
         method="uniform",
         budget=8.0,

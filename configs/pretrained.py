@@ -6,13 +6,13 @@ python -m tools.join_datasets ALL rain100l=DIR:12 NAME=OTHER:20 ...
 python -m manas_jax.main --config=configs/pretrained.py:general --workdir=runs/general \\
     --config.data.root=ALL --config.train.weights=runs/rain100l/weights.safetensors
 
-The network is made by hand, alternating.json beside this file: columns in turn parallel and fusion,
-squeeze-excitation on every edge, at half resolution and with a residual output. docs/weights.md
-says how it differs from the network that a search found for earlier weights.
+The network is designed by hand, alternating.json next to this file: alternating parallel and fusion
+columns, squeeze-excitation on every edge, at half resolution and with a residual output.
+docs/weights.md says how it differs from the network that a search found for earlier weights.
 
 `rain100l` is for the folder described in configs/rain100l.py. `general` starts from its weights,
 and adds synthetic rain of all levels and all folders of pairs or groups below ALL/train. The
-shipped weights are from several such trainings in a row, with other rates, decays and patches:
+shipped weights are from several such training runs in a row, with other rates, decays and patches:
 docs/weights.md describes them, and results/pretrained/ has the commands.
 
 A training can be continued, with another decay, in a new workdir: from the weights of the first,

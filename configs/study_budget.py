@@ -4,10 +4,10 @@ python -m manas_jax.study --config=configs/study_budget.py --workdir=runs/study_
     --config.data.root=DIR [--index=I --count=N]
 
 DIR holds train/{rain,norain}; the test pairs are not used. Space and training are those of
-configs/budget.py, with fewer channels, more columns and shorter trainings: at twice the channels a
-genotype of the large budget costs as much as the shipped weights. All networks have 0.88 billion
-multiply-accumulates in common, so the budgets leave about 1 : 2 : 5 for what is searched. Each
-search method has as many as 1,000 bilevel steps of two gradients of the supernet, 11% more
+configs/budget.py, with fewer channels, more columns and shorter training runs: at twice the
+channels a genotype of the large budget costs as much as the shipped weights. All networks have 0.88
+billion multiply-accumulates in common, so the budgets leave about 1 : 2 : 5 for what is searched.
+Each search method has as many as 1,000 bilevel steps of two gradients of the supernet, 11% more
 than the bilevel search itself, which takes one gradient a step while it warms up. Random search and
 halving take one gradient of a network of the budget a step. So does the single-path supernet, which
 computes all candidates of the attention edges besides, and ends with an evolution whose scores take
@@ -30,7 +30,7 @@ BUDGETS = {"small": 1.2, "medium": 1.5, "large": 2.4}  # billions of multiply-ac
 
 
 def get_config() -> ConfigDict:
-    """The grid, its budgets and the length of its trainings."""
+    """The grid, its budgets and the length of its training runs."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("budget.py")))["get_config"]()
     config.devices = 1
     config.space.update(channels=(16, 32, 64), columns=(6, 6))

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 # TensorFlow serves the input pipeline and the event files. Without oneDNN its results do not
-# depend on the processor's kind, and it starts without notices that concern nobody.
+# depend on the processor's kind, and it starts without irrelevant log messages.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 

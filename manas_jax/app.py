@@ -28,6 +28,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of an experiment, or the name of one of those in configs/."
 )
 _NAMED_CONFIG = re.compile(r"(--?config=)(\w+)(:.*)?\Z")
+_SIMILAR = re.compile(r' Did you mean "(.*)" instead of ".*"\?\Z')  # ml_collections' words
+_HELP = re.compile(r"--?(help\w*|\?)\Z")
 _NO_VALUE = re.compile(r"flag (--\w+)=None: ")  # absl's words for a required flag without one
 CONFIG_FOLDERS = (
     pathlib.Path(__file__).parents[1] / "configs",  # of a checkout
@@ -84,6 +86,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             raise
         cause = error.args[0] if error.args else error
         hint = " ".join(str(cause.args[0] if isinstance(cause, KeyError) else cause).split())
+        hint = _SIMILAR.sub(r" (did you mean '\1'?)", hint)
         sys.exit(f"error: unknown config key {hint}; see manas_jax/config.py for all of them")
     if _WORKDIR.value == "":
         sys.exit("error: --workdir= is empty: name a folder")
@@ -102,6 +105,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """absl's parser alone; raises what the config file raised."""
     try:
         return flags.FLAGS(argv)
+    except SystemExit as ended:  # absl's --help exits with 1
+        sys.exit(0 if any(map(_HELP.match, argv)) else ended.code)
     except flags.Error as error:
         # config_flags raises a new error with the traceback as its text, and absl one more.
         raised = error.__context__ and error.__context__.__context__

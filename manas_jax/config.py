@@ -220,10 +220,10 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "search.budget_of": ("gmacs", one_of(*BUDGETS)),
     "search.latency": ("", _PATH),  # file of milliseconds that manas_jax.latency has measured
     "search.budget_rate": (0.02, _POSITIVE),  # of the multiplier that holds the budget
-    # Which choices make the genotype: the most probable ones, or those that the supernet's score
-    # falls most without.
+    # Which choices make the genotype: the most probable ones, or those whose removal lowers the
+    # supernet's score most.
     "search.choice": ("likeliest", one_of("likeliest", "perturbation")),
-    # Batches of architecture scenes that the latter and an evolution score on.
+    # Batches of architecture scenes on which perturbation and evolution score.
     "search.choice_batches": (8, at_least(1)),
     "search.xi": (1.0, NOT_NEGATIVE),  # length of the unrolled step in units of the real one
     "search.epsilon": (0.01, _POSITIVE),  # of the finite difference
@@ -252,7 +252,8 @@ _KEYS: dict[str, tuple[Any, Range]] = {
     "train.checkpoint_every": (1000, at_least(1)),
     "train.validation_crop": (128, at_least(16)),
 
-    "evaluate.split": ("test", one_of("test", "validation")),  # the latter spares the test set
+    # `validation` leaves the test set unused.
+    "evaluate.split": ("test", one_of("test", "validation")),
     "evaluate.pictures": (6, at_least(0)),  # how many are stored for the report
 }  # fmt: skip
 

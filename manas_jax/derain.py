@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tile",
         type=int,
         metavar="N",
-        help="split larger images into tiles of N x N pixels; smaller ones need less memory "
+        help="process images larger than N x N in tiles of N x N pixels; lower N to save memory "
         "(default: as large as memory allows)",
     )
     parser.add_argument(
@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
         "--suffix", default="", metavar="TEXT", help="add TEXT to the names of files in a folder"
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write what became of each file, also of those that failed"
+        "--json", metavar="FILE", help="write the status of each file, also of those that failed"
     )
     parser.add_argument(
         "--device",

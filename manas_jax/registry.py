@@ -66,7 +66,8 @@ def register_candidate(
         without it, JAX alone runs the network.
 
     Raises:
-      UserError: the name is no identifier, or is taken; what has been traced would not change.
+      UserError: the name is no identifier, or is already registered (compiled functions would
+        keep the old gate).
     """
     if not (isinstance(name, str) and name.isidentifier()):
         raise UserError(f"candidate {short_repr(name)}: give a name of letters, digits and _")

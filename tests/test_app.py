@@ -178,6 +178,11 @@ def test_a_missing_config_file_is_named(tmp_path):
             "the flags",
         ),
         (
+            "return default()", ["--config.train.step=3"],
+            "unknown config key 'step' (did you mean 'steps'?); see manas_jax/config.py for all of "
+            "them",
+        ),
+        (
             "return default()", ["--confg=abc"],
             "Unknown command line flag 'confg'. Did you mean: config ?; --help lists the flags",
         ),
@@ -207,6 +212,7 @@ def test_a_required_flag_without_a_value():
 def test_help_lists_the_flags_of_other_modules():
     command = [sys.executable, "-m", "manas_jax.study", "--help"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0
     assert finished.stdout.startswith("A study: networks from many sources")
     for flag in ("--config", "--workdir", "--import", "--only", "--[no]summarize"):
         assert f"\n  {flag}: " in finished.stdout

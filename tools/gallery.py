@@ -3,8 +3,8 @@
 python -m tools.gallery
 
 Writes docs/gallery/NAME.jpg, from left to right rainy, de-rained by the default weights and clean,
-and their scores to results/gallery.json. Nobody's rights are touched: the drawings and the rain are
-made here, and the photographs are in the public domain.
+and their scores to results/gallery.json. All images are free of third-party rights: the drawings
+and the rain are made here, and the photographs are in the public domain.
 """
 
 from __future__ import annotations

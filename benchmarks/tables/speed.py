@@ -35,7 +35,7 @@ def speed(machine: str) -> str:
     record, theirs = load(f"speed/{machine}/speed"), _released(machine)
     beside = ["released code s, peak GB", "times as fast"] if theirs else []
     head = ["work", "s/step (range)", *beside, "share of product", "first step s, cold / warm",
-            "peak GB, cold / warm", "product GFLOP/s"]  # fmt: skip
+            "peak GB, cold / warm", "matmul GFLOP/s"]  # fmt: skip
     rows = []
     for key, title in TITLES.items():
         if (case := record["cases"].get(key)) is None or "error" in case:
@@ -74,7 +74,7 @@ def _released(machine: str) -> dict[str, Any]:
 
 
 def ratios(*machines: str) -> str:
-    """Costs relative to other cases, timed in turn."""
+    """Costs relative to other cases, timed with interleaved runs."""
     columns = {m: {(x["base"], x["case"]): x for x in load(f"speed/{m}/ratios")} for m in machines}
     pairs = dict.fromkeys(pair for column in columns.values() for pair in column)
     rows = [

@@ -20,7 +20,7 @@ from manas_jax.space import Genotype, SearchSpace, assemble, derivable
 
 
 class Front(NamedTuple):
-    """Partial solutions of which none is dominated: from cheap and unlikely to dear and likely.
+    """Partial solutions of which none is dominated, sorted by increasing cost and score.
 
     Attributes:
       costs: (n,), increasing.

@@ -128,10 +128,10 @@ def evolve(
 ) -> tuple[Genotype, list[float]]:
     """The genotype with the highest score that an evolution within the budget comes across.
 
-    The first generation is random. Each further one are mutants of the best so far, and as many
-    children of two of them, each decision from either; all are new and within the budget. Where
-    such children are rare, random genotypes take their place, and a generation is smaller where the
-    space has no more to offer.
+    The first generation is random. Each later generation is half mutants of the best genotypes so
+    far, half crossovers of two of them, each decision from either; all are new and within the
+    budget. Where such children are rare, random genotypes take their place, and a generation is
+    smaller where the space has no more to offer.
 
     Args:
       sampler: draws random genotypes, and knows space and budget.

@@ -1,4 +1,4 @@
-"""The losses of the method, and that of features, each a term that can be weighed and logged alone.
+"""The losses of the method and the feature loss, each with its own weight and log entry.
 
 Notation of Cai et al. (TCSVT 2023): a scene has a clean image t and K rainy
 versions, whose outputs are o_1 .. o_K. Batches are outputs (S, K, H, W, 3) and clean images

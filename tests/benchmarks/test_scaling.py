@@ -1,4 +1,4 @@
-"""Scaling on paper: collectives are counted, their bytes computed from shapes, times predicted.
+"""Scaling estimates: collectives are counted, their bytes computed from shapes, times predicted.
 
 Programs are compiled for simulated devices in a child process (this file as a script).
 """
