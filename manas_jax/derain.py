@@ -202,6 +202,7 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
         f"{failed} failed, see above": failed,
         f"{existing} existing skipped (--overwrite replaces them)": existing,
         f"{without_comparison} of them without a comparison": existing and without_comparison,
+        f"{len(planned.earlier)} named like outputs skipped": planned.earlier,
         f"images skipped ({len(unread)}): {kinds(unread)}": unread,
         f"{len(others)} of other kinds ignored ({kinds(others)})": others,
     }
