@@ -272,6 +272,25 @@ def test_files_come_back_as_upright_pillow_images(derain, tmp_path):
         derain(tmp_path / "none.png")
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("P", "RGBA"), ("RGB", "RGBA"), ("L", "LA"), ("1", "LA"), ("I;16", "I;16")],
+)
+def test_files_keep_their_transparency(derain, tmp_path, mode, expected):
+    image = Image.fromarray(picture(16, 24)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    transparent = 0 if mode == "P" else image.getpixel((0, 0))
+    image.save(tmp_path / "logo.png", transparency=transparent)
+    with Image.open(tmp_path / "logo.png") as image:
+        restored, same = derain(tmp_path / "logo.png"), derain(image)
+    assert restored.mode == same.mode == expected
+    if expected == "I;16":
+        assert restored.info["transparency"] == same.info["transparency"] == transparent
+        return
+    alpha = restored.getchannel("A")
+    assert alpha.getextrema() == (0, 255)
+    np.testing.assert_array_equal(alpha, same.getchannel("A"))
+
+
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4)), np.zeros((4, 4, 4)), np.zeros((0, 4, 3))])
 def test_other_shapes_are_refused(derain, wrong):
     with pytest.raises(ValueError, match="H, W, 3"):

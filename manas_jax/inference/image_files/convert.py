@@ -176,6 +176,11 @@ def fitting(pages: Sequence[Page], source: str, target: str) -> list[Page]:
     return [_fitting(page, KINDS[target]) for page in pages]
 
 
+def with_alpha(page: Page) -> Page:
+    """The page with alpha, in mode 'LA' or 'RGBA', where any pixel is transparent."""
+    return next(_equal_pages(page))
+
+
 def _fitting(page: Page, kind: Kind) -> Page:
     is_deep = page.samples.dtype == np.uint16
     modes = kind.deep_modes if is_deep else kind.modes
