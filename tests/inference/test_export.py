@@ -155,6 +155,16 @@ def test_onnx_takes_any_size(small, tmp_path, monkeypatch):
     assert session.get_inputs()[0].shape == ["N", "H", "W", 3]
 
 
+def test_a_size_larger_than_the_tile_is_compared_without_tiles(small, tmp_path):
+    tiled = Derainer(
+        small.genotype, small.variables, tile=386, pool_cell=small.pool_cell, engine="jax"
+    )
+    wide = noise(1, 4, 800)
+    by_tiles = np.abs(tiled(wide) - small(wide)).max()
+    done = export.export(tiled, "onnx", tmp_path / "net.onnx", size=(4, 800))
+    assert done.difference < by_tiles / 4
+
+
 def test_command(weights_file, tmp_path, monkeypatch, capsys):
     out = tmp_path / "net.bin"
     arguments = [str(weights_file), "--format=stablehlo", f"--out={out}"]
