@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import os
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 
 from manas_jax.config import default
+from manas_jax.data import pairing
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.errors import UserError
@@ -45,15 +47,30 @@ def _link(folder: pathlib.Path, scenes: Sequence[Scene]) -> None:
     clean_folder, rainy_folder = folder / "ground_truth", folder / "rainy_image"
     clean_folder.mkdir(parents=True)
     rainy_folder.mkdir()
-    namesakes = collections.Counter()  # pictures of other folders of the dataset
-    for scene in scenes:
+    stems = _stems([pathlib.Path(scene.clean).stem for scene in scenes])
+    keys = set(map(_key, stems))
+    for stem, scene in zip(stems, scenes, strict=True):
         clean = pathlib.Path(os.path.abspath(scene.clean))
-        namesakes[clean.stem] += 1
-        repeated = namesakes[clean.stem] > 1
-        stem = f"{clean.stem}-namesake{namesakes[clean.stem]}" if repeated else clean.stem
         (clean_folder / f"{stem}{clean.suffix}").symlink_to(clean)
-        for version, rainy in enumerate(map(pathlib.Path, scene.rainy), 1):
-            (rainy_folder / f"{stem}_{version}{rainy.suffix}").symlink_to(os.path.abspath(rainy))
+        # A version may not have the name of another clean picture: of street and street_1, say.
+        versions = (f"{stem}_{number}" for number in itertools.count(1))
+        versions = (version for version in versions if _key(version) not in keys)
+        for version, rainy in zip(versions, map(pathlib.Path, scene.rainy), strict=False):
+            (rainy_folder / f"{version}{rainy.suffix}").symlink_to(os.path.abspath(rainy))
+
+
+def _stems(stems: Sequence[str]) -> list[str]:
+    """Stems that differ, also of pictures in several folders of the dataset."""
+    namesakes, unique = collections.Counter(), []
+    for stem in stems:
+        namesakes[stem] += 1
+        repeated = namesakes[stem] > 1
+        unique.append(f"{stem}-namesake{namesakes[stem]}" if repeated else stem)
+    return unique
+
+
+def _key(stem: str) -> str:
+    return pairing.role_and_key(stem)[1]
 
 
 def main() -> None:
