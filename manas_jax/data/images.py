@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import pathlib
 import stat
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
@@ -25,12 +27,14 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from manas_jax.errors import UserError, one_line
-from manas_jax.files import has_suffix, output_file
+from manas_jax.files import first_few, has_suffix, list_folder, output_file
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
 )
+OTHER_SUFFIXES = frozenset({".gif", ".apng", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2"})
+"""Of images that are left out of folders, with a warning."""
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Pillow's names of the formats that are read; others may run programs, as EPS does."""
 
@@ -50,6 +54,23 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 def is_image(path) -> bool:
     """Whether a file name has the suffix of an image and is not hidden."""
     return has_suffix(path, SUFFIXES)
+
+
+def files_in(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The images in a folder, in natural order; warns of those of kinds that are left out.
+
+    Raises:
+      UserError: the folder is missing or cannot be read.
+    """
+    found = list_folder(folder, SUFFIXES | OTHER_SUFFIXES).files
+    if ignored := [path for path in found if not is_image(path)]:
+        kinds = ", ".join(sorted({path.suffix.lower() for path in ignored}))
+        logging.warning(
+            "data: %s: %s is not read in training and scoring, ignored; convert it to PNG",
+            first_few(ignored),
+            kinds,
+        )
+    return [path for path in found if is_image(path)]
 
 
 def read(path) -> np.ndarray:
