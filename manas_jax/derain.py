@@ -33,6 +33,7 @@ from manas_jax.inference.processing import Outcome, Restore, error_line, process
 from manas_jax.runtime import devices, malloc, signals
 
 DEFAULT_WEIGHTS = "general"
+_NOT_SERVED = ("out", "format", "compare", "suffix", "json", "overwrite", "quiet")  # options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,6 +127,9 @@ def _serve(options: argparse.Namespace) -> int:
     is_port = port.isdecimal() and int(port) < 2**16
     if options.inputs or (not is_port and options.serve):
         raise UserError(f"--serve {options.serve}: give [HOST:]PORT, and no INPUT")
+    for name in _NOT_SERVED:
+        if getattr(options, name):
+            raise UserError(f"--{name}: the page of --serve has none; leave it out")
 
     @functools.cache
     def network(weights: str) -> Restore:
