@@ -137,12 +137,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     def derain_file(
         weights: str, source: pathlib.Path, target: pathlib.Path, progress: video.Progress
-    ) -> None:
-        job = Job(source, target)
+    ) -> list[str]:
+        job, losses = Job(source, target), []
         try:
-            process(job, network(weights), progress)
+            process(job, network(weights), progress, note=losses.append)
         except Exception as error:  # one file may not stop the page
             raise UserError(error_line(job, error)) from error
+        return losses
 
     network(options.weights)  # what is wrong with them comes out now
     page.serve(derain_file, options.weights, host or None, int(port) if port else None)
