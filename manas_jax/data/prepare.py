@@ -216,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError("--root is missing: name the folder of the dataset")
             print(describe(args.name))
             return 0
+        if args.check and (args.data_dir or args.drop_leaks):
+            given = "--data_dir" if args.data_dir else "--drop_leaks"
+            raise UserError(f"{given}: nothing is written with --check; leave one of them out")
         if not args.check:
             from manas_jax.data import tfds_builder  # imports TFDS, which takes seconds
 

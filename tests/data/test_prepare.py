@@ -219,8 +219,15 @@ def _files(folder):
 
 def test_check_writes_nothing(tmp_path, rain100l, capsys):
     data = tmp_path / "data"
-    assert _run("rain100l", "--root", rain100l, "--data_dir", data, "--partial", "--check") == 0
-    assert "Rain100L" in capsys.readouterr().out and not data.exists()
+    common = ("rain100l", "--root", rain100l, "--partial", "--check")
+    before = _files(tmp_path)
+    assert _run(*common) == 0
+    assert "Rain100L" in capsys.readouterr().out and _files(tmp_path) == before
+    for given in (("--data_dir", data), ("--drop_leaks",)):
+        assert _run(*common, *given) == 1
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {given[0]}: nothing is written with --check")
+    assert not data.exists()
 
 
 def test_wrong_count_is_an_error(tmp_path, rain100l, capsys):
