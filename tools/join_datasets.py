@@ -16,7 +16,6 @@ import collections
 import itertools
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from manas_jax.config import default
 from manas_jax.data import pairing
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
 
 CROP = 64  # the least side of a scene to train on
 
@@ -82,16 +81,17 @@ def main() -> None:
     datasets = _parse(options.datasets)
     if options.out.exists():
         raise UserError(f"{options.out} exists: name a new folder")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=".joining-", dir=options.out.parent))
     try:
-        for name, (root, held_out) in datasets.items():
-            training, held = join(unfinished, name, root, held_out)
-            print(f"{name}: {training} scenes to train on, {held} held out")
-        unfinished.chmod(0o755)  # temporary folders are for their owner alone
-        unfinished.rename(options.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".joining-", dir=options.out.parent) as folder:
+            unfinished = pathlib.Path(folder) / "joined"
+            unfinished.mkdir()
+            for name, (root, held_out) in datasets.items():
+                training, held = join(unfinished, name, root, held_out)
+                print(f"{name}: {training} scenes to train on, {held} held out")
+            unfinished.rename(options.out)
+    except OSError as error:
+        raise UserError(f"{options.out}: cannot be written ({one_line(error)})") from error
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, tuple[str, int]]:

@@ -110,3 +110,9 @@ def test_nothing_is_left_after_an_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="missing"):
         _run(monkeypatch, tmp_path / "all", f"one={folder}:1", f"two={tmp_path / 'missing'}:0")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file/all: cannot be written"):
+        _run(monkeypatch, tmp_path / "file" / "all", f"one={tmp_path}:0")
