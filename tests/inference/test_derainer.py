@@ -184,6 +184,14 @@ def test_types_agree(derain):
     assert derain(picture(16, 16, np.float16)).dtype == np.float16
 
 
+@pytest.mark.parametrize("dtype", [">u2", "<u2"])
+def test_both_byte_orders_are_taken(derain, dtype):
+    pixels = picture(20, 30, np.uint16)
+    restored = derain(pixels.astype(dtype))
+    assert restored.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(restored, derain(pixels))
+
+
 def test_several_at_once_are_each_alone(derain):
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
     np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
