@@ -43,7 +43,8 @@ SUFFIXES = frozenset(
 BATCH = 8
 """Frames of 1920x1080 that are restored at a time; fewer larger ones, to bound memory."""
 SEGMENT = 240
-"""Frames of 1920x1080 of a segment, or of smaller ones, after which a killed run can go on."""
+"""Frames per segment, the unit in which a killed run resumes; fewer if frames are larger than
+1920x1080."""
 _MIN_LENGTH = 48
 """Frames of a segment of any size, as each one starts with a key frame."""
 
