@@ -60,11 +60,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 # Shapes for checking an export for any size, the largest first; one needs no padding.
 _SHAPES = tuple((2, *size, 3) for size in ((96, 160), (95, 67), (33, 130), (1, 31), (37, 29)))
 
-Restore = Callable[[jax.Array], jax.Array]
+Restoration = Callable[[jax.Array], jax.Array]
 """images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3) in [0, 1]."""
 
 
-def restoration(derainer: Derainer) -> Restore:
+def restoration(derainer: Derainer) -> Restoration:
     """The function to export, for images of any size, also symbolic ones.
 
     It pads as `Derainer` does, so that the network has nothing to pad: `jnp.pad` cannot mirror a

@@ -24,7 +24,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import has_suffix, replacing, sha256
 from manas_jax.inference.video import encoder, pixels, segments, writer
 from manas_jax.inference.video.encoder import COLOUR_TAGS
-from manas_jax.inference.video.pixels import Restore
+from manas_jax.inference.video.pixels import RestoreFrames
 from manas_jax.inference.video.reader import (
     METADATA_ERRORS,
     Reader,
@@ -34,7 +34,16 @@ from manas_jax.inference.video.reader import (
 )
 from manas_jax.inference.video.writer import Note, Progress
 
-__all__ = ["BATCH", "COLOUR_TAGS", "SUFFIXES", "Note", "Progress", "Restore", "derain", "is_video"]
+__all__ = [
+    "BATCH",
+    "COLOUR_TAGS",
+    "SUFFIXES",
+    "Note",
+    "Progress",
+    "RestoreFrames",
+    "derain",
+    "is_video",
+]
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
@@ -57,7 +66,7 @@ def is_video(path: str | os.PathLike) -> bool:
 def derain(
     source: str | os.PathLike,
     target: str | os.PathLike,
-    restore: Restore,
+    restore: RestoreFrames,
     progress: Progress | None = None,
     batch: int | None = None,
     claim: Mapping[str, Any] | None = None,

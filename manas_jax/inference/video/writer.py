@@ -69,7 +69,7 @@ def transcode(
     encoding: Encoding,
     writer: av.container.OutputContainer,
     target: str | os.PathLike,
-    restore: pixels.Restore,
+    restore: pixels.RestoreFrames,
     progress: Progress | None,
     batch: int,
     length: int,
