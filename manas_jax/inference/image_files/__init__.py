@@ -274,9 +274,15 @@ def converted(file: ImageFile, format: str) -> ImageFile:
       format: Pillow's name of it.
 
     Raises:
-      UserError: it cannot hold the bits, the transparency, the colours or the frames.
+      UserError: it cannot hold the size, the bits, the transparency, the colours or the frames.
     """
     check_available(format)
+    longest, limit = max(max(frame.shape[:2]) for frame in file.frames), convert.KINDS[format].side
+    if limit and longest > limit:
+        raise UserError(
+            f"{file.name}: a side of {longest:,} pixels, {format} has at most {limit:,}; choose "
+            "another format"
+        )
     try:
         pages = convert.fitting(file._pages, file.format, format)
     except ValueError as error:
