@@ -52,6 +52,7 @@ from manas_jax.inference.fold_batch_norm import fold
 from manas_jax.inference.jax_engine import folded_network
 from manas_jax.inference.tiling import multiple
 from manas_jax.models.network import Network
+from manas_jax.runtime import signals
 
 TOLERANCE = 1e-4
 """Largest accepted difference from the network's outputs, which are in [0, 1]."""
@@ -365,25 +366,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     registry.add_import_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parser.parse_args(arguments)
-    try:
-        check_local_options(args)
-        registry.import_modules(args.imports)
-        options = {"layout": args.layout} if args.layout else {}
-        if (args.size or options) and not FORMATS[args.format].options:
-            given = "--size" if args.size else "--layout"
-            raise UserError(f"{given}: not an option of a {args.format} export; omit it")
-        targets = _targets(args.out, args.size or [None])
-        for path in targets:
-            check(args.format, path, args.overwrite)
-        derainer = Derainer.from_pretrained(args.weights, engine="jax")
-        for path, size in targets.items():
-            fixed = {"size": size} if size else {}
-            done = export(derainer, args.format, path, overwrite=args.overwrite, **options, **fixed)
-            print(_summary(done))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return signals.run_command(lambda: _export(args))
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Writes the exports that the options ask for.
+
+    Raises:
+      UserError: what the user can correct.
+    """
+    check_local_options(args)
+    registry.import_modules(args.imports)
+    options = {"layout": args.layout} if args.layout else {}
+    if (args.size or options) and not FORMATS[args.format].options:
+        given = "--size" if args.size else "--layout"
+        raise UserError(f"{given}: not an option of a {args.format} export; omit it")
+    targets = _targets(args.out, args.size or [None])
+    for path in targets:
+        check(args.format, path, args.overwrite)
+    derainer = Derainer.from_pretrained(args.weights, engine="jax")
+    for path, size in targets.items():
+        fixed = {"size": size} if size else {}
+        done = export(derainer, args.format, path, overwrite=args.overwrite, **options, **fixed)
+        print(_summary(done))
 
 
 def _size(text: str) -> tuple[int, int]:

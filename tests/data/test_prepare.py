@@ -1,6 +1,8 @@
 """The prepare command: its checks, its summary, its errors."""
 
 import dataclasses
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -228,6 +230,19 @@ def test_check_writes_nothing(tmp_path, rain100l, capsys):
         line = capsys.readouterr().err
         assert line.startswith(f"error: {given[0]}: nothing is written with --check")
     assert not data.exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing(tmp_path, rain100l, capsys, monkeypatch, number, status):
+    from manas_jax.data import tfds_builder
+
+    monkeypatch.setattr(tfds_builder, "_encodable", lambda _: signal.raise_signal(number))
+    data = tmp_path / "data"
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(_run("rain100l", "--root", rain100l, "--data_dir", data, "--partial"))
+    assert stopped.value.code == status
+    assert "Traceback" not in capsys.readouterr().err
+    assert not any("1.0.0" in path.name for path in data.rglob("*"))  # nor an incomplete version
 
 
 def test_wrong_count_is_an_error(tmp_path, rain100l, capsys):
