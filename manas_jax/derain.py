@@ -33,6 +33,7 @@ from manas_jax.inference.processing import Outcome, Restore, error_line, process
 from manas_jax.runtime import devices, malloc, signals
 
 DEFAULT_WEIGHTS = "general"
+_NOT_SERVED = ("out", "format", "compare", "suffix", "json", "overwrite", "quiet")  # options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,6 +127,9 @@ def _serve(options: argparse.Namespace) -> int:
     is_port = port.isdecimal() and int(port) < 2**16
     if options.inputs or (not is_port and options.serve):
         raise UserError(f"--serve {options.serve}: give [HOST:]PORT, and no INPUT")
+    for name in _NOT_SERVED:
+        if getattr(options, name):
+            raise UserError(f"--{name}: the page of --serve has none; leave it out")
 
     @functools.cache
     def network(weights: str) -> Restore:
@@ -133,12 +137,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     def derain_file(
         weights: str, source: pathlib.Path, target: pathlib.Path, progress: video.Progress
-    ) -> None:
-        job = Job(source, target)
+    ) -> list[str]:
+        job, losses = Job(source, target), []
         try:
-            process(job, network(weights), progress)
+            process(job, network(weights), progress, note=losses.append)
         except Exception as error:  # one file may not stop the page
             raise UserError(error_line(job, error)) from error
+        return losses
 
     network(options.weights)  # what is wrong with them comes out now
     page.serve(derain_file, options.weights, host or None, int(port) if port else None)
@@ -202,6 +207,7 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
         f"{failed} failed, see above": failed,
         f"{existing} existing skipped (--overwrite replaces them)": existing,
         f"{without_comparison} of them without a comparison": existing and without_comparison,
+        f"{len(planned.earlier)} named like outputs skipped": planned.earlier,
         f"images skipped ({len(unread)}): {kinds(unread)}": unread,
         f"{len(others)} of other kinds ignored ({kinds(others)})": others,
     }

@@ -31,13 +31,7 @@ from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, check_extra
-from manas_jax.files import (
-    check_writable,
-    list_folder,
-    unique_stems,
-    write_json,
-    write_named_json,
-)
+from manas_jax.files import check_writable, unique_stems, write_json, write_named_json
 from manas_jax.inference import onnx_graph
 from manas_jax.inference.derainer import default_engine
 from manas_jax.inference.onnx_engine import OnnxEngine
@@ -220,7 +214,7 @@ def score_folders(restored: str | os.PathLike, clean: str | os.PathLike) -> dict
 def _images(folder: str | os.PathLike) -> list[pathlib.Path]:
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is no folder; give the folder that holds the images")
-    if not (paths := list_folder(folder, images.SUFFIXES).files):
+    if not (paths := images.files_in(folder)):
         raise UserError(f"{folder} holds no images; give the folder that holds them")
     return paths
 

@@ -608,9 +608,20 @@ def test_format_and_suffix_name_the_outputs_of_a_folder(street, identity):
     assert {Image.open(street / name).format for name in made} == {"JPEG"}
     status, (line,) = identity(street, "-o", street, *options)  # outputs are no inputs
     assert status == 0 and line.startswith("0 of 4 de-rained; 4 existing")
+    assert line.endswith("; 4 named like outputs skipped")
     compared = ("-o", street, "--suffix", "_dry", "--compare", "--overwrite")
     for _ in range(2):  # comparisons are no inputs either
-        assert identity(street, *compared) == (0, ["4 of 4 de-rained"])
+        status, (line,) = identity(street, *compared)
+        assert status == 0 and line.startswith("4 of 4 de-rained; ")
+
+
+def test_pictures_that_end_in_the_suffix_are_de_rained_into_another_folder(
+    street, tmp_path, identity
+):
+    shutil.copy(street / "a.png", street / "a1.png")
+    out = tmp_path / "out"
+    assert identity(street, "-o", out, "--suffix", "1") == (0, ["4 of 4 de-rained"])
+    assert names(out) == ["a1.png", "a11.png", "b1.png", "below/c1.png"]
 
 
 def test_the_comparison_is_there_before_the_output(street, identity, monkeypatch):
@@ -659,6 +670,13 @@ def test_report_in_json(street, tmp_path, identity):
         ("below -o clean.mp4", "clean.mp4: a folder is needed"),
         ("a.png -o clean.pgn", "clean.pgn: a folder is needed"),
         ("--serve 65536", "--serve 65536: give [HOST:]PORT"),
+        ("--serve 7860 -o out", "--out: the page of --serve has none; leave it out"),
+        ("--serve --format png", "--format: the page of --serve has none"),
+        ("--serve --compare", "--compare: the page of --serve has none"),
+        ("--serve --suffix _dry", "--suffix: the page of --serve has none"),
+        ("--serve --json x.json", "--json: the page of --serve has none"),
+        ("--serve --overwrite", "--overwrite: the page of --serve has none"),
+        ("--serve --quiet", "--quiet: the page of --serve has none"),
         ("a.png -o out --device tpu:0", "--device tpu:0: this machine has none"),
         ("a.png -o out --device cpu:9999", "--device cpu:9999: there are"),
         ("a.png -o out --device disk", "--device disk: give cpu, gpu or tpu"),

@@ -73,11 +73,16 @@ def derain(rainy: np.ndarray, parameters: Parameters) -> np.ndarray:
     rainy = np.divide(rainy, 255, dtype=np.float32)
     guidance = np.ptp(rainy, axis=2, keepdims=True) if p.guidance == "range" else rainy
     low = guided_filter(guidance, rainy, p.radius, p.eps)
-    edges = low + p.edge * np.hypot(*np.gradient(low, axis=(0, 1)))
+    edges = low + p.edge * np.hypot(_gradient(low, 0), _gradient(low, 1))
     restored = low + guided_filter(edges, rainy - low, p.radius, p.refine_eps)
     clear = np.minimum(restored, rainy)  # rain only brightens
     reference = p.clear * clear + (1 - p.clear) * restored
     return metrics.to_uint8(guided_filter(reference, clear, p.radius, p.refine_eps))
+
+
+def _gradient(picture: np.ndarray, axis: int) -> np.ndarray:
+    """Along an axis; 0 where that is a single pixel."""
+    return np.gradient(picture, axis=axis) if picture.shape[axis] > 1 else np.zeros_like(picture)
 
 
 def guided_filter(guidance: np.ndarray, image: np.ndarray, radius: int, eps: float) -> np.ndarray:

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 
 from manas_jax.config import default
+from manas_jax.data import pairing
 from manas_jax.data.scene import Scene
 from manas_jax.data.sources import load_splits
-from manas_jax.errors import UserError
+from manas_jax.errors import UserError, one_line
 
 CROP = 64  # the least side of a scene to train on
 
@@ -45,15 +46,30 @@ def _link(folder: pathlib.Path, scenes: Sequence[Scene]) -> None:
     clean_folder, rainy_folder = folder / "ground_truth", folder / "rainy_image"
     clean_folder.mkdir(parents=True)
     rainy_folder.mkdir()
-    namesakes = collections.Counter()  # pictures of other folders of the dataset
-    for scene in scenes:
+    stems = _stems([pathlib.Path(scene.clean).stem for scene in scenes])
+    keys = set(map(_key, stems))
+    for stem, scene in zip(stems, scenes, strict=True):
         clean = pathlib.Path(os.path.abspath(scene.clean))
-        namesakes[clean.stem] += 1
-        repeated = namesakes[clean.stem] > 1
-        stem = f"{clean.stem}-namesake{namesakes[clean.stem]}" if repeated else clean.stem
         (clean_folder / f"{stem}{clean.suffix}").symlink_to(clean)
-        for version, rainy in enumerate(map(pathlib.Path, scene.rainy), 1):
-            (rainy_folder / f"{stem}_{version}{rainy.suffix}").symlink_to(os.path.abspath(rainy))
+        # A version may not have the name of another clean picture: of street and street_1, say.
+        versions = (f"{stem}_{number}" for number in itertools.count(1))
+        versions = (version for version in versions if _key(version) not in keys)
+        for version, rainy in zip(versions, map(pathlib.Path, scene.rainy), strict=False):
+            (rainy_folder / f"{version}{rainy.suffix}").symlink_to(os.path.abspath(rainy))
+
+
+def _stems(stems: Sequence[str]) -> list[str]:
+    """Stems that differ, also of pictures in several folders of the dataset."""
+    namesakes, unique = collections.Counter(), []
+    for stem in stems:
+        namesakes[stem] += 1
+        repeated = namesakes[stem] > 1
+        unique.append(f"{stem}-namesake{namesakes[stem]}" if repeated else stem)
+    return unique
+
+
+def _key(stem: str) -> str:
+    return pairing.role_and_key(stem)[1]
 
 
 def main() -> None:
@@ -65,16 +81,17 @@ def main() -> None:
     datasets = _parse(options.datasets)
     if options.out.exists():
         raise UserError(f"{options.out} exists: name a new folder")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=".joining-", dir=options.out.parent))
     try:
-        for name, (root, held_out) in datasets.items():
-            training, held = join(unfinished, name, root, held_out)
-            print(f"{name}: {training} scenes to train on, {held} held out")
-        unfinished.chmod(0o755)  # temporary folders are for their owner alone
-        unfinished.rename(options.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".joining-", dir=options.out.parent) as folder:
+            unfinished = pathlib.Path(folder) / "joined"
+            unfinished.mkdir()
+            for name, (root, held_out) in datasets.items():
+                training, held = join(unfinished, name, root, held_out)
+                print(f"{name}: {training} scenes to train on, {held} held out")
+            unfinished.rename(options.out)
+    except OSError as error:
+        raise UserError(f"{options.out}: cannot be written ({one_line(error)})") from error
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, tuple[str, int]]:

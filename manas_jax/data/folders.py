@@ -59,12 +59,10 @@ def _splits_in(folder: pathlib.Path) -> tuple[tuple[Scene, ...], tuple[Scene, ..
         _warn_ignored([*others, *listing.files], "training and test data")
         train, test = (_scenes_in(splits[role]) if role in splits else () for role in _ROLES)
         return train, test
-    if listing.files or _pair_folders(listing, folder):
+    if listing.files or not listing.folders or _pair_folders(listing, folder):
         return _scenes_in(folder), ()
     parts = [(inner, _splits_in(inner)) for inner in listing.folders]
     train, test = (_join([(inner, part[i]) for inner, part in parts]) for i in range(2))
-    if not train and not test:
-        raise UserError(f"{folder}: no images in this folder")
     return train, test
 
 
@@ -114,11 +112,9 @@ def _scenes_in(folder: pathlib.Path) -> tuple[Scene, ...]:
             f"{present}: there is no folder of {absent} images beside it; name it one of "
             f"{sorted(catalog.RAINY_FOLDERS if clean else catalog.CLEAN_FOLDERS)}"
         )
-    if listing.files:
+    if listing.files or not listing.folders:
         _warn_ignored(listing.folders, "images")
-        return _scenes_of_files(listing.files)
-    if not listing.folders:
-        raise UserError(f"{folder}: no images in this folder")
+        return _scenes_of_files(_images(folder))
     return _join([(inner, _scenes_in(inner)) for inner in listing.folders])
 
 
@@ -173,7 +169,7 @@ def _list(folder: pathlib.Path) -> Listing:
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-    if not (found := _list(folder).files):
+    if not (found := images.files_in(folder)):
         raise UserError(f"{folder}: no images in this folder")
     return found
 

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import pathlib
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -25,18 +28,21 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from manas_jax.errors import UserError, one_line
-from manas_jax.files import has_suffix, output_file
+from manas_jax.files import first_few, has_suffix, list_folder, output_file
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".webp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
 )
+OTHER_SUFFIXES = frozenset({".gif", ".apng", ".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2"})
+"""Of images that are left out of folders, with a warning."""
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Pillow's names of the formats that are read; others may run programs, as EPS does."""
 
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
 _SWAPPED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 _EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+_DESCRIBING_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # of PNG; the last three hold XMP, say
 # TIFF tags and some of their values.
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR = 258, 259, 262, 266, 284
 _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 338, 339, 530
@@ -50,6 +56,23 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
 def is_image(path) -> bool:
     """Whether a file name has the suffix of an image and is not hidden."""
     return has_suffix(path, SUFFIXES)
+
+
+def files_in(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The images in a folder, in natural order; warns of those of kinds that are left out.
+
+    Raises:
+      UserError: the folder is missing or cannot be read.
+    """
+    found = list_folder(folder, SUFFIXES | OTHER_SUFFIXES).files
+    if ignored := [path for path in found if not is_image(path)]:
+        kinds = ", ".join(sorted({path.suffix.lower() for path in ignored}))
+        logging.warning(
+            "data: %s: %s is not read in training and scoring, ignored; convert it to PNG",
+            first_few(ignored),
+            kinds,
+        )
+    return [path for path in found if is_image(path)]
 
 
 def read(path) -> np.ndarray:
@@ -78,12 +101,29 @@ def size(path) -> tuple[int, int]:
     with opened(path, path) as image:
         width, height = image.size
         # Pillow has swapped the sides of a TIFF already. `getexif` decodes a PNG without EXIF.
-        if image.format != "PNG" or _EXIF_KEYS & image.info.keys():
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _SWAPPED
+        if image.format != "PNG" or _EXIF_KEYS & image.info.keys() or _is_described_late(image.fp):
+            turned = image.getexif().get(EXIF_ORIENTATION) in _SWAPPED
         else:
             turned = False
         swapped = turned and image.format != "TIFF"
     return (width, height) if swapped else (height, width)
+
+
+def _is_described_late(png: BinaryIO) -> bool:
+    """Whether chunks that may state the orientation follow the pixels of a PNG; decodes nothing."""
+    start, position, are_pixels_over = png.tell(), 8, False
+    try:
+        while True:
+            png.seek(position)
+            if len(head := png.read(8)) < 8:
+                return False
+            length, kind = struct.unpack(">L4s", head)
+            if are_pixels_over and kind in _DESCRIBING_CHUNKS:
+                return True
+            are_pixels_over |= kind == b"IDAT"
+            position += 12 + length
+    finally:
+        png.seek(start)
 
 
 def write_png(path, pixels: np.ndarray, like=None, icc_profile: bytes | None = None) -> None:

@@ -77,17 +77,50 @@ def group_versions(
       The rainy files of each clean one, by its key.
 
     Raises:
-      UserError: names the files without a counterpart.
+      UserError: names the files without a counterpart, or one that may belong to two clean ones.
     """
     versions = {key: [] for key in clean}
-    orphans = []
+    orphans, rainy = [], list(rainy)
     for keys, file in rainy:
         versions.get(next(filter(clean.__contains__, keys), None), orphans).append(file)
     childless = [clean[key] for key, files in versions.items() if not files]
     for files, lack in (orphans, "rainy without its clean"), (childless, "clean without a rainy"):
         if files:
             raise UserError(f"{first_few(files)}: {lack} image; add it or remove these")
+    _check_one_reading(clean, {keys[0]: file for keys, file in rainy if len(keys) > 1})
     return versions
+
+
+def _check_one_reading(clean: Mapping[str, str | Path], rainy: Mapping[str, str | Path]) -> None:
+    """Checks that no number can be both the end of a clean file's name and that of a version.
+
+    Of the clean files `a` and `a_1` and the rainy ones `a_1`, `a_2` and `a_1_1`, the first may be
+    version 1 of `a`, as `a_2` is version 2.
+
+    Args:
+      clean: files by key.
+      rainy: files by key, each of which has a clean one.
+
+    Raises:
+      UserError: `clean_keys` finds a file for each clean one in another order of preference too.
+    """
+
+    def other(key: str) -> str:
+        """The clean key if it is that of a version wherever possible."""
+        unversioned = clean_keys(key)[1]
+        if unversioned == key or unversioned not in clean:
+            return key
+        # Where a file has the whole name of the clean one, others are numbered after it.
+        is_taken = unversioned in rainy and other(unversioned) == unversioned
+        return key if is_taken else unversioned
+
+    moved = [key for key in rainy if key in clean and other(key) != key]
+    if moved and clean.keys() <= {other(key) for key in rainy}:
+        file, wanted, base = rainy[moved[0]], clean[moved[0]], clean[other(moved[0])]
+        raise UserError(
+            f"{file}: of {wanted}, or a version of {base}? rename one of these clean images, and "
+            "its rainy ones alike"
+        )
 
 
 def pair(restored: Sequence[Path], clean: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -97,7 +130,7 @@ def pair(restored: Sequence[Path], clean: Sequence[Path]) -> list[tuple[Path, Pa
       (restored, clean) in natural order of the restored files.
 
     Raises:
-      UserError: names the files without a counterpart or with several.
+      UserError: names the files without a counterpart, or one that may belong to several.
     """
     by_stem = _index(clean, lambda stem: stem)
     by_key = _index(clean, lambda stem: role_and_key(stem)[1])
@@ -119,6 +152,10 @@ def pair(restored: Sequence[Path], clean: Sequence[Path]) -> list[tuple[Path, Pa
             f"no restored image for {first_few(unused)}; "
             "restore these too, or score against a folder without them"
         )
+    _check_one_reading(
+        {role_and_key(path.stem)[1]: path for path in clean},
+        {role_and_key(path.stem)[1]: path for path in restored},
+    )
     return pairs
 
 

@@ -27,7 +27,7 @@ from manas_jax.data.duplicates import Fingerprint
 from manas_jax.data.scene import Scene, read
 from manas_jax.errors import UserError, check_extra
 from manas_jax.files import first_few
-from manas_jax.runtime import log
+from manas_jax.runtime import log, signals
 
 _PENDING = 64  # scenes being decoded or decoded and not yet used: bounds the memory
 _LISTED = 5  # of a long list in the summary
@@ -208,26 +208,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(arguments)
     log.escape_stdout()
-    try:
-        check_local_options(args)
-        check_extra("train", "tensorflow", "tensorflow_datasets")
-        if not args.root:
-            if args.check or args.partial or args.drop_leaks or args.data_dir:
-                raise UserError("--root is missing: name the folder of the dataset")
-            print(describe(args.name))
-            return 0
-        if not args.check:
-            from manas_jax.data import tfds_builder  # imports TFDS, which takes seconds
+    return signals.run_command(lambda: _prepare(args))
 
-            tfds_builder.check_target(args.name, args.data_dir)
-        inspection = inspect(args.name, args.root, partial=args.partial)
-        print(summary(inspection))
-        if not args.check:
-            _write(args.name, inspection.scenes(drop_leaks=args.drop_leaks), args.data_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Describes, checks or writes the dataset that the options name.
+
+    Raises:
+      UserError: what the user can correct.
+    """
+    check_local_options(args)
+    check_extra("train", "tensorflow", "tensorflow_datasets")
+    if not args.root:
+        if args.check or args.partial or args.drop_leaks or args.data_dir:
+            raise UserError("--root is missing: name the folder of the dataset")
+        print(describe(args.name))
+        return
+    if args.check and (args.data_dir or args.drop_leaks):
+        given = "--data_dir" if args.data_dir else "--drop_leaks"
+        raise UserError(f"{given}: nothing is written with --check; leave one of them out")
+    if not args.check:
+        from manas_jax.data import tfds_builder  # imports TFDS, which takes seconds
+
+        tfds_builder.check_target(args.name, args.data_dir)
+    inspection = inspect(args.name, args.root, partial=args.partial)
+    print(summary(inspection))
+    if not args.check:
+        _write(args.name, inspection.scenes(drop_leaks=args.drop_leaks), args.data_dir)
 
 
 # --- inspecting --------------------------------------------------------------------------------

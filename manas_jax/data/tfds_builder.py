@@ -27,7 +27,6 @@ from manas_jax.data.tfds_reader import INDEX
 from manas_jax.errors import UserError
 
 _FORMAT = "array_record"
-_EXIF_ORIENTATION = 0x0112
 
 
 class Derain(tfds.core.GeneratorBasedBuilder):
@@ -147,7 +146,7 @@ def _encodable(image: ImageLike) -> str | np.ndarray:
     try:
         with Image.open(image) as opened:
             plain = opened.format in ("PNG", "JPEG") and opened.mode in ("RGB", "L")
-            rotated = "exif" in opened.info and opened.getexif().get(_EXIF_ORIENTATION, 1) != 1
+            rotated = opened.getexif().get(images.EXIF_ORIENTATION, 1) != 1  # or in XMP
     except Exception:  # which `images.read` explains
         plain, rotated = False, False
     return image if plain and not rotated else images.read(image)

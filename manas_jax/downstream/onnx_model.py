@@ -46,10 +46,12 @@ class Input:
                 raise UserError(f"{key} = {getattr(self, key)!r}: give one of {', '.join(choices)}")
         for key, count in (("size", 2), ("mean", 3), ("std", 3)):
             value = getattr(self, key)
-            numbers = isinstance(value, (tuple, list)) and all(map(is_number, value))
+            numbers = isinstance(value, (tuple, list)) and all(map(_is_finite, value))
             if not (value is None and key == "size") and not (numbers and len(value) == count):
                 raise UserError(f"{key} = {value!r}: give {count} numbers")
-        if not all(self.std):
+        if self.size and not all(isinstance(side, int) and side > 0 for side in self.size):
+            raise UserError(f"size = {self.size!r}: give whole pixels, 1 or more")
+        if not all(map(np.float32, self.std)):
             raise UserError(f"std = {self.std!r}: give numbers other than 0")
         if not is_number(self.fill) or not 0 <= self.fill <= 255:
             raise UserError(f"fill = {self.fill!r}: give a number from 0 to 255")
@@ -58,6 +60,11 @@ class Input:
 def is_number(value: Any) -> bool:
     """Whether a value of JSON is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that float32 can hold; NaN is none."""
+    return is_number(value) and abs(value) <= np.finfo(np.float32).max
 
 
 class Placement(NamedTuple):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from manas_jax.data import images, pairing, rain
 from manas_jax.downstream import overlays
 from manas_jax.errors import UserError
-from manas_jax.files import check_writable, first_few, list_folder, sha256
+from manas_jax.files import check_writable, first_few, sha256
 from manas_jax.inference import pretrained
 from manas_jax.inference.derainer import Derainer
 
@@ -198,7 +198,7 @@ def picture_files(folder: str | os.PathLike, what: str) -> list[pathlib.Path]:
     """
     if not os.path.isdir(folder):
         raise UserError(f"{what} {folder}: no such folder")
-    if not (files := list_folder(folder, images.SUFFIXES).files):
+    if not (files := images.files_in(folder)):
         raise UserError(f"{what} {folder}: holds no pictures; give the folder that holds them")
     return files
 

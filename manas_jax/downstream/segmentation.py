@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the truth, paired by name; without it the segmenter's masks of the clean pictures",
     )
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="of training (%(default)s)")
+    parser.add_argument("--steps", type=int, help=f"of training ({Recipe.steps})")
 
 
 def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
@@ -68,6 +68,10 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
       UserError: one of them cannot be used; says why.
     """
     onnx = masks = None
+    if options.train and options.layout:
+        raise UserError("--layout: is that of a --segmenter; leave it out with --train")
+    if options.segmenter and options.steps is not None:
+        raise UserError("--steps: are those of --train; leave it out with --segmenter")
     if options.segmenter:
         layout = read_layout(options.layout, Input) if options.layout else _STRETCH
         onnx = OnnxSegmenter(options.segmenter, layout)
@@ -81,7 +85,7 @@ def prepare(options: argparse.Namespace, compared: Comparison) -> Prepared:
             f"--classes: names {len(classes)}, but there are {count or 'at least 2'} classes"
         )
     if options.train:
-        if options.steps < 2:
+        if options.steps is not None and options.steps < 2:
             raise UserError(f"--steps {options.steps}: give at least 2")
         _check_apart(segmenters.training_files(options.train)[0], compared.clean)
     if options.masks:
@@ -109,7 +113,7 @@ def run(options: argparse.Namespace, prepared: Prepared, compared: Comparison) -
     if segment:
         origin = {"file": pathlib.Path(options.segmenter).name, "sha256": sha256(options.segmenter)}
     else:
-        recipe = Recipe(steps=options.steps)
+        recipe = Recipe() if options.steps is None else Recipe(steps=options.steps)
         segment, name = segmenters.trained(options.train, count, recipe)
         folder = pathlib.Path(options.train).resolve().name
         origin = {"trained": name, "folder": folder, **dataclasses.asdict(recipe)}

@@ -256,7 +256,8 @@ class Derainer:
         picture = np.asarray(picture)
         if picture.ndim not in (3, 4) or picture.shape[-1] != 3 or 0 in picture.shape:
             raise ValueError(f"give (H, W, 3) or (N, H, W, 3), not {picture.shape}")
-        if picture.dtype not in (np.uint8, np.uint16) and picture.dtype.kind != "f":
+        is_whole = picture.dtype.newbyteorder("=") in (np.uint8, np.uint16)
+        if not is_whole and picture.dtype.kind != "f":
             raise ValueError(f"give uint8, uint16 or floats in [0, 1], not {picture.dtype}")
         if picture.dtype.kind == "f":
             low, high = picture.min(), picture.max()

@@ -52,6 +52,7 @@ from manas_jax.inference.fold_batch_norm import fold
 from manas_jax.inference.jax_engine import folded_network
 from manas_jax.inference.tiling import multiple
 from manas_jax.models.network import Network
+from manas_jax.runtime import signals
 
 TOLERANCE = 1e-4
 """Largest accepted difference from the network's outputs, which are in [0, 1]."""
@@ -60,11 +61,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 # Shapes for checking an export for any size, the largest first; one needs no padding.
 _SHAPES = tuple((2, *size, 3) for size in ((96, 160), (95, 67), (33, 130), (1, 31), (37, 29)))
 
-Restore = Callable[[jax.Array], jax.Array]
+Restoration = Callable[[jax.Array], jax.Array]
 """images (N, H, W, 3) in [0, 1] -> restored (N, H, W, 3) in [0, 1]."""
 
 
-def restoration(derainer: Derainer) -> Restore:
+def restoration(derainer: Derainer) -> Restoration:
     """The function to export, for images of any size, also symbolic ones.
 
     It pads as `Derainer` does, so that the network has nothing to pad: `jnp.pad` cannot mirror a
@@ -275,6 +276,7 @@ def verify(
     Raises:
       UserError: the export does not run, or differs by more than `TOLERANCE`.
     """
+    original = _without_tiles(original, max(max(shape[1:3]) for shape in shapes))
     draw = np.random.default_rng(0)
     batches = [draw.uniform(size=shape).astype(np.float32) for shape in shapes]
     with jax.default_matmul_precision("highest"):  # accelerators round products by default
@@ -294,6 +296,20 @@ def verify(
             f"{TOLERANCE:.0e}; nothing was written"
         )
     return largest
+
+
+def _without_tiles(derainer: Derainer, side: int) -> Derainer:
+    """The derainer, with tiles as large as pictures of this side, which an export does not cut."""
+    if side <= derainer.tile:
+        return derainer
+    return Derainer(
+        derainer.genotype,
+        derainer.variables,
+        tile=side,
+        pool_cell=derainer.pool_cell,
+        engine=derainer.engine,
+        source=derainer.source,
+    )
 
 
 def _run(format: str, path: pathlib.Path, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -350,25 +366,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     registry.add_import_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     args = parser.parse_args(arguments)
-    try:
-        check_local_options(args)
-        registry.import_modules(args.imports)
-        options = {"layout": args.layout} if args.layout else {}
-        if (args.size or options) and not FORMATS[args.format].options:
-            given = "--size" if args.size else "--layout"
-            raise UserError(f"{given}: not an option of a {args.format} export; omit it")
-        targets = _targets(args.out, args.size or [None])
-        for path in targets:
-            check(args.format, path, args.overwrite)
-        derainer = Derainer.from_pretrained(args.weights, engine="jax")
-        for path, size in targets.items():
-            fixed = {"size": size} if size else {}
-            done = export(derainer, args.format, path, overwrite=args.overwrite, **options, **fixed)
-            print(_summary(done))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return signals.run_command(lambda: _export(args))
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Writes the exports that the options ask for.
+
+    Raises:
+      UserError: what the user can correct.
+    """
+    check_local_options(args)
+    registry.import_modules(args.imports)
+    options = {"layout": args.layout} if args.layout else {}
+    if (args.size or options) and not FORMATS[args.format].options:
+        given = "--size" if args.size else "--layout"
+        raise UserError(f"{given}: not an option of a {args.format} export; omit it")
+    targets = _targets(args.out, args.size or [None])
+    for path in targets:
+        check(args.format, path, args.overwrite)
+    derainer = Derainer.from_pretrained(args.weights, engine="jax")
+    for path, size in targets.items():
+        fixed = {"size": size} if size else {}
+        done = export(derainer, args.format, path, overwrite=args.overwrite, **options, **fixed)
+        print(_summary(done))
 
 
 def _size(text: str) -> tuple[int, int]:

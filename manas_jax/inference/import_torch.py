@@ -45,6 +45,7 @@ from manas_jax import __version__
 from manas_jax.buckets import check_local_options
 from manas_jax.errors import UserError, reading
 from manas_jax.files import first_few
+from manas_jax.runtime import signals
 from manas_jax.space import CANDIDATES, COLUMNS, Genotype, SearchSpace, derive
 from manas_jax.workdir import weights
 
@@ -584,18 +585,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write")
     parser.add_argument("--verbose", action="store_true", help="list dropped tensors")
     args = parser.parse_args(arguments)
-    try:
-        check_local_options(args)
-        _check_new(args.out)
-        imported = import_file(args.checkpoint, args.genotype)
-        write(imported, args.out, _provenance(args.checkpoint))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return signals.run_command(lambda: _import(args))
+
+
+def _import(args: argparse.Namespace) -> None:
+    """Imports the checkpoint that the options name, and prints what it is.
+
+    Raises:
+      UserError: what the user can correct.
+    """
+    check_local_options(args)
+    _check_new(args.out)
+    imported = import_file(args.checkpoint, args.genotype)
+    write(imported, args.out, _provenance(args.checkpoint))
     print(_summary(imported, args.out))
     if args.verbose:
         print("\n".join(f"dropped {name}" for name in imported.dropped))
-    return 0
 
 
 def _provenance(checkpoint: str | os.PathLike) -> dict[str, str]:

@@ -67,11 +67,13 @@ class Plan:
     Attributes:
       jobs: one per file, in the order of the inputs.
       problems: folders that cannot be read, one line each.
+      earlier: files that have the name of an output and lie where outputs go; not de-rained.
       others: files in the folders that are neither images nor videos, or hidden; linked folders.
     """
 
     jobs: list[Job] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    earlier: list[buckets.Path] = dataclasses.field(default_factory=list)
     others: list[buckets.Path] = dataclasses.field(default_factory=list)
 
 
@@ -124,8 +126,8 @@ def plan(inputs: Sequence[str], outputs: Outputs) -> Plan:
     """Finds the files to de-rain and names their outputs; writes nothing.
 
     Files keep their path below their folder; with several inputs each folder gets one of its name
-    in OUT. Links to folders are not followed, and OUT is skipped where it is below an input; so are
-    files in folders whose names end in `outputs.suffix`.
+    in OUT. Links to folders are not followed, and OUT is skipped where it is below an input; where
+    outputs lie beside their inputs, so are files whose names end in `outputs.suffix`.
 
     Args:
       inputs: paths, or '-' alone.
@@ -246,19 +248,23 @@ def _add_folder(planned: Plan, folder: buckets.Path, outputs: Outputs, several: 
     def add_problem(error: OSError) -> None:
         planned.problems.append(f"{error.filename}: cannot be read ({error.strerror})")
 
-    before = len(planned.jobs) + len(planned.problems)
+    found = planned.jobs, planned.problems, planned.earlier
+    before = sum(map(len, found))
     for here, folders, names in buckets.walk(folder, add_problem):
         folders[:] = sorted(
             f for f in folders if f[0] != "." and buckets.real_path(here / f) != skipped
         )
         planned.others += [here / f for f in folders if os.path.islink(here / f)]
+        place = base / here.relative_to(folder)
+        is_in_place = buckets.real_path(place) == buckets.real_path(here)
         for file in sorted(here / name for name in names):
             if not _is_known(file):
                 planned.others.append(file)
-            elif not outputs.is_earlier(file):
-                place = base / file.parent.relative_to(folder)
+            elif is_in_place and outputs.is_earlier(file):
+                planned.earlier.append(file)
+            else:
                 planned.jobs.append(outputs.in_folder(file, place))
-    if before == len(planned.jobs) + len(planned.problems):
+    if before == sum(map(len, found)):
         raise UserError(f"{folder}: holds no images or videos{_unread(planned.others)}")
 
 

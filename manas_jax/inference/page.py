@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -14,8 +14,9 @@ from manas_jax.errors import UserError, check_extra
 from manas_jax.inference import image_files, video
 from manas_jax.inference.pretrained import list_pretrained
 
-DerainFile = Callable[[str, pathlib.Path, pathlib.Path, video.Progress], None]
-"""Removes rain from a file: name of the weights, source, target, progress over frames."""
+DerainFile = Callable[[str, pathlib.Path, pathlib.Path, video.Progress], Sequence[str]]
+"""Removes rain from a file: name of the weights, source, target, progress over frames. Returns
+lines on what the target does not keep."""
 
 _INTRODUCTION = """# Remove rain
 
@@ -78,10 +79,16 @@ def make_page(derain_file: DerainFile, weights: str) -> Any:
             # Beside the upload: Gradio serves and removes what lies there.
             target = source.with_name(f"{source.stem}_{pathlib.Path(weights).stem}{source.suffix}")
             progress(0)
+
+            def show(done: int, total: int, _: int) -> None:
+                progress((done, total))
+
             try:
-                derain_file(weights, source, target, lambda done, total, _: progress((done, total)))
+                losses = derain_file(weights, source, target, show)
             except UserError as error:
                 raise gradio.Error(str(error).replace(str(source), source.name)) from None
+            for line in losses:
+                gradio.Warning(line.replace(str(source), source.name))
             is_video = video.is_video(source)
             before_and_after = None if is_video else tuple(map(_preview, (source, target)))
             return (

@@ -78,7 +78,11 @@ def run(
 
 
 def process(
-    job: Job, restore: Restore, progress: video.Progress, claim: Mapping[str, Any] | None = None
+    job: Job,
+    restore: Restore,
+    progress: video.Progress,
+    claim: Mapping[str, Any] | None = None,
+    note: video.Note | None = None,
 ) -> tuple[int, int]:
     """De-rains one file; returns width and height of its upright frames.
 
@@ -87,6 +91,7 @@ def process(
       restore: see `run`.
       progress: is told of the frames of a video.
       claim: see `run`.
+      note: called with a line on what the output does not keep; None to print a warning.
 
     Raises:
       UserError: the file cannot be read or written. Other exceptions pass, such as those of an
@@ -95,7 +100,7 @@ def process(
     if job.source and not job.source.is_file():  # reading from a pipe would block
         raise UserError(f"{job}: no file, or a link to none")
     if job.is_video:
-        return video.derain(job.source, job.target, restore, progress, claim=claim)
+        return video.derain(job.source, job.target, restore, progress, claim=claim, note=note)
     if not job.source and sys.stdin is None:
         raise UserError("standard input is closed")
     with _without_library_messages():
@@ -114,8 +119,11 @@ def process(
     else:
         _write_to_standard_output(file, restored)
     if file.left_out:
-        line = f"{job}: warning: written without its {' and '.join(file.left_out)}"
-        tqdm.write(printable(line), file=sys.stderr)
+        line = f"written without its {' and '.join(file.left_out)}"
+        if note:
+            note(f"{job}: {line}")
+        else:
+            tqdm.write(printable(f"{job}: warning: {line}"), file=sys.stderr)
     height, width = file.frames[0].shape[:2]
     return width, height
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+
+from manas_jax.errors import UserError
 
 PREEMPTED = 75
 """Exit status after SIGTERM: the same command resumes the run (EX_TEMPFAIL of BSD's sysexits)."""
@@ -82,6 +85,28 @@ def unwinding() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def run_command(body: Callable[[], None]) -> int:
+    """Runs a command that writes files as a whole or not at all, and has no state to save.
+
+    Args:
+      body: what it does.
+
+    Returns:
+      Its exit status: 0, 1 after a UserError, `CANCELLED` after Ctrl-C; these are one line on
+      standard error.
+    """
+    try:
+        with unwinding():
+            body()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was written is complete", file=sys.stderr)
+        return CANCELLED
+    return 0
 
 
 @contextlib.contextmanager

@@ -139,6 +139,21 @@ def test_what_lies_beside_pictures_and_pairs_is_named(tmp_path, caplog):
     assert "files/more: beside images, ignored" in caplog.text
 
 
+def test_images_of_kinds_that_are_not_read_are_named(tmp_path, caplog):
+    write_pair_folder(tmp_path / "pairs")
+    for folder in ("pairs/norain", "photographs"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in ("a.AVIF", "b.gif"):
+            (tmp_path / folder / name).write_bytes(b"an image")
+    folders.load(tmp_path / "pairs")
+    assert "norain/a.AVIF, " in caplog.text
+    assert "b.gif: .avif, .gif is not read in training and scoring, ignored" in caplog.text
+    caplog.clear()
+    with pytest.raises(UserError, match="photographs: no images"):
+        folders.load(tmp_path / "photographs")
+    assert "photographs/a.AVIF" in caplog.text
+
+
 def test_training_on_images_called_test_is_warned_about(tmp_path, caplog):
     write_pair_folder(tmp_path / "data" / "test", count=4)
     sources.load_splits(data_config(root=str(tmp_path / "data" / "test")), crop=8)

@@ -101,6 +101,22 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, suffix):
     assert images.size(path) == (9, 6)
 
 
+def test_exif_behind_the_pixels_of_a_png_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path, exif=exif)
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    pixels_end = content.index(b"IEND") - 4
+    chunks = content[:start], content[end:pixels_end], content[start:end], content[pixels_end:]
+    path.write_bytes(b"".join(chunks))
+    assert "exif" not in Image.open(path).info
+    np.testing.assert_array_equal(images.read(path), np.rot90(RGB, -1))
+    assert images.size(path) == (9, 6)
+
+
 @pytest.mark.parametrize("function", [images.read, images.size])
 @pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_files_that_are_not_images(tmp_path, function, content):

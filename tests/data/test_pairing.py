@@ -56,6 +56,43 @@ def test_pairing_rejects(restored, clean, message):
         _paired(restored, clean)
 
 
+AMBIGUOUS = [
+    (["a_1", "a_2", "a_1_1"], ["a", "a_1"]),
+    (["a_1", "a_2", "a_1_1", "a_1_2"], ["a", "a_1"]),
+    (["a_1", "a_2", "a_1_1", "a_1_1_1"], ["a", "a_1", "a_1_1"]),
+]
+
+
+@pytest.mark.parametrize(("rainy", "clean"), AMBIGUOUS)
+def test_names_that_can_be_read_in_two_ways_are_refused(tmp_path, rainy, clean):
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for folder, stems in (("rainy", rainy), ("clean", clean)):
+        for stem in stems:
+            save(tmp_path / folder / f"{stem}.png", pixels)
+    message = "a_1.png: of .*clean/a_1.png, or a version of .*clean/a.png[?] rename"
+    with pytest.raises(UserError, match=message):
+        folders.load(tmp_path)
+    with pytest.raises(UserError, match=message):
+        pair(*(sorted((tmp_path / folder).iterdir()) for folder in ("rainy", "clean")))
+
+
+@pytest.mark.parametrize(
+    ("rainy", "clean"),
+    [
+        (["a", "a_2"], ["a", "a_2"]),
+        (["a_1", "a_2"], ["a", "a_1"]),
+        (["a", "a_2", "a_1", "a_1_2"], ["a", "a_1"]),
+        (["a_1", "a_2", "b_1"], ["a", "b"]),
+        (["a_1_1", "a_1_2", "a_2_1"], ["a_1", "a_2"]),
+    ],
+)
+def test_names_that_can_be_read_in_one_way_are_paired(rainy, clean):
+    pairs = _paired([f"{stem}.png" for stem in rainy], [f"{stem}.png" for stem in clean])
+    assert set(pairs.values()) == {f"{stem}.png" for stem in clean}
+    same = set(rainy) & set(clean)
+    assert {f"{stem}.png": f"{stem}.png" for stem in same}.items() <= pairs.items()
+
+
 @pytest.mark.parametrize(
     ("stem", "role", "key"),
     [

@@ -1,6 +1,8 @@
 """The prepare command: its checks, its summary, its errors."""
 
 import dataclasses
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -219,8 +221,28 @@ def _files(folder):
 
 def test_check_writes_nothing(tmp_path, rain100l, capsys):
     data = tmp_path / "data"
-    assert _run("rain100l", "--root", rain100l, "--data_dir", data, "--partial", "--check") == 0
-    assert "Rain100L" in capsys.readouterr().out and not data.exists()
+    common = ("rain100l", "--root", rain100l, "--partial", "--check")
+    before = _files(tmp_path)
+    assert _run(*common) == 0
+    assert "Rain100L" in capsys.readouterr().out and _files(tmp_path) == before
+    for given in (("--data_dir", data), ("--drop_leaks",)):
+        assert _run(*common, *given) == 1
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {given[0]}: nothing is written with --check")
+    assert not data.exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing(tmp_path, rain100l, capsys, monkeypatch, number, status):
+    from manas_jax.data import tfds_builder
+
+    monkeypatch.setattr(tfds_builder, "_encodable", lambda _: signal.raise_signal(number))
+    data = tmp_path / "data"
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(_run("rain100l", "--root", rain100l, "--data_dir", data, "--partial"))
+    assert stopped.value.code == status
+    assert "Traceback" not in capsys.readouterr().err
+    assert not any("1.0.0" in path.name for path in data.rglob("*"))  # nor an incomplete version
 
 
 def test_wrong_count_is_an_error(tmp_path, rain100l, capsys):

@@ -112,6 +112,8 @@ def test_files_are_stored_as_pixels_where_decoders_disagree(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     rainy = tmp_path / "raw/turned.jpg"
     save(rainy, rained(1), exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    save(tmp_path / "raw/turned_by_xmp.jpg", rained(1), xmp=xmp)
     Image.fromarray(rained(2)).convert("RGBA").save(tmp_path / "raw/alpha.png")
     save(tmp_path / "raw/plain.webp", rained(3), lossless=True)
     save(tmp_path / "raw/plain.jpg", rained(4))

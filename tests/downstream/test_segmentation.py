@@ -199,6 +199,12 @@ def _change_nothing(_):
         (_change_nothing, {"classes": None}, "--classes: name the classes"),
         (_change_nothing, {"classes": "one"}, "--classes: names 1, but there are at least 2"),
         (_change_nothing, {"steps": 0}, "--steps 0"),
+        (_change_nothing, {"layout": "x.json"}, "--layout: is that of a --segmenter"),
+        (
+            _change_nothing,
+            {"train": None, "segmenter": "x.onnx", "steps": 9},
+            "--steps: are those of --train",
+        ),
     ],
 )
 def test_bad_input_is_one_line(squares, refused, spoil, changes, words):

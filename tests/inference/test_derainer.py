@@ -184,6 +184,14 @@ def test_types_agree(derain):
     assert derain(picture(16, 16, np.float16)).dtype == np.float16
 
 
+@pytest.mark.parametrize("dtype", [">u2", "<u2"])
+def test_both_byte_orders_are_taken(derain, dtype):
+    pixels = picture(20, 30, np.uint16)
+    restored = derain(pixels.astype(dtype))
+    assert restored.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(restored, derain(pixels))
+
+
 def test_several_at_once_are_each_alone(derain):
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
     np.testing.assert_array_equal(derain(stack)[1], derain(stack[1]))
@@ -270,6 +278,25 @@ def test_files_come_back_as_upright_pillow_images(derain, tmp_path):
     assert Image.open(tmp_path / "d.jpg").getexif()[ExifTags.Base.Artist] == "someone"
     with pytest.raises(UserError, match="no such image"):
         derain(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("P", "RGBA"), ("RGB", "RGBA"), ("L", "LA"), ("1", "LA"), ("I;16", "I;16")],
+)
+def test_files_keep_their_transparency(derain, tmp_path, mode, expected):
+    image = Image.fromarray(picture(16, 24)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    transparent = 0 if mode == "P" else image.getpixel((0, 0))
+    image.save(tmp_path / "logo.png", transparency=transparent)
+    with Image.open(tmp_path / "logo.png") as image:
+        restored, same = derain(tmp_path / "logo.png"), derain(image)
+    assert restored.mode == same.mode == expected
+    if expected == "I;16":
+        assert restored.info["transparency"] == same.info["transparency"] == transparent
+        return
+    alpha = restored.getchannel("A")
+    assert alpha.getextrema() == (0, 255)
+    np.testing.assert_array_equal(alpha, same.getchannel("A"))
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4)), np.zeros((4, 4, 4)), np.zeros((0, 4, 3))])

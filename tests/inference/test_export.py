@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import signal
+import sys
 
 import jax
 import jax.export
@@ -155,6 +157,16 @@ def test_onnx_takes_any_size(small, tmp_path, monkeypatch):
     assert session.get_inputs()[0].shape == ["N", "H", "W", 3]
 
 
+def test_a_size_larger_than_the_tile_is_compared_without_tiles(small, tmp_path):
+    tiled = Derainer(
+        small.genotype, small.variables, tile=386, pool_cell=small.pool_cell, engine="jax"
+    )
+    wide = noise(1, 4, 800)
+    by_tiles = np.abs(tiled(wide) - small(wide)).max()
+    done = export.export(tiled, "onnx", tmp_path / "net.onnx", size=(4, 800))
+    assert done.difference < by_tiles / 4
+
+
 def test_command(weights_file, tmp_path, monkeypatch, capsys):
     out = tmp_path / "net.bin"
     arguments = [str(weights_file), "--format=stablehlo", f"--out={out}"]
@@ -168,6 +180,22 @@ def test_command(weights_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "verify", lambda *_: 0.0)  # slow, and just done
     assert export.main([*arguments, "--overwrite"]) == 0
     assert len(out.read_bytes()) == len(first)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, "interrupted; what was written is complete\n"),
+        (signal.SIGTERM, 143, ""),
+    ],
+)
+def test_signals_leave_nothing(weights_file, tmp_path, monkeypatch, capsys, number, status, line):
+    monkeypatch.setattr(export, "verify", lambda *_: signal.raise_signal(number))
+    arguments = [str(weights_file), "--format=onnx", f"--out={tmp_path / 'net.onnx'}"]
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(export.main(arguments))
+    assert (stopped.value.code, capsys.readouterr().err) == (status, line)
+    assert not list(tmp_path.iterdir())
 
 
 def error_line(capsys):

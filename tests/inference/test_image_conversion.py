@@ -222,3 +222,18 @@ def test_what_would_be_lost_is_refused(source, mode, target, what):
     file = image_files.read(encoded(noise_image(mode, *SIZE), source), "name")
     with pytest.raises(UserError, match=message):
         image_files.converted(file, target)
+
+
+@pytest.mark.parametrize(
+    ("format", "side"), [("WEBP", 16_383), ("JPEG", 65_500), ("GIF", 65_535), ("AVIF", 32_768)]
+)
+def test_sides_beyond_those_of_the_format_are_refused(format, side):
+    """Before anything is restored, so that no work is lost."""
+    file, longer = (
+        image_files.read(encoded(Image.new("RGB", (width, 1)), "PNG"), "name")
+        for width in (side, side + 1)
+    )
+    assert image_files.converted(file, format).frames[0].shape == (1, side, 3)
+    message = f"^name: a side of {side + 1:,} pixels, {format} has at most {side:,}; choose"
+    with pytest.raises(UserError, match=message):
+        image_files.converted(longer, format)

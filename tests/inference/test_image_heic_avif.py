@@ -203,3 +203,21 @@ def test_damaged_files_are_refused(format):
             written(file)
         except UserError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("flag", "seconds", "loop"), [(1, None, 0), (1, 0.9, 3), (0, 0.3, 1)])
+def test_animations_are_shown_as_often_in_another_format(flag, seconds, loop):
+    """As the edit list says: for ever, three times, once."""
+    first, *rest = (Image.fromarray(noise(16, 16, 3, seed=i)) for i in range(3))
+    content = bytearray(encoded(first, "AVIF", save_all=True, append_images=rest, duration=100))
+    edits, track = content.index(b"elst") + 4, content.index(b"tkhd") + 4
+    assert content[edits] == content[track] == 1  # numbers of 64 bits
+    content[edits + 3] = flag
+    if seconds:
+        content[track + 28 : track + 36] = round(1000 * seconds).to_bytes(8, "big")
+    file = image_files.read(bytes(content))
+    for format in ("WEBP", "GIF", "PNG"):
+        written = io.BytesIO()
+        other = image_files.converted(file, format)
+        image_files.write(other, other.frames, written)
+        assert Image.open(written).info["loop"] == loop

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -514,6 +515,18 @@ def _torch_network(torch):
 def _import_in_a_process(path, out, *arguments):
     command = [sys.executable, "-m", "manas_jax.inference.import_torch", path, "--out", out]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_nothing(tmp_path, monkeypatch, capsys, number, status):
+    state, _ = _supernet_state()
+    safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
+    monkeypatch.setattr(weights, "save_weights", lambda *_: signal.raise_signal(number))
+    arguments = [str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(import_torch.main(arguments))
+    assert stopped.value.code == status and "Traceback" not in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
 def test_pytorch_network_has_the_same_outputs(torch, tmp_path):

@@ -26,6 +26,7 @@ def _derain_file(weights, source, target, progress):
     progress(1, 1, 0)
     with Image.open(source) as image:
         Image.fromarray(255 - np.asarray(image)).save(target)
+    return [f"{source}: written without its film"]
 
 
 @pytest.fixture(scope="module")

@@ -138,3 +138,9 @@ def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit):
         guided_filter_derain.main(["--tune", "a", "b", "--radius", "4"])
     assert "--tune finds the parameters: leave out --radius" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 9, 3), (9, 1, 3)])
+def test_pictures_of_one_pixel_in_height_or_width(shape):
+    grey = np.full(shape, 90, np.uint8)
+    np.testing.assert_array_equal(derain(grey, PARAMETERS), grey)

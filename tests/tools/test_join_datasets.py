@@ -63,6 +63,31 @@ def test_folders_of_a_dataset_may_repeat_names(tmp_path, monkeypatch):
         assert rainy == clean.parents[1] / "rain" / clean.name
 
 
+def test_versions_of_one_picture_are_not_those_of_another(tmp_path, monkeypatch):
+    """As `street.png` of one part has versions, and `street_2.png` is another part's picture."""
+    first, second = (
+        _pairs(tmp_path / "parts" / "train" / part, 1, i) for i, part in enumerate("ab")
+    )
+    for role in ("rain", "norain"):
+        (first / role / "0.png").rename(first / role / "street.png")
+        (second / role / "0.png").rename(second / role / "street_2.png")
+    for version in range(3):
+        (first / "rain" / f"street_0{version}.png").write_bytes(
+            (first / "rain" / "street.png").read_bytes()
+        )
+    _run(monkeypatch, tmp_path / "all", f"one={tmp_path / 'parts'}:0")
+    data = default().data
+    data.update(root=str(tmp_path / "all"), validation_scenes=0, architecture_share=0.0)
+    scenes = {scene.name: scene for scene in load_splits(data, 64).weights}
+    assert {name: len(scene.rainy) for name, scene in scenes.items()} == {
+        "street": 4,
+        "street_2": 1,
+    }
+    for scene in scenes.values():
+        clean, *rainy = (pathlib.Path(file).resolve() for file in (scene.clean, *scene.rainy))
+        assert {file.parents[1] for file in rainy} == {clean.parents[1]}
+
+
 @pytest.mark.parametrize("dataset", ["a", "a=b", "a=b:", "=b:1", "a=:1", "a=b:x"])
 def test_malformed_datasets_are_named(tmp_path, monkeypatch, dataset):
     with pytest.raises(UserError, match="give NAME=DIR:HELD_OUT"):
@@ -85,3 +110,9 @@ def test_nothing_is_left_after_an_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="missing"):
         _run(monkeypatch, tmp_path / "all", f"one={folder}:1", f"two={tmp_path / 'missing'}:0")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file/all: cannot be written"):
+        _run(monkeypatch, tmp_path / "file" / "all", f"one={tmp_path}:0")

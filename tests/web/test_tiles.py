@@ -1,6 +1,7 @@
 """The page cuts and blends tiles as the package does, in Node.js."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -9,14 +10,15 @@ import pytest
 from conftest import ROOT
 
 from manas_jax.derain import DEFAULT_WEIGHTS
+from manas_jax.inference import derainer as module
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.pretrained import list_pretrained
 from manas_jax.inference.tiling import TileGrid
 
 SOURCES = (ROOT / "web" / "src").as_uri()
-CELL, OVERLAP, STEP = 32, 192, 64
+CELL, OVERLAP, STEP = module.POOL_CELL, module._OVERLAP, module._STEP
 
-pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
 
 
 def node(script, cwd=None):
@@ -28,6 +30,16 @@ def node(script, cwd=None):
     return json.loads(done.stdout or "null")
 
 
+def test_the_page_has_the_constants_of_the_package():
+    source = (ROOT / "web" / "src" / "derain.js").read_text()
+    values = {
+        name: int(value) for name, value in re.findall(r"^const (\w+) = (\d+);", source, re.M)
+    }
+    names = ("CELL", "OVERLAP", "STEP")
+    assert [values.get(name) for name in names] == [CELL, OVERLAP, STEP]
+
+
+@needs_node
 def test_grids_and_blend_weights():
     axes = [
         (length, tile)
@@ -64,6 +76,7 @@ def derainer():
 
 
 @pytest.mark.parametrize("size", [(45, 70), (700, 33), (1000, 1201)])
+@needs_node
 def test_pictures(size, derainer, tmp_path):
     height, width = size
     draw = np.random.default_rng(0)
@@ -92,6 +105,7 @@ def test_pictures(size, derainer, tmp_path):
     assert difference.mean() < 1e-2
 
 
+@needs_node
 def test_weights_are_those_that_ship():
     names = node("""
         import { WEIGHTS } from "SOURCES/weights.js";

@@ -274,9 +274,15 @@ def converted(file: ImageFile, format: str) -> ImageFile:
       format: Pillow's name of it.
 
     Raises:
-      UserError: it cannot hold the bits, the transparency, the colours or the frames.
+      UserError: it cannot hold the size, the bits, the transparency, the colours or the frames.
     """
     check_available(format)
+    longest, limit = max(max(frame.shape[:2]) for frame in file.frames), convert.KINDS[format].side
+    if limit and longest > limit:
+        raise UserError(
+            f"{file.name}: a side of {longest:,} pixels, {format} has at most {limit:,}; choose "
+            "another format"
+        )
     try:
         pages = convert.fitting(file._pages, file.format, format)
     except ValueError as error:
@@ -302,8 +308,10 @@ def converted(file: ImageFile, format: str) -> ImageFile:
 
 
 def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
-    """The only frame of `file` with new RGB as an upright Pillow image in its own mode.
+    """The only frame of `file` with new RGB as an upright Pillow image.
 
+    It has the mode of the file, but 'LA' or 'RGBA' where a palette or a transparent colour makes
+    pixels transparent, and 'RGB' or 'RGBA' for GIF. In 'I;16' the transparent colour stays. That,
     EXIF, XMP and ICC profile are in its `info`, under the names of Pillow's options.
 
     Args:
@@ -313,7 +321,9 @@ def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
     Raises:
       UserError: it has several frames, or colours of 16 bits, which Pillow cannot hold.
     """
-    page = with_rgb(file._pages[0], restored)
+    page = file._pages[0]
+    is_deep = page.samples.dtype == np.uint16  # Pillow has no alpha of 16 bits
+    page = with_rgb(page if is_deep else convert.with_alpha(page), restored)
     problem = "colours of 16 bits" if encoders.is_16_bit_colour(page) else None
     if len(file.frames) > 1:
         problem = f"{len(file.frames)} frames"
@@ -322,6 +332,8 @@ def to_pillow(file: ImageFile, restored: np.ndarray) -> Image.Image:
     image = encoders.pillow_image(dataclasses.replace(page, orientation=1))
     with Image.open(io.BytesIO(file._content), formats=_readable(file._content)) as original:
         image.info |= previews.in_options(convert.metadata(original), page)
+    if is_deep and page.transparent is not None:
+        (image.info["transparency"],) = page.transparent
     exif = image.getexif()
     if exif.pop(ExifTags.Base.Orientation, 1) != 1:
         image.info["exif"] = exif.tobytes()

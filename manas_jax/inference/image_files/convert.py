@@ -28,6 +28,8 @@ class Kind:
       animated: whether several frames are shown in turn.
       lossless: whether samples come back as they were.
       partial_alpha: whether a pixel can be half transparent.
+      side: pixels of the longest side that its encoder writes and its decoder reads; None without
+        such a limit.
     """
 
     modes: tuple[str, ...]
@@ -35,17 +37,18 @@ class Kind:
     animated: bool = False
     lossless: bool = True
     partial_alpha: bool = True
+    side: int | None = None
 
 
 KINDS = {
     "PNG": Kind(("1", "L", "LA", "P", "RGB", "RGBA"), ("L", "LA", "RGB", "RGBA"), animated=True),
-    "JPEG": Kind(("L", "RGB", "CMYK"), lossless=False),
-    "WEBP": Kind(("RGB", "RGBA"), animated=True, lossless=False),
+    "JPEG": Kind(("L", "RGB", "CMYK"), lossless=False, side=65_500),
+    "WEBP": Kind(("RGB", "RGBA"), animated=True, lossless=False, side=16_383),
     "TIFF": Kind(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"), ("L", "RGB", "RGBA")),
     "BMP": Kind(("1", "L", "P", "RGB")),
-    "GIF": Kind(("RGB", "RGBA"), animated=True, partial_alpha=False),
+    "GIF": Kind(("RGB", "RGBA"), animated=True, partial_alpha=False, side=65_535),
     "PPM": Kind(("1", "L", "RGB"), ("L",)),
-    "AVIF": Kind(("L", "RGB", "RGBA"), animated=True, lossless=False),
+    "AVIF": Kind(("L", "RGB", "RGBA"), animated=True, lossless=False, side=32_768),
     "HEIF": Kind(("L", "RGB", "RGBA"), lossless=False),
     "JXL": Kind(("L", "LA", "RGB", "RGBA"), ("L",), lossless=False),
 }
@@ -174,6 +177,11 @@ def fitting(pages: Sequence[Page], source: str, target: str) -> list[Page]:
     if len(pages) > 1 and not (KINDS[source].animated and KINDS[target].animated):
         raise ValueError(f"its {len(pages)} frames")
     return [_fitting(page, KINDS[target]) for page in pages]
+
+
+def with_alpha(page: Page) -> Page:
+    """The page with alpha, in mode 'LA' or 'RGBA', where any pixel is transparent."""
+    return next(_equal_pages(page))
 
 
 def _fitting(page: Page, kind: Kind) -> Page:

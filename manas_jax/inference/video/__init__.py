@@ -24,7 +24,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import has_suffix, replacing, sha256
 from manas_jax.inference.video import encoder, pixels, segments, writer
 from manas_jax.inference.video.encoder import COLOUR_TAGS
-from manas_jax.inference.video.pixels import Restore
+from manas_jax.inference.video.pixels import RestoreFrames
 from manas_jax.inference.video.reader import (
     METADATA_ERRORS,
     Reader,
@@ -32,9 +32,18 @@ from manas_jax.inference.video.reader import (
     no_protocol,
     open_video,
 )
-from manas_jax.inference.video.writer import Progress
+from manas_jax.inference.video.writer import Note, Progress
 
-__all__ = ["BATCH", "COLOUR_TAGS", "SUFFIXES", "Progress", "Restore", "derain", "is_video"]
+__all__ = [
+    "BATCH",
+    "COLOUR_TAGS",
+    "SUFFIXES",
+    "Note",
+    "Progress",
+    "RestoreFrames",
+    "derain",
+    "is_video",
+]
 
 SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"}
@@ -43,7 +52,8 @@ SUFFIXES = frozenset(
 BATCH = 8
 """Frames of 1920x1080 that are restored at a time; fewer larger ones, to bound memory."""
 SEGMENT = 240
-"""Frames of 1920x1080 of a segment, or of smaller ones, after which a killed run can go on."""
+"""Frames per segment, the unit in which a killed run resumes; fewer if frames are larger than
+1920x1080."""
 _MIN_LENGTH = 48
 """Frames of a segment of any size, as each one starts with a key frame."""
 
@@ -56,10 +66,11 @@ def is_video(path: str | os.PathLike) -> bool:
 def derain(
     source: str | os.PathLike,
     target: str | os.PathLike,
-    restore: Restore,
+    restore: RestoreFrames,
     progress: Progress | None = None,
     batch: int | None = None,
     claim: Mapping[str, Any] | None = None,
+    note: Note | None = None,
 ) -> tuple[int, int]:
     """Writes `source` with restored frames to `target`, completely or not at all.
 
@@ -76,6 +87,7 @@ def derain(
       batch: frames per call of `restore`; None for `BATCH` or fewer.
       claim: what the restored frames depend on besides the source, for JSON; None to keep no
         segments. They are never kept of VP8 and VP9 with transparency.
+      note: called with a line on what the output does not keep; None for a warning in the log.
 
     Returns:
       Width and height of a frame, upright.
@@ -115,12 +127,12 @@ def derain(
                     ) as output:
                         writer.transcode(
                             reader, count, encoding, output, target, restore, progress, batch,
-                            length, store,
+                            length, store, note,
                         )  # fmt: skip
                     lost = writer.lost_metadata(reader, no_protocol(temporary))
                 except av.error.FFmpegError as error:
                     raise UserError(f"cannot write {target}: {error.strerror}") from error
-        writer.note_losses(reader, lost)
+        writer.note_losses(reader, lost, note)
         width, height = reader.first.width, reader.first.height
         return (height, width) if pixels.orientation(reader.first).swap else (width, height)
 

@@ -24,7 +24,7 @@ from av.video.reformatter import ColorRange, ColorTrc, Interpolation, VideoRefor
 
 from manas_jax.errors import UserError
 
-Restore = Callable[[np.ndarray], np.ndarray]
+RestoreFrames = Callable[[np.ndarray], np.ndarray]
 """Frames or fields, uint16 (N, H, W, 3), RGB -> restored, in the same shape and type."""
 
 _RGB = "gbrp16le"
@@ -180,7 +180,7 @@ def orientation(frame: av.VideoFrame) -> Orientation:
     return Orientation.from_matrix(display_matrix(frame))
 
 
-def restored(frames: Sequence[av.VideoFrame], restore: Restore) -> Iterator[av.VideoFrame]:
+def restored(frames: Sequence[av.VideoFrame], restore: RestoreFrames) -> Iterator[av.VideoFrame]:
     """The frames with restored pixels, planar, with everything else that frames carry.
 
     The two fields of interlaced frames show different moments, so each is restored by itself.

@@ -22,6 +22,8 @@ from manas_jax.inference.video.segments import Segments
 
 Progress = Callable[[int, int, int], None]
 """Called with the number of frames done, of all, and of those that an earlier start has done."""
+Note = Callable[[str], None]
+"""Called with a line on what an output does not keep."""
 
 _log = logging.getLogger(__name__)
 # Of the file rather than of what it shows: the muxer writes its own.
@@ -39,10 +41,10 @@ def container_options(reader: Reader, encoding: Encoding) -> dict[str, str]:
     return _ANY_KEYS if has_own_keys and encoding.container in ("mp4", "mov", "3gp") else {}
 
 
-def note_losses(reader: Reader, losses: Sequence[str]) -> None:
-    """Warns of what the output does not keep."""
+def note_losses(reader: Reader, losses: Sequence[str], note: Note | None) -> None:
+    """Tells of what the output does not keep, by a warning without `note`."""
     if losses:
-        _log.warning("%s: written without its %s", reader.name, " and ".join(losses))
+        (note or _log.warning)(f"{reader.name}: written without its {' and '.join(losses)}")
 
 
 def lost_metadata(reader: Reader, output: str | os.PathLike) -> list[str]:
@@ -67,11 +69,12 @@ def transcode(
     encoding: Encoding,
     writer: av.container.OutputContainer,
     target: str | os.PathLike,
-    restore: pixels.Restore,
+    restore: pixels.RestoreFrames,
     progress: Progress | None,
     batch: int,
     length: int,
     segments: Segments | None,
+    note: Note | None,
 ) -> None:
     """Writes restored frames and copies of the other streams, metadata and chapters.
 
@@ -89,6 +92,7 @@ def transcode(
       batch: frames.
       length: frames of a segment; the last one has the rest as well.
       segments: where finished ones are, and are written to; None to keep none.
+      note: see `note_losses`.
 
     Raises:
       ValueError: `restore` returns another shape or type.
@@ -99,7 +103,7 @@ def transcode(
     copies, dropped = _add_copies(writer, reader.container, reader.video.index, target)
     writer.metadata.update(reader.container.metadata)
     writer.set_chapters(reader.container.chapters())
-    note_losses(reader, [*encoding.losses, *dropped])
+    note_losses(reader, [*encoding.losses, *dropped], note)
 
     source, time_of = _Source(reader, copies), _Clock(encoding.tick, 1 / reader.rate)
     output = _Output(writer, stream, copies, source.others)
