@@ -11,9 +11,9 @@ columns, squeeze-excitation on every edge, at half resolution and with a residua
 docs/weights.md says how it differs from the network that a search found for earlier weights.
 
 `rain100l` is for the folder described in configs/rain100l.py. `general` starts from its weights,
-and adds synthetic rain of all levels and all folders of pairs or groups below ALL/train. The
-shipped weights are from several such training runs in a row, with other rates, decays and patches:
-docs/weights.md describes them, and results/pretrained/ has the commands.
+and adds synthetic rain of all levels, drawn fences, and all folders of pairs or groups below
+ALL/train. The shipped weights are from several such training runs in a row, with other rates,
+decays and patches: docs/weights.md describes them, and results/pretrained/ has the commands.
 
 A training can be continued, with another decay, in a new workdir: from the weights of the first,
 with `--config.train.weights=FILE --config.train.genotype= --config.train.batch_norm=0`.
@@ -56,7 +56,7 @@ def _rain100l() -> ConfigDict:
 def _general() -> ConfigDict:
     config = _rain100l()
     # No veil: haze is estimated from the whole image, so tiles would differ in brightness.
-    config.data.update(synthetic=1.0, appearance="mixed", validation_scenes=20)
+    config.data.update(synthetic=1.0, appearance="mixed", stripes=0.3, validation_scenes=20)
     config.train.update(
         genotype="", steps=4000, learning_rate=2e-3, decay=1.0, batch_norm=0.0, checkpoint_every=500
     )

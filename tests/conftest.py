@@ -7,6 +7,7 @@ import os
 import pathlib
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,14 @@ def make_pictures():
         return root
 
     return write
+
+
+@pytest.fixture
+def ctrl_c():
+    """Lets SIGINT interrupt: shells may have set background processes to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -232,6 +232,7 @@ def test_check_writes_nothing(tmp_path, rain100l, capsys):
     assert not data.exists()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_leave_nothing(tmp_path, rain100l, capsys, monkeypatch, number, status):
     from manas_jax.data import tfds_builder

@@ -182,6 +182,7 @@ def test_command(weights_file, tmp_path, monkeypatch, capsys):
     assert len(out.read_bytes()) == len(first)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "status", "line"),
     [

@@ -517,6 +517,7 @@ def _import_in_a_process(path, out, *arguments):
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_leave_nothing(tmp_path, monkeypatch, capsys, number, status):
     state, _ = _supernet_state()
