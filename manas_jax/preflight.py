@@ -277,8 +277,9 @@ def _stage_lines(stage: str, found: Mapping[str, Any], memory: int) -> list[str]
                 ("code", "code"),
             )
         )
-        calls = f", {program['calls']} calls a step" if program["calls"] > 1 else ""
-        calls = calls if program["calls"] else ", in fewer of the steps (train.batch_norm)"
+        several = f", {program['calls']} calls a step"
+        special = {0: ", in fewer of the steps (train.batch_norm)", 1: ""}
+        calls = special.get(program["calls"], several)
         lines.append(f"  {program['name']}{calls}: {parts} MiB a chip")
     lines.append(f"  memory: {_mib(found['memory_bytes'])} of {_mib(memory)} MiB a chip: it fits")
     collectives = ", ".join(

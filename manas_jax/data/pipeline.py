@@ -162,7 +162,7 @@ class Batches:
         clean = self._patch(self._tensors.clean[scene], corner)
         available = self._tensors.counts[scene]
         kinds, ranks = self._draw(available, seeds[1], seeds[2])
-        photograph, fenced = clean, tf.constant(False)
+        photograph, fenced = clean, None
         if self._config.stripes:
             # Folded in, so that all else is drawn as it is without stripes.
             draw, chance = tf.unstack(tf.random.split(tf.random.fold_in(seeds[4], 1), 2))
@@ -172,6 +172,8 @@ class Batches:
         def real(rank) -> tf.Tensor:
             image = self._tensors.clean[scene] + 1 + _shuffled(rank, seeds[3], available)
             rainy = self._patch(image, corner)
+            if fenced is None:
+                return rainy
             return tf.cond(fenced, lambda: rain.transfer(clean, rainy, photograph), lambda: rainy)
 
         def version(drawn) -> tf.Tensor:

@@ -117,10 +117,5 @@ def _has_ended(summary: Path, steps: int) -> bool:
     """Whether a summary is there and not that of an earlier, shorter stage in this folder."""
     try:
         return json.loads(summary.read_text())["steps"] == steps
-    except (
-        FileNotFoundError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # missing or damaged: it is written again
-        return False
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False  # missing or damaged: it is written again
