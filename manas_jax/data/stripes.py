@@ -15,6 +15,7 @@ from manas_jax.data.lazy_tf import tf
 _PERIOD = (4.0, 20.0)  # pixels from bar to bar, drawn uniformly in the logarithm
 _FILLED = (0.35, 0.7)  # share of the period that a bar covers
 _TILT = 10.0  # degrees from the vertical, standard deviation
+_HEIGHT = (0.15, 1.4)  # of the image's longer side, drawn uniformly in the logarithm
 _PERSPECTIVE = 0.4  # greatest relative change of the period from the middle to the border
 _BARS = 64  # different brightnesses
 _EDGE = 0.5  # pixels over which a bar fades at its sides and ends
@@ -24,7 +25,8 @@ def draw(clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws a fence of random period, colour and height across an image.
 
     The bars have one colour, each with a slightly different brightness and with the shading of what
-    is behind them. Between them the image is visible, darkened by a random share.
+    is behind them. Between them the image is visible, darkened by a random share. Half of the
+    fences have a rail, as wide as a bar.
 
     Args:
       clean: float32 (height, width, 3) in [0, 1], of static shape.
@@ -36,11 +38,10 @@ def draw(clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     height, width = clean.shape[:2]
     seeds = tf.unstack(tf.random.split(seed, 4))
     tilt, slope = tf.unstack(tf.random.stateless_normal((2,), seeds[0]))
-    period, filled, phase, bend, start, length, shade, gap = tf.unstack(
-        tf.random.stateless_uniform((8,), seeds[1])
+    period, filled, phase, bend, centre, tall, shade, gap, rail = tf.unstack(
+        tf.random.stateless_uniform((9,), seeds[1])
     )
-    low, high = (math.log(limit) for limit in _PERIOD)
-    period = tf.exp(low + (high - low) * period)
+    period = _log_uniform(_PERIOD, period)
     filled = _FILLED[0] + (_FILLED[1] - _FILLED[0]) * filled
 
     # Pixels across the bars and along them, from the middle of the image.
@@ -54,11 +55,12 @@ def draw(clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     across += _PERSPECTIVE * (bend - 0.5) * across**2 / reach
     number = across / period + phase
     from_middle = tf.abs(number - tf.round(number)) * period
-    bar = _step(filled * period / 2 - from_middle)
-    # The upper and the lower end of the fence, slanted as seen from the side.
-    upper = reach * (1.75 * start - 1.25) + 0.3 * slope * across
-    lower = upper + reach * (0.75 + 2 * length)
-    fence = _step(along - upper) * _step(lower - along)
+    # From the middle of the fence downwards; slanted as seen from the side.
+    tall = 2 * reach * _log_uniform(_HEIGHT, tall)
+    down = along - 0.8 * height * (centre - 0.5) - 0.3 * slope * across
+    fence = _step(tall / 2 - tf.abs(down))
+    from_rail = tf.abs(down - tall * (2 * rail - 1))
+    bar = _step(filled * period / 2 - tf.minimum(from_middle, from_rail))
 
     behind = tf.reduce_mean(clean, axis=-1, keepdims=True)
     colour = 0.05 + 0.9 * shade + 0.1 * tf.random.stateless_normal((3,), seeds[2])
@@ -67,6 +69,12 @@ def draw(clean: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     bars = colour * each + 0.3 * (behind - tf.reduce_mean(behind))
     striped = bar[..., None] * bars + (1 - bar[..., None]) * clean * (1 - 0.7 * gap)
     return tf.clip_by_value(clean + fence[..., None] * (striped - clean), 0.0, 1.0)
+
+
+def _log_uniform(limits: tuple[float, float], share: tf.Tensor) -> tf.Tensor:
+    """The value between two limits at a share, in [0, 1], of the way in the logarithm."""
+    low, high = (math.log(limit) for limit in limits)
+    return tf.exp(low + (high - low) * share)
 
 
 def _step(distance: tf.Tensor) -> tf.Tensor:

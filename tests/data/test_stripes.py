@@ -29,6 +29,12 @@ def test_values_stay_in_range_and_every_fence_can_be_seen():
         assert changed.mean() > 0.02
 
 
+def test_low_fences_and_high_ones():
+    """The share of rows with bars in the middle columns."""
+    shares = [(np.abs(_drawn(i)[:, 32:64] - 0.5).max((1, 2)) > 0.02).mean() for i in range(24)]
+    assert min(shares) < 0.4 and max(shares) == 1
+
+
 def test_bars_are_nearly_upright_and_their_periods_vary():
     """Columns of grey differ from each other far more than the pixels of a column do."""
     tilts, periods = [], []
