@@ -14,6 +14,7 @@ columns and its candidates. The evaluation restores a picture of objectives.comp
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import importlib.metadata
 import os
@@ -91,6 +92,8 @@ def run(
             compiler = AheadCompiler(sharding.replicated(mesh))
             try:
                 described = _COMPILE[stage](config, workdir, mesh, compiler)
+                if config.network.dtype != "float32":
+                    described["dtype"] = config.network.dtype
                 if stage != "evaluate" and config.network.batch_norm_group:
                     described["batch_norm_group"] = config.network.batch_norm_group
                 found[stage] = _figures(config, stage, where, described, compiler.programs)
@@ -197,7 +200,8 @@ def _figures(
       'compile_seconds' and 'compile_cpu_seconds'; of a chip 'memory_bytes', those of the largest
       program and the code of all; of a step (programs of 0 calls left out) 'flops', 'collectives',
       'optimal_seconds' and 'estimate_seconds', the compiler's lower bound and its estimate without
-      collectives; from the latter 'share_of_peak', 'images_per_second' of the slice and
+      collectives, the latter also in 'cycles_by_kind' and 'cycles_by_module'; from it
+      'share_of_peak', 'images_per_second' of the slice and
       'host_bytes_per_second' of the input pipeline. What the compiler does not estimate is None.
 
     Raises:
@@ -205,7 +209,7 @@ def _figures(
     """
     total, flops, optimal = Costs(), 0.0, 0.0
     for program in programs:
-        total.add(Costs(program.cycles, 0, program.collectives), program.calls)
+        total.add(program.costs, program.calls)
         flops += program.calls * program.flops
         optimal += program.calls * program.optimal_seconds
     memory = max(program.data_bytes for program in programs)
@@ -228,6 +232,8 @@ def _figures(
         "collectives": total.collectives,
         "optimal_seconds": optimal if optimal > 0 else None,
         "estimate_seconds": estimate or None,
+        "cycles_by_kind": dict(total.kinds),
+        "cycles_by_module": dict(total.modules),
         "share_of_peak": rate and rate * flops / where.chip.peak_flops,
         "images_per_second": rate and rate * images,
         "host_bytes_per_second": rate and rate * size / where.hosts,
@@ -260,7 +266,7 @@ def text(figures: Mapping[str, Any]) -> str:
 
 
 def _stage_lines(stage: str, found: Mapping[str, Any], memory: int) -> list[str]:
-    kinds = ("hypergradient", "genotype", "batch_norm_group")
+    kinds = ("hypergradient", "genotype", "dtype", "batch_norm_group")
     about = ", ".join(f"{kind}: {found[kind]}" for kind in kinds if kind in found)
     lines = [
         f"{stage} ({about})",
@@ -296,9 +302,17 @@ def _stage_lines(stage: str, found: Mapping[str, Any], memory: int) -> list[str]
         f"  compiler's estimate without collectives: {found['estimate_seconds'] * 1e3:.3f} ms a "
         f"step, {found['share_of_peak']:.1%} of the peak"
         + (f" (its lower bound: {bound * 1e3:.3f} ms)" if bound else ""),
+        f"  of the estimate: {_shares(found['cycles_by_kind'])}",
+        f"  most of it: {_shares(found['cycles_by_module'], 4)}",
         f"  at most {found['images_per_second']:,.0f} images/s, for which each host reads "
         f"{found['host_bytes_per_second'] / 1e6:,.1f} MB/s of patches",
     ]
+
+
+def _shares(cycles: Mapping[str, int], number: int | None = None) -> str:
+    """The largest shares as text."""
+    found = collections.Counter(cycles).most_common(number)
+    return ", ".join(f"{n / sum(cycles.values()):.0%} {name or 'no module'}" for name, n in found)
 
 
 def _mib(size: int) -> str:

@@ -51,15 +51,21 @@ def _program(**changes):
         output_bytes=2**21, temporary_bytes=2**22, code_bytes=2**23, flops=1e9, cycles=3_000_000,
         optimal_seconds=0.001, instructions=10,
         collectives={"all-reduce": {"count": 3, "bytes": 2_000_000}},
+        cycles_by_kind={"convolution": 1_000_000, "other": 2_000_000},
+        cycles_by_module={"": 300_000, "cell0_column0": 2_700_000},
     )  # fmt: skip
     return dataclasses.replace(program, **changes)
+
+
+def _no_estimate():
+    return _program(cycles=0, cycles_by_kind={}, cycles_by_module={})
 
 
 def test_figures_of_a_step(make_config):
     config = make_config(train__scenes=8, train__crop=32, data__versions=3)
     hosts = [types.SimpleNamespace(process_index=i // 4) for i in range(8)]
     where = tpu_slice.Slice("v5e:2x4", V5E, hosts)
-    found = preflight._figures(config, "train", where, {}, [_program(calls=2), _program(cycles=0)])
+    found = preflight._figures(config, "train", where, {}, [_program(calls=2), _no_estimate()])
     step = 6_000_000 * V5E.flops_per_cycle / V5E.peak_flops
     assert found["estimate_seconds"] == pytest.approx(step)
     assert found["optimal_seconds"] == pytest.approx(0.003)
@@ -74,6 +80,8 @@ def test_figures_of_a_step(make_config):
     )
     assert "memory: 23 of 16,128 MiB a chip: it fits" in shown
     assert "9 all-reduce of 6.000 MB" in shown
+    assert "of the estimate: 67% other, 33% convolution" in shown
+    assert "most of it: 90% cell0_column0, 10% no module" in shown
     negative = [_program(optimal_seconds=-1.0)]
     assert preflight._figures(config, "train", where, {}, negative)["optimal_seconds"] is None
     large = [_program(temporary_bytes=V5E.memory - 2**24), _program()]

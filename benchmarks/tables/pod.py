@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,13 @@ from benchmarks.tables import table
 
 SIZES = ("tiny", "small", "paper")
 STAGES = ("search", "train", "evaluate")
+KINDS = {"convolutions": "convolution", "copies": "copy", "other operations": "other"}
+PARTS = {  # words in the names of the network's modules
+    "stem": ("stem", "bottleneck"),
+    "columns": ("column",),
+    "attention": ("attention",),
+    "transitions, head": ("transition", "fusion", "head"),
+}
 
 
 def pod() -> str:
@@ -66,7 +74,39 @@ def _order(result: tuple[str, str, dict[str, Any], dict[str, Any]]) -> tuple:
 def _name(stage: str, found: dict[str, Any]) -> str:
     kind = found.get("hypergradient", "").replace("_", " ")
     group = found.get("batch_norm_group", 0)
-    return ", ".join(filter(None, [stage, kind, group and f"BatchNorm groups of {group}"]))
+    return ", ".join(
+        filter(None, [stage, kind, found.get("dtype"), group and f"BatchNorm groups of {group}"])
+    )
 
 
-TABLES = {"pod": pod}
+def pod_estimates() -> str:
+    """Where the compiler expects the time to go: by kind of operation and by part of the network."""
+    head = ["size", "stage", "slice", "estimate ms", *KINDS, *PARTS, "loss, updates"]
+    rows = []
+    for size, stage, record, found in sorted(_results(), key=_order):
+        kinds = collections.Counter(found.get("cycles_by_kind"))
+        if not kinds.total():
+            continue
+        parts: collections.Counter[str] = collections.Counter()
+        for module, cycles in found["cycles_by_module"].items():
+            parts[_part(module)] += cycles
+        shares = [*(kinds[kind] for kind in KINDS.values()), *(parts[part] for part in PARTS)]
+        rows.append(
+            [
+                size,
+                _name(stage, found),
+                record["topology"],
+                f"{found['estimate_seconds'] * 1e3:.3g}",
+                *(f"{share / kinds.total():.0%}" for share in (*shares, parts[""])),
+            ]
+        )
+    return table(head, rows)
+
+
+def _part(module: str) -> str:
+    """A key of `PARTS`, or '' for what belongs to no module of the network."""
+    name = module.lower()
+    return next((part for part, words in PARTS.items() if any(w in name for w in words)), "")
+
+
+TABLES = {"pod": pod, "pod_estimates": pod_estimates}

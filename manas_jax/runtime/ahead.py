@@ -39,6 +39,10 @@ class Program:
         none.
       instructions: of the optimised program, without those inside of fusions.
       collectives: of a call.
+      cycles_by_kind: the cycles of 'convolution' (also matrix products), 'copy' (also transposes,
+        which change the layout alone) and 'other' operations.
+      cycles_by_module: the same by Flax module: the child of the network, or the class of a module
+        that is applied by itself; '' for operations of none, such as the loss and updates.
     """
 
     name: str
@@ -54,11 +58,19 @@ class Program:
     optimal_seconds: float
     instructions: int
     collectives: Collectives
+    cycles_by_kind: dict[str, int]
+    cycles_by_module: dict[str, int]
 
     @property
     def data_bytes(self) -> int:
         """Memory in use while it runs, besides its code."""
         return self.argument_bytes + self.output_bytes + self.temporary_bytes
+
+    @property
+    def costs(self) -> Costs:
+        """Those of a call."""
+        counters = map(collections.Counter, (self.cycles_by_kind, self.cycles_by_module))
+        return Costs(self.cycles, self.instructions, self.collectives, *counters)
 
 
 class OutOfMemory(UserError):
@@ -153,6 +165,8 @@ def _describe(
         optimal_seconds=cost.get("optimal_seconds", 0.0),
         instructions=found.instructions,
         collectives=found.collectives,
+        cycles_by_kind=dict(found.kinds),
+        cycles_by_module=dict(found.modules),
     )
 
 
@@ -164,16 +178,22 @@ class Costs:
       cycles: estimated.
       instructions: their number.
       collectives: by kind.
+      kinds: cycles by kind of operation, see `Program`.
+      modules: cycles by Flax module.
     """
 
     cycles: int = 0
     instructions: int = 0
     collectives: Collectives = dataclasses.field(default_factory=dict)
+    kinds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    modules: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, other: Costs, times: int = 1) -> None:
         """Adds another computation that runs `times` times within this one."""
         self.cycles += times * other.cycles
         self.instructions += times * other.instructions
+        for own, found in ((self.kinds, other.kinds), (self.modules, other.modules)):
+            own.update({name: times * cycles for name, cycles in found.items()})
         for kind, found in other.collectives.items():
             own = self.collectives.setdefault(kind, {"count": 0, "bytes": 0})
             for key, value in found.items():
@@ -188,6 +208,8 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CALLED = re.compile(r"\b(?:body|calls|to_apply|branch_computations)=\{?([^}\s]*)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+)\[([\d,]*)\]")
+_MODULE = re.compile(r'op_name="[^"]*?\(([A-Z]\w*)\)+/(\w+)')
+_COPIES = ("copy", "copy-start", "transpose")
 _RUNS_OTHERS = ("while", "call", "conditional", "async-start")
 
 
@@ -215,6 +237,8 @@ def _costs(computations: Mapping[str, list[str]], name: str) -> Costs:
             continue
         result, operation = found.groups()
         own = Costs(sum(map(int, _CYCLES.findall(line))), 1)
+        own.kinds[_kind(operation, line)] += own.cycles
+        own.modules[_module(line)] += own.cycles
         if kind := _KIND.fullmatch(operation):
             arrays = _ARRAY.findall(result)
             if kind[2] and kind[1] != "all-reduce":  # also the operands, and perhaps contexts
@@ -229,6 +253,20 @@ def _costs(computations: Mapping[str, list[str]], name: str) -> Costs:
                     times = int(trips[1]) if trips else 1
                     total.add(_costs(computations, other.strip("%")), times)
     return total
+
+
+def _kind(operation: str, line: str) -> str:
+    # The TPU's compiler chooses an algorithm for what its matrix units compute, in fusions as well.
+    if operation in ("convolution", "dot") or "convolution_algorithm_config" in line:
+        return "convolution"
+    return "copy" if operation in _COPIES else "other"
+
+
+def _module(line: str) -> str:
+    if not (found := _MODULE.search(line)):
+        return ""
+    outer, child = found.groups()
+    return child if outer == "Network" else outer
 
 
 def _bytes(kind: str, shape: str) -> int:

@@ -34,6 +34,7 @@ def test_loops_count_as_often_as_they_run():
     found = ahead.entry_costs(LOOP)
     assert found.cycles == 100 + 4 * 10
     assert found.instructions == 5 + 4 * 3
+    assert found.kinds == {"copy": 100, "other": 4 * 10}
     assert found.collectives == {"all-reduce": {"count": 5, "bytes": 4 * 64 + 6}}
 
 
@@ -50,6 +51,21 @@ ENTRY %main (x: f32[16]) -> f32[16] {
         "all-reduce": {"count": 1, "bytes": 4 * (16 + 8 + 1)},
         "all-gather": {"count": 2, "bytes": 4 * 8 + 5 + 8 * 2},
     }
+
+
+def test_cycles_by_kind_and_module():
+    """A fusion with an algorithm for the matrix units is a convolution; backward passes count."""
+    program = """
+ENTRY %main (x: f32[16]) -> f32[16] {
+  %f = f32[4]{0} fusion(%x), metadata={op_name="jit(step)/jvp(Network)/cell0_column1/conv/add"}, backend_config={"estimated_cycles":"20","convolution_algorithm_config":{"emitter":"A"}}
+  %g = f32[4]{0} fusion(%f), metadata={op_name="jit(step)/transpose(jvp(Network))/cell0_column1/conv/mul"}, backend_config={"estimated_cycles":"3"}
+  %h = f32[4]{0} fusion(%g), metadata={op_name="jit(_forward)/jvp(Attention)/edge0/mul"}, backend_config={"estimated_cycles":"5"}
+  ROOT %t = f32[4]{0} transpose(%h), metadata={op_name="jit(step)/jvp()/div"}, backend_config={"estimated_cycles":"7"}
+}
+"""  # noqa: E501
+    found = ahead.entry_costs(program)
+    assert found.kinds == {"convolution": 20, "copy": 7, "other": 8}
+    assert found.modules == {"cell0_column1": 23, "Attention": 5, "": 7}
 
 
 def test_equal_calls_share_a_program():
