@@ -224,7 +224,7 @@ def inference(
     from manas_jax.inference.derainer import Derainer
 
     _start()
-    derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_cell": None} if whole else {}))
+    derainer = Derainer.from_pretrained(folder / WEIGHTS, **({"pool_side": None} if whole else {}))
     pictures = np.stack([_picture(height, width, seed) for seed in range(frames)])
     return Work(
         lambda: derainer(pictures),
@@ -264,7 +264,7 @@ def runtime_alone(folder: pathlib.Path, sizes: Sequence[tuple[int, int]]) -> Wor
     from manas_jax.runtime.onnx_session import available_cores
 
     derainer = Derainer.from_pretrained(DEFAULT_WEIGHTS, engine="onnx")
-    model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_cell)
+    model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_side)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_cores()
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)

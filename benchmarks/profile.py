@@ -153,14 +153,14 @@ def profile_image(runs: int, space: Mapping[str, Any]) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from manas_jax.inference.derainer import POOL_CELL
+    from manas_jax.inference.derainer import POOL_SIDE
     from manas_jax.inference.fold_batch_norm import fold
     from manas_jax.inference.jax_engine import folded_network
     from manas_jax.models.network import Network
     from manas_jax.models.variables import init_variables
 
     genotype = alternating_genotype(SearchSpace(**space))
-    network = Network(genotype.space, genotype, pool_cell=POOL_CELL)
+    network = Network(genotype.space, genotype, pool_side=POOL_SIDE)
     variables = jax.device_put(fold(init_variables(network, seed=0)))
     network = folded_network(network)
     image = jax.device_put(np.random.default_rng(0).random((1, HEIGHT, WIDTH, 3), np.float32))

@@ -58,7 +58,7 @@ def restorer(network: Network, variables: PyTree) -> Callable[[np.ndarray], np.n
     """
     if network.ops.dtype is None and default_engine(network.genotype) == "onnx":
         on_host = jax.device_get(variables)
-        engine = OnnxEngine(onnx_graph.build(network.genotype, on_host, network.pool_cell))
+        engine = OnnxEngine(onnx_graph.build(network.genotype, on_host, network.pool_side))
 
         def run(image: np.ndarray) -> np.ndarray:
             return engine(np.divide(image[None], 255, dtype=np.float32))[0]

@@ -31,7 +31,7 @@ from manas_jax import app, ops
 from manas_jax.config import validate, without_data
 from manas_jax.files import check_writable, write_named_json
 from manas_jax.inference import onnx_graph
-from manas_jax.inference.derainer import ENGINES, POOL_CELL, Derainer, default_engine
+from manas_jax.inference.derainer import ENGINES, POOL_SIDE, Derainer, default_engine
 from manas_jax.inference.fold_batch_norm import fold
 from manas_jax.inference.tiling import multiple
 from manas_jax.latency_table import FORMAT, NANOSECONDS, VERSION, LatencyTable
@@ -205,15 +205,15 @@ def _network(genotype: Genotype, size: tuple[int, int], engine: str) -> Run:
 
 def _shapes(space: SearchSpace, size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """Height, width and channels of each branch, of a picture that is padded as for de-raining."""
-    padded = [-(-side // _cell(space)) * _cell(space) for side in size]
+    padded = [-(-side // _multiple(space)) * _multiple(space) for side in size]
     return [
         (*(side // (space.patch * 2**b) for side in padded), channels)
         for b, channels in enumerate(space.channels)
     ]
 
 
-def _cell(space: SearchSpace) -> int:
-    return multiple(space, POOL_CELL)
+def _multiple(space: SearchSpace) -> int:
+    return multiple(space, POOL_SIDE)
 
 
 def _inputs(space: SearchSpace, size: tuple[int, int], part: Part) -> list[np.ndarray]:
@@ -297,8 +297,8 @@ def _jax_module(space: SearchSpace, part: Part, kernels: ops.Ops) -> nn.Module:
 
 
 def _window(space: SearchSpace, part: Part) -> int:
-    """Side of the squares of channel gates on a branch, see `Network.pool_cell`."""
-    return _cell(space) // (space.patch * 2**part.branches)
+    """Side of the squares of channel gates on a branch, see `Network.pool_side`."""
+    return _multiple(space) // (space.patch * 2**part.branches)
 
 
 def main(config: ConfigDict, _workdir: str | None) -> None:

@@ -170,7 +170,7 @@ def main() -> None:
         "provenance": provenance.describe(),
         "weights": derainer.provenance,
         "genotype": json.loads(genotype.to_json()),
-        "pool_cell": derainer.pool_cell,
+        "pool_side": derainer.pool_side,
         "evaluate": scored,
         "training": training,
         "earlier_trainings": earlier,

@@ -80,7 +80,7 @@ def _name(stage: str, found: dict[str, Any]) -> str:
 
 
 def pod_estimates() -> str:
-    """Where the compiler expects the time to go: by kind of operation and by part of the network."""
+    """Where the estimated time goes, by kind of operation and by part of the network."""
     head = ["size", "stage", "slice", "estimate ms", *KINDS, *PARTS, "loss, updates"]
     rows = []
     for size, stage, record, found in sorted(_results(), key=_order):

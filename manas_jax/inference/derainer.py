@@ -28,8 +28,8 @@ from manas_jax.workdir.weights import flatten, load_derived, mismatch
 if TYPE_CHECKING:
     import jax
 
-POOL_CELL = 32
-"""Pixels of `Network.pool_cell`, for windows of three such squares: best on validation pictures."""
+POOL_SIDE = 32
+"""Pixels of `Network.pool_side`, for windows of three such squares: best on validation pictures."""
 
 TILES = (1536, 1024, 768, 512)
 """Pixels of the side of a tile, the largest that fits into memory: few, so that little compiles."""
@@ -85,7 +85,7 @@ class Derainer:
       variables: its 'params' and 'batch_stats'.
       provenance: where the weights come from.
       source: the file of the variables, or what else errors call them.
-      pool_cell: see `manas_jax.models.network.Network.pool_cell`.
+      pool_side: see `manas_jax.models.network.Network.pool_side`.
       engine: 'onnx' or 'jax'.
       tile: side in pixels of the tiles that larger pictures are cut into. Where there are several
         devices, a tile is as many times as high, and its height is split over them.
@@ -98,7 +98,7 @@ class Derainer:
         provenance: Mapping[str, str] | None = None,
         *,
         tile: int | None = None,
-        pool_cell: int | None = POOL_CELL,
+        pool_side: int | None = POOL_SIDE,
         engine: str | None = None,
         devices: Sequence[jax.Device] | None = None,
         dtype: str | None = None,
@@ -111,7 +111,7 @@ class Derainer:
           variables: its 'params' and 'batch_stats'.
           provenance: where they come from.
           tile: side in pixels of tiles, rounded up as the network needs; None for `fitting_tile`.
-          pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
+          pool_side: see `Network.pool_side`; None for the network just as it was trained, whose
             gates look at all of a picture or tile.
           engine: one of `ENGINES`; None for 'jax' if `devices` or `dtype` are given, else for
             `default_engine`.
@@ -126,18 +126,18 @@ class Derainer:
         self.genotype, self.variables = genotype, variables
         self.provenance = dict(provenance or {})
         self.source = source
-        self.pool_cell = pool_cell and math.lcm(pool_cell, genotype.space.multiple)
+        self.pool_side = pool_side and math.lcm(pool_side, genotype.space.multiple)
         dtype = None if dtype == "float32" else dtype
         self.engine = engine or ("jax" if devices or dtype else default_engine(genotype))
-        self._cell = multiple(genotype.space, self.pool_cell)
-        self._overlap = -(-_OVERLAP // self._cell) * self._cell
+        self._multiple = multiple(genotype.space, self.pool_side)
+        self._overlap = -(-_OVERLAP // self._multiple) * self._multiple
         if tile is not None and tile <= 2 * self._overlap:
             raise UserError(f"tile = {tile}: give more than {2 * self._overlap} pixels")
         if self.engine not in ENGINES:
             raise UserError(f"engine = {engine}: give one of {', '.join(ENGINES)}")
         if self.engine == "onnx" and (devices or dtype):
             raise UserError("engine = onnx: computes in float32 on the CPU; omit devices and dtype")
-        network = genotype, variables, self.pool_cell
+        network = genotype, variables, self.pool_side
         # Neither loads the libraries of the other.
         if self.engine == "onnx":
             from manas_jax.inference import onnx_engine, onnx_graph
@@ -157,7 +157,7 @@ class Derainer:
 
     def _tile(self, tile: int | None, free: int) -> int:
         tile = tile or fitting_tile(self.genotype.space, free)
-        return -(-tile // self._cell) * self._cell
+        return -(-tile // self._multiple) * self._multiple
 
     @classmethod
     def from_pretrained(
@@ -165,7 +165,7 @@ class Derainer:
         name: str | os.PathLike,
         *,
         tile: int | None = None,
-        pool_cell: int | None = POOL_CELL,
+        pool_side: int | None = POOL_SIDE,
         engine: str | None = None,
         devices: Sequence[jax.Device] | None = None,
         dtype: str | None = None,
@@ -177,7 +177,7 @@ class Derainer:
             of `save_pretrained`, or `hf://OWNER/NAME` on the Hugging Face Hub.
           tile: side in pixels of the tiles that larger pictures are cut into; None for what fits
             into memory.
-          pool_cell: see `Network.pool_cell`; None for the network just as it was trained, whose
+          pool_side: see `Network.pool_side`; None for the network just as it was trained, whose
             gates look at all of a picture or tile.
           engine: 'onnx' for ONNX Runtime on the CPU, which compiles nothing, or 'jax' for the
             devices of JAX; None for `default_engine`.
@@ -190,7 +190,7 @@ class Derainer:
         file = pretrained.find(name)
         with reading(file, "weights file"):
             variables, genotype, provenance = load_derived(file, compare=False)
-        options = {"tile": tile, "pool_cell": pool_cell, "devices": devices, "dtype": dtype}
+        options = {"tile": tile, "pool_side": pool_side, "devices": devices, "dtype": dtype}
         return cls(genotype, variables, provenance, engine=engine, source=file, **options)
 
     @property
@@ -304,10 +304,10 @@ class Derainer:
         Only a row of tiles is held in floats, so that large pictures fit into memory.
         """
         height, width = stack.shape[1:3]
-        rows, columns = (-(-n // self._cell) * self._cell for n in (height, width))
+        rows, columns = (-(-n // self._multiple) * self._multiple for n in (height, width))
         step = math.lcm(_STEP, self._unit)
-        down = TileGrid.make(rows, self._tile_height(rows), self._overlap, self._cell, step)
-        across = TileGrid.make(columns, self.tile, self._overlap, self._cell, step)
+        down = TileGrid.make(rows, self._tile_height(rows), self._overlap, self._multiple, step)
+        across = TileGrid.make(columns, self.tile, self._overlap, self._multiple, step)
         run = self._ensemble if self_ensemble else self._run
         scale = 1 if stack.dtype.kind == "f" else np.iinfo(stack.dtype).max
         pending = np.zeros((len(stack), 0, width, 3), np.float32)
@@ -327,7 +327,7 @@ class Derainer:
     @property
     def _unit(self) -> int:
         """Rows that can be split over the devices are a multiple of this."""
-        return self._cell * self._run.devices
+        return self._multiple * self._run.devices
 
     def _tile_height(self, rows: int) -> int:
         """As high as all devices together can hold, and such that it can be split over them."""

@@ -72,9 +72,9 @@ def restoration(derainer: Derainer) -> Restoration:
     symbolic number of rows.
     """
     space = derainer.genotype.space
-    network = Network(space, derainer.genotype, pool_cell=derainer.pool_cell)
+    network = Network(space, derainer.genotype, pool_side=derainer.pool_side)
     folded, apply = fold(derainer.variables), folded_network(network).apply
-    side = multiple(space, derainer.pool_cell)
+    side = multiple(space, derainer.pool_side)
 
     def restore(images: jax.Array) -> jax.Array:
         height, width = images.shape[1:3]
@@ -124,7 +124,7 @@ def _write_onnx(
     size: tuple[int, int] | None = None,
     layout: str = onnx_graph.LAYOUT,
 ) -> None:
-    network = derainer.genotype, derainer.variables, derainer.pool_cell
+    network = derainer.genotype, derainer.variables, derainer.pool_side
     path.write_bytes(onnx_graph.build(*network, size=size, layout=layout).SerializeToString())
 
 
@@ -306,7 +306,7 @@ def _without_tiles(derainer: Derainer, side: int) -> Derainer:
         derainer.genotype,
         derainer.variables,
         tile=side,
-        pool_cell=derainer.pool_cell,
+        pool_side=derainer.pool_side,
         engine=derainer.engine,
         source=derainer.source,
     )

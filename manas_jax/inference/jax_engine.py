@@ -58,7 +58,7 @@ class JaxEngine:
         self,
         genotype: Genotype,
         variables: Mapping[str, Any],
-        pool_cell: int | None,
+        pool_side: int | None,
         tile: int,
         devices: Sequence[jax.Device],
         dtype: str | None = None,
@@ -68,7 +68,7 @@ class JaxEngine:
         Args:
           genotype: of a derived network.
           variables: its 'params' and 'batch_stats'.
-          pool_cell: see `Network.pool_cell`.
+          pool_side: see `Network.pool_side`.
           tile: pixels of the largest width, and of the largest height for each device.
           devices: to compute on.
           dtype: type of the computation; None for float32.
@@ -77,11 +77,11 @@ class JaxEngine:
             compilation.use_cache()  # else the program that uses this one has chosen a folder
         self.devices, self.platform = len(devices), devices[0].platform
         kernels = ops.default(dtype and jnp.dtype(dtype), self.platform)
-        self._network = Network(genotype.space, genotype, kernels, pool_cell=pool_cell)
+        self._network = Network(genotype.space, genotype, kernels, pool_side=pool_side)
         self._mesh = sharding.mesh_of(devices, height_shards=len(devices))
         folded = fold(jax.device_get(variables))
         self._folded = jax.device_put(folded, sharding.replicated(self._mesh))
-        self._cell, self._tile = multiple(genotype.space, pool_cell), tile
+        self._multiple, self._tile = multiple(genotype.space, pool_side), tile
         self._programs: dict[int, ProgramCache[Program]] = {}  # by the number of pictures at once
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
@@ -96,8 +96,8 @@ class JaxEngine:
 
     def _program_cache(self, count: int) -> ProgramCache[Program]:
         """Programs for `count` pictures at once, by their rows and columns."""
-        rows = geometric_sides(self._tile * self.devices, self._cell * self.devices, _GROWTH)
-        columns = geometric_sides(self._tile, self._cell, _GROWTH)
+        rows = geometric_sides(self._tile * self.devices, self._multiple * self.devices, _GROWTH)
+        columns = geometric_sides(self._tile, self._multiple, _GROWTH)
         price = _CPU_COMPILATION if self.platform == "cpu" else _COMPILATION
         compile = functools.partial(self._compile, count)
         largest = rows[-1] * columns[-1] // count
@@ -126,6 +126,6 @@ class JaxEngine:
 
     def _sharding(self, rows: int) -> jax.sharding.Sharding:
         """Splits the height of pictures over the devices, if that comes out even."""
-        if rows % (self._cell * self.devices):
+        if rows % (self._multiple * self.devices):
             return sharding.replicated(self._mesh)
         return sharding.batch_sharding(self._mesh, 4)

@@ -140,7 +140,7 @@ class Graph:
 def build(
     genotype: Genotype,
     variables: Mapping[str, Any],
-    pool_cell: int | None = None,
+    pool_side: int | None = None,
     *,
     size: tuple[int, int] | None = None,
     layout: str = LAYOUT,
@@ -150,7 +150,7 @@ def build(
     Args:
       genotype: of the derived network.
       variables: its 'params' and 'batch_stats'.
-      pool_cell: see `manas_jax.models.network.Network.pool_cell`.
+      pool_side: see `manas_jax.models.network.Network.pool_side`.
       size: height and width that the model declares; None for any.
       layout: of input and output, one of `LAYOUTS`.
 
@@ -161,13 +161,13 @@ def build(
     axes = [layout.index(axis) for axis in "hw"]
     shape, padded = graph.node("Shape", INPUT), INPUT
     for axis in axes:
-        padded = _mirror_pad(graph, padded, shape, axis, multiple(space, pool_cell))
+        padded = _mirror_pad(graph, padded, shape, axis, multiple(space, pool_side))
     if layout == "nhwc":
         padded = graph.node("Transpose", padded, perm=[0, 3, 1, 2])
     image, name = Map(padded, 3), padded
     if space.patch > 1:
         name = graph.node("SpaceToDepth", name, blocksize=space.patch)
-    x = network(graph, genotype, Map(name, 3 * space.patch**2), pool_cell)
+    x = network(graph, genotype, Map(name, 3 * space.patch**2), pool_side)
     if space.patch > 1:
         x = Map(graph.node("DepthToSpace", x.name, blocksize=space.patch, mode="DCR"), 3)
     if space.residual:
@@ -199,7 +199,7 @@ def _mirror_pad(graph: Graph, x: str, shape: str, axis: int, multiple: int) -> s
     return graph.node("Gather", x, graph.node("Min", index, mirrored), axis=axis)
 
 
-def network(graph: Graph, genotype: Genotype, x: Map, pool_cell: int | None) -> Map:
+def network(graph: Graph, genotype: Genotype, x: Map, pool_side: int | None) -> Map:
     """The blocks of `Network` between `preprocess` and `postprocess`."""
     space, branches = genotype.space, [x]
     for i in range(space.stem_blocks):
@@ -215,7 +215,7 @@ def network(graph: Graph, genotype: Genotype, x: Map, pool_cell: int | None) -> 
                 branches = fusion(graph, branches, path)
         for b in range(count):
             chosen = genotype.attention[cell][b]
-            side = pool_cell and pool_cell // (space.patch * 2**b)
+            side = pool_side and pool_side // (space.patch * 2**b)
             branches[b] = attention(graph, branches[b], f"{name}_attention{b}", chosen, side, space)
     (x,) = fusion(graph, branches, "head_fusion", outputs=1)
     shape = 1, 1, x.channels, 3 * space.patch**2
@@ -313,7 +313,7 @@ def attention(
     x: Map,
     path: str,
     chosen: Sequence[str],
-    cell: int | None,
+    side: int | None,
     space: SearchSpace,
 ) -> Map:
     """Mirrors `Attention`."""
@@ -322,14 +322,14 @@ def attention(
 
     def edge(y: Map) -> Map:
         e, name = next(edges)
-        return gated(graph, y, name, f"{path}/edge{e}/{name}", cell)
+        return gated(graph, y, name, f"{path}/edge{e}/{name}", side)
 
     nodes: list[Map] = []
     for group in groups:
         nodes.append(graph.sum([edge(group), *[edge(node) for node in nodes]]))
 
     def squeezed(y: Map, reduction: int, name: str) -> Map:
-        gate = channel_gate(graph, y, f"{path}/{name}", cell, reduction)
+        gate = channel_gate(graph, y, f"{path}/{name}", side, reduction)
         return graph.apply("Mul", y, gate)
 
     total = squeezed(graph.sum(groups), spaces.GROUP_SE_REDUCTION, "group_gate")
@@ -356,7 +356,7 @@ def split(graph: Graph, x: Map, count: int) -> list[Map]:
     ]
 
 
-def gated(graph: Graph, x: Map, name: str, path: str, cell: int | None) -> Map:
+def gated(graph: Graph, x: Map, name: str, path: str, side: int | None) -> Map:
     """Mirrors `Edge` with a chosen candidate."""
     if name == "skip_connect":
         return x
@@ -364,25 +364,25 @@ def gated(graph: Graph, x: Map, name: str, path: str, cell: int | None) -> Map:
         return graph.apply("Mul", x, Map(graph.constant(0, np.float32), 1))
     if not (gate := GATES.get(name) or registered(name).onnx):
         raise UserError(f"candidate {name}: has no form in ONNX; de-rain with --engine jax")
-    return graph.apply("Mul", x, gate(graph, x, path, cell))
+    return graph.apply("Mul", x, gate(graph, x, path, side))
 
 
-def pool(graph: Graph, x: Map, kind: str, cell: int | None) -> Map:
+def pool(graph: Graph, x: Map, kind: str, side: int | None) -> Map:
     """Mirrors `PooledFeatures.average` and `maximum`: of all pixels or of 3x3 squares.
 
     Squares are complete, so that the average of their averages is that of the window.
     """
-    if cell is None:
+    if side is None:
         return Map(graph.node(f"Global{kind}Pool", x.name), x.channels)
-    squares = graph.node(f"{kind}Pool", x.name, kernel_shape=[cell] * 2, strides=[cell] * 2)
+    squares = graph.node(f"{kind}Pool", x.name, kernel_shape=[side] * 2, strides=[side] * 2)
     return Map(graph.node(f"{kind}Pool", squares, kernel_shape=[3, 3], pads=[1] * 4), x.channels)
 
 
-def broadcast(graph: Graph, gate: Map, cell: int | None) -> Map:
+def broadcast(graph: Graph, gate: Map, side: int | None) -> Map:
     """Mirrors `PooledFeatures.broadcast`."""
-    if cell is None:
+    if side is None:
         return gate
-    return graph.resize(gate, cell, mode="linear", coordinate_transformation_mode="half_pixel")
+    return graph.resize(gate, side, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
 def pool_channels(graph: Graph, x: Map) -> Map:
@@ -397,7 +397,7 @@ def channel_gate(
     graph: Graph,
     x: Map,
     path: str,
-    cell: int | None,
+    side: int | None,
     reduction: int = spaces.CANDIDATE_REDUCTION,
     kinds: Sequence[str] = ("Average",),
     bias: bool = False,
@@ -410,9 +410,9 @@ def channel_gate(
         shift = graph.param(f"{path}/mlp/{name}/bias", features) if bias else None
         return graph.conv(y, kernel[None, None], shift)
 
-    squeezed = [dense(pool(graph, x, kind, cell), "squeeze", hidden) for kind in kinds]
+    squeezed = [dense(pool(graph, x, kind, side), "squeeze", hidden) for kind in kinds]
     excited = [dense(graph.apply("Relu", y), "excite", x.channels) for y in squeezed]
-    return broadcast(graph, graph.apply("Sigmoid", graph.sum(excited)), cell)
+    return broadcast(graph, graph.apply("Sigmoid", graph.sum(excited)), side)
 
 
 def factored_conv(
@@ -436,7 +436,7 @@ def factored_conv(
     return graph.conv(x, pointwise, bias)
 
 
-def separable_gate(graph: Graph, x: Map, path: str, cell: int | None, spatial: bool) -> Map:
+def separable_gate(graph: Graph, x: Map, path: str, side: int | None, spatial: bool) -> Map:
     """Mirrors `SeparableGate`."""
     features = 1 if spatial else x.channels
     x = pool_channels(graph, x) if spatial else x
@@ -444,7 +444,7 @@ def separable_gate(graph: Graph, x: Map, path: str, cell: int | None, spatial: b
     return graph.apply("Sigmoid", factored_conv(graph, y, path, 1, features))
 
 
-def dilated_gate(graph: Graph, x: Map, path: str, cell: int | None, spatial: bool) -> Map:
+def dilated_gate(graph: Graph, x: Map, path: str, side: int | None, spatial: bool) -> Map:
     """Mirrors `DilatedGate`."""
     features = 1 if spatial else x.channels
     x = pool_channels(graph, x) if spatial else x
@@ -452,9 +452,9 @@ def dilated_gate(graph: Graph, x: Map, path: str, cell: int | None, spatial: boo
     return graph.apply("Sigmoid", y)
 
 
-def cbam_gate(graph: Graph, x: Map, path: str, cell: int | None) -> Map:
+def cbam_gate(graph: Graph, x: Map, path: str, side: int | None) -> Map:
     """Mirrors `CBAMGate`."""
-    channel = channel_gate(graph, x, f"{path}/channel", cell, kinds=("Average", "Max"), bias=True)
+    channel = channel_gate(graph, x, f"{path}/channel", side, kinds=("Average", "Max"), bias=True)
     y = pool_channels(graph, graph.apply("Mul", x, channel))
     kernel, bias = (
         graph.param(f"{path}/conv/kernel", 7, 7, 2, 1),

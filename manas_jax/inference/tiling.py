@@ -15,9 +15,9 @@ import numpy as np
 from manas_jax.space import SearchSpace
 
 
-def multiple(space: SearchSpace, pool_cell: int | None) -> int:
+def multiple(space: SearchSpace, pool_side: int | None) -> int:
     """A picture's sides are mirrored up to multiples of this, in pixels, below and on the right."""
-    return math.lcm(space.multiple, pool_cell or 1)
+    return math.lcm(space.multiple, pool_side or 1)
 
 
 @dataclasses.dataclass(frozen=True)

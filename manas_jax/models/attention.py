@@ -25,12 +25,12 @@ class Attention(nn.Module):
     Attributes:
       space: the search space.
       chosen: the candidate of each edge; None for the mixture of all.
-      pool_cell: see `manas_jax.models.pooling.PooledFeatures`.
+      pool_side: see `manas_jax.models.pooling.PooledFeatures`.
     """
 
     space: spaces.SearchSpace
     chosen: Sequence[str] | None = None
-    pool_cell: int | None = None
+    pool_side: int | None = None
     ops: Ops = XLA
 
     @nn.compact
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         def edge(y: jax.Array) -> jax.Array:
             e = next(edges)
             names = self.space.candidates if self.chosen is None else (self.chosen[e],)
-            module = Edge(names, self.pool_cell, self.ops, name=f"edge{e}")
+            module = Edge(names, self.pool_side, self.ops, name=f"edge{e}")
             return module(y, train, probabilities[e] if self.chosen is None else None)
 
         nodes: list[jax.Array] = []
@@ -53,7 +53,7 @@ class Attention(nn.Module):
             nodes.append(edge(group) + sum(edge(node) for node in nodes))
 
         def gated(y: jax.Array, reduction: int, name: str) -> jax.Array:
-            pooled = PooledFeatures(y, self.pool_cell, self.ops)
+            pooled = PooledFeatures(y, self.pool_side, self.ops)
             return y * ChannelGate(reduction, ops=self.ops, name=name)(pooled)
 
         total = gated(sum(groups), spaces.GROUP_SE_REDUCTION, "group_gate")

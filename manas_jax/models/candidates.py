@@ -177,11 +177,11 @@ class Edge(nn.Module):
 
     Attributes:
       candidates: the names to mix, or the chosen one.
-      pool_cell: see `PooledFeatures`.
+      pool_side: see `PooledFeatures`.
     """
 
     candidates: tuple[str, ...]
-    pool_cell: int | None = None
+    pool_side: int | None = None
     ops: Ops = XLA
 
     @nn.compact
@@ -195,7 +195,7 @@ class Edge(nn.Module):
           train: whether BatchNorm uses the batch.
           probabilities: one per candidate; None for a single candidate.
         """
-        pooled = PooledFeatures(x, self.pool_cell, self.ops)
+        pooled = PooledFeatures(x, self.pool_side, self.ops)
 
         def gate(name: str) -> jax.Array | float:
             if name in ("none", "skip_connect"):

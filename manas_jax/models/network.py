@@ -73,7 +73,7 @@ class Network(nn.Module):
       scan: whether the supernet's columns of a cell are one `lax.scan` over stacked variables (see
         `manas_jax.models.variables.stack_columns`): less to compile on accelerators; on CPU
         convolutions inside a loop are several times slower.
-      pool_cell: side of squares in pixels of the image, a multiple of `space.multiple`: the channel
+      pool_side: side of squares in pixels of the image, a multiple of `space.multiple`: the channel
         gates of a square look at a window of 3x3 such squares; None lets them look at the whole
         image, as in training. With windows, the output at a pixel depends on its surroundings
         alone, on statistics like those of the training patches (Chu et al., "Improving Image
@@ -86,7 +86,7 @@ class Network(nn.Module):
     ops: Ops = XLA
     remat: bool = False
     scan: bool = False
-    pool_cell: int | None = None
+    pool_side: int | None = None
 
     @nn.compact
     def __call__(
@@ -149,10 +149,10 @@ class Network(nn.Module):
                     blocks.append(block(f"{name}_column{i}", searched(Column), *chosen, **logits))
             for b in range(count):
                 chosen = None if genotype is None else genotype.attention[cell][b]
-                pool_cell = self.pool_cell and self.pool_cell // (space.patch * 2**b)
+                pool_side = self.pool_side and self.pool_side // (space.patch * 2**b)
                 blocks.append(
                     block(
-                        f"{name}_attention{b}", searched(Attention), space, chosen, pool_cell,
+                        f"{name}_attention{b}", searched(Attention), space, chosen, pool_side,
                         branch=b, attention=next(modules),
                     )
                 )  # fmt: skip

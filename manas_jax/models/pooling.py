@@ -15,19 +15,19 @@ from manas_jax.ops import XLA, Ops
 class PooledFeatures:
     """Pooled versions of a feature map, each computed once, on first use.
 
-    Averages and maxima over pixels are those of the whole image, or with `cell` those of a window
-    around each square of cell x cell pixels (see `Network.pool_cell`). They are (N, C), or with
-    `cell` (N, rows of squares, columns of squares, C). What lies outside of `Ops.region` is no part
+    Averages and maxima over pixels are those of the whole image, or with `side` those of a window
+    around each square of side x side pixels (see `Network.pool_side`). They are (N, C), or with
+    `side` (N, rows of squares, columns of squares, C). What lies outside of `Ops.region` is no part
     of the image.
 
     Attributes:
       x: the feature map (N, H, W, C).
-      cell: side of the squares in pixels; None for the whole image.
+      side: side of the squares in pixels; None for the whole image.
     """
 
-    def __init__(self, x: jax.Array, cell: int | None = None, ops: Ops = XLA):
+    def __init__(self, x: jax.Array, side: int | None = None, ops: Ops = XLA):
         self.x = x
-        self.cell = cell
+        self.side = side
         self._ops = ops
 
     @functools.cached_property
@@ -38,7 +38,7 @@ class PooledFeatures:
     @functools.cached_property
     def average(self) -> jax.Array:
         """Mean over pixels."""
-        if self.cell is None and self._ops.region is None:
+        if self.side is None and self._ops.region is None:
             return self.x.mean(axis=(1, 2))
         inside = jnp.ones((1, *self.x.shape[1:3], 1), self.x.dtype)
         total, pixels = (self._reduce(y, jnp.sum, 0.0) for y in (self.x, inside))
@@ -47,38 +47,38 @@ class PooledFeatures:
     @functools.cached_property
     def maximum(self) -> jax.Array:
         """Maximum over pixels."""
-        if self.cell is None and self._ops.region is None:
+        if self.side is None and self._ops.region is None:
             return self._ops.reduce_max(self.x, (1, 2))
         return self._reduce(self.x, jnp.max, -jnp.inf)
 
     def _reduce(self, x: jax.Array, reduce: Callable[..., jax.Array], neutral: float) -> jax.Array:
         if self._ops.region is not None:
             x = self._ops.region.mask(x, neutral)
-        if self.cell is None:
+        if self.side is None:
             return reduce(x, (1, 2))
-        return _reduce_windows(x, self.cell, reduce, neutral)
+        return _reduce_windows(x, self.side, reduce, neutral)
 
     def broadcast(self, gate: jax.Array) -> jax.Array:
-        """A gate of pooled pixels as a map: (N, 1, 1, C), or with `cell` (N, H, W, C)."""
-        if self.cell is None:
+        """A gate of pooled pixels as a map: (N, 1, 1, C), or with `side` (N, H, W, C)."""
+        if self.side is None:
             return gate[:, None, None, :]
         if self._ops.region is not None:
             gate = self._ops.region.extend(gate)
         height, width = self.x.shape[1:3]
-        columns = _interpolate(gate, self.cell, axis=2)
-        return _interpolate(columns, self.cell, axis=1)[:, :height, :width]
+        columns = _interpolate(gate, self.side, axis=2)
+        return _interpolate(columns, self.side, axis=1)[:, :height, :width]
 
 
 def _reduce_windows(
-    x: jax.Array, cell: int, reduce: Callable[..., jax.Array], neutral: float
+    x: jax.Array, side: int, reduce: Callable[..., jax.Array], neutral: float
 ) -> jax.Array:
-    """Reduces 3x3 squares of cell x cell pixels around each square; nothing lies outside of x.
+    """Reduces 3x3 squares of side x side pixels around each square; nothing lies outside of x.
 
     With reshapes and slices, which other runtimes support better than windows of any size.
     """
     for axis in (1, 2):
-        x = _pad(x, axis, 0, -x.shape[axis] % cell, neutral)
-        squares = (*x.shape[:axis], x.shape[axis] // cell, cell, *x.shape[axis + 1 :])
+        x = _pad(x, axis, 0, -x.shape[axis] % side, neutral)
+        squares = (*x.shape[:axis], x.shape[axis] // side, side, *x.shape[axis + 1 :])
         x = reduce(x.reshape(squares), axis + 1)
         count = x.shape[axis]
         x = _pad(x, axis, 1, 1, neutral)

@@ -20,18 +20,18 @@ from manas_jax.models.variables import init_variables
 from manas_jax.space import random_genotype
 from manas_jax.workdir.weights import save_weights
 
-CELL = 8
+SIDE = 8
 
 
 @pytest.fixture(scope="module")
 def derain(weights):
-    return Derainer.from_pretrained(weights, pool_cell=CELL, engine="onnx")
+    return Derainer.from_pretrained(weights, pool_side=SIDE, engine="onnx")
 
 
 @pytest.fixture(scope="module")
 def derain_by_jax(weights):
     """Its first picture is as large as any of the tests, so they share that picture's program."""
-    derain = Derainer.from_pretrained(weights, pool_cell=CELL, engine="jax")
+    derain = Derainer.from_pretrained(weights, pool_side=SIDE, engine="jax")
     derain(LARGE)
     return derain
 
@@ -40,7 +40,7 @@ def derain_by_jax(weights):
 def tiled(weights):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_OVERLAP", 64)
-        return Derainer.from_pretrained(weights, tile=130, pool_cell=CELL, engine="onnx")
+        return Derainer.from_pretrained(weights, tile=130, pool_side=SIDE, engine="onnx")
 
 
 def picture(height, width, dtype=np.uint8, seed=0):
@@ -60,11 +60,11 @@ LARGE = picture(152, 264)
 
 def test_windows_are_those_of_numpy():
     x = np.random.default_rng(0).uniform(size=(1, 20, 27, 3)).astype(np.float32)
-    pools = PooledFeatures(jnp.asarray(x), CELL)
+    pools = PooledFeatures(jnp.asarray(x), SIDE)
     average, maximum = np.asarray(pools.average), np.asarray(pools.maximum)
     assert average.shape == maximum.shape == (1, 3, 4, 3)
     for i, j in np.ndindex(3, 4):
-        window = x[0, max(0, i - 1) * CELL : (i + 2) * CELL, max(0, j - 1) * CELL : (j + 2) * CELL]
+        window = x[0, max(0, i - 1) * SIDE : (i + 2) * SIDE, max(0, j - 1) * SIDE : (j + 2) * SIDE]
         np.testing.assert_allclose(average[0, i, j], window.mean((0, 1)), rtol=1e-5)
         np.testing.assert_array_equal(maximum[0, i, j], window.max((0, 1)))
 
@@ -82,8 +82,8 @@ def test_a_window_as_large_as_the_picture_is_the_whole_picture(small):
     genotype, variables = small
     images = picture(16, 24, np.float32)[None]
     whole, windowed = (
-        jax.jit(Network(genotype.space, genotype, pool_cell=cell).apply)(variables, images)
-        for cell in (None, 24)
+        jax.jit(Network(genotype.space, genotype, pool_side=side).apply)(variables, images)
+        for side in (None, 24)
     )
     np.testing.assert_allclose(windowed, whole, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_it_is_the_network(small, engine, request):
     genotype, variables = small
     pixels = picture(32, 48)
     images = pixels[None].astype(np.float32) / 255
-    network = Network(genotype.space, genotype, pool_cell=CELL)
+    network = Network(genotype.space, genotype, pool_side=SIDE)
     expected = jax.jit(network.apply)(variables, images)[0]
     expected = np.floor(np.clip(expected, 0, 1) * 255 + 0.5)
     assert np.abs(derain(pixels).astype(int) - expected).max() <= 1  # a rounded half
@@ -132,7 +132,7 @@ def test_devices_and_types_are_those_of_jax(weights):
 
 
 def test_bfloat16_is_close(weights, derain):
-    rough = Derainer.from_pretrained(weights, pool_cell=CELL, dtype="bfloat16")
+    rough = Derainer.from_pretrained(weights, pool_side=SIDE, dtype="bfloat16")
     pixels = picture(16, 16)
     difference = np.abs(rough(pixels).astype(int) - derain(pixels))
     assert 0 < difference.max() <= 8
@@ -202,7 +202,7 @@ def test_no_more_pictures_at_once_than_a_tile_is_large(weights, monkeypatch, pla
     """On a CPU one by one; elsewhere two of these are as large as a tile."""
     monkeypatch.setattr(module, "_OVERLAP", 8)
     stack = np.stack([picture(16, 24, seed=i) for i in range(3)])
-    several, sizes = Derainer.from_pretrained(weights, tile=32, pool_cell=CELL), []
+    several, sizes = Derainer.from_pretrained(weights, tile=32, pool_side=SIDE), []
 
     def identity(pictures):
         sizes.append(len(pictures))
@@ -321,7 +321,7 @@ def test_weights_gone_wrong_are_said(small):
     genotype, variables = small
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), variables)
     with pytest.raises(UserError, match="NaN"):
-        Derainer(genotype, broken, pool_cell=CELL)(LARGE)
+        Derainer(genotype, broken, pool_side=SIDE)(LARGE)
 
 
 def test_unknown_weights_and_tiles_too_small(weights):
@@ -352,7 +352,7 @@ def test_every_pretrained_network_removes(name):
 def test_random_genotypes_work_with_windows(space):
     genotype = random_genotype(space, 3)
     variables = init_variables(Network(space, genotype), 0)
-    assert Derainer(genotype, variables, pool_cell=4)(picture(9, 9)).shape == (9, 9, 3)
+    assert Derainer(genotype, variables, pool_side=4)(picture(9, 9)).shape == (9, 9, 3)
 
 
 def test_tiles_fit_into_memory(small):
@@ -366,7 +366,7 @@ import json, sys
 import numpy as np
 from manas_jax.inference import derainer
 derainer._OVERLAP = 64
-derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_cell=8, engine="jax")
+derain = derainer.Derainer.from_pretrained(sys.argv[1], tile=136, pool_side=8, engine="jax")
 engine = derain._run
 programs, compile = {}, engine._compile
 def noted(count, size):

@@ -55,14 +55,14 @@ GENOTYPES = pytest.mark.parametrize("genotype", [PLAIN, RESIDUAL], ids=["plain",
 
 def trained(genotype):
     """A network, and variables away from their initial values."""
-    network = Network(genotype.space, genotype, pool_cell=8 if genotype is RESIDUAL else None)
+    network = Network(genotype.space, genotype, pool_side=8 if genotype is RESIDUAL else None)
     return network, moved_variables(network)
 
 
 def ready(network, variables):
     """What `export` takes."""
-    genotype, cell = network.genotype, network.pool_cell
-    return Derainer(genotype, variables, pool_cell=cell, engine="jax")
+    genotype, side = network.genotype, network.pool_side
+    return Derainer(genotype, variables, pool_side=side, engine="jax")
 
 
 def noise(*shape):
@@ -71,7 +71,7 @@ def noise(*shape):
 
 def restored(network, variables, images):
     """Expected outputs, mostly inside the range, so that clipping hides nothing."""
-    padded = layers.pad_to_multiple(images, multiple(network.space, network.pool_cell))
+    padded = layers.pad_to_multiple(images, multiple(network.space, network.pool_side))
     raw = np.asarray(jax.jit(network.apply)(variables, padded))
     raw = raw[:, : images.shape[1], : images.shape[2]]
     assert np.mean((raw > 0.01) & (raw < 0.99)) > 0.5
@@ -159,7 +159,7 @@ def test_onnx_takes_any_size(small, tmp_path, monkeypatch):
 
 def test_a_size_larger_than_the_tile_is_compared_without_tiles(small, tmp_path):
     tiled = Derainer(
-        small.genotype, small.variables, tile=386, pool_cell=small.pool_cell, engine="jax"
+        small.genotype, small.variables, tile=386, pool_side=small.pool_side, engine="jax"
     )
     wide = noise(1, 4, 800)
     by_tiles = np.abs(tiled(wide) - small(wide)).max()

@@ -39,10 +39,10 @@ def _images(height=16, width=24):
     return jnp.asarray(draw.uniform(size=(2, height, width, 3)), jnp.float32)
 
 
-@pytest.mark.parametrize("pool_cell", [None, 8])
-def test_folded_network_equals_the_network(pool_cell):
+@pytest.mark.parametrize("pool_side", [None, 8])
+def test_folded_network_equals_the_network(pool_side):
     """Also in the corner of a larger image of which nothing else counts."""
-    network = Network(SPACE, _genotype(), pool_cell=pool_cell)
+    network = Network(SPACE, _genotype(), pool_side=pool_side)
     variables, images = _made(network), _images()
     wanted = jax.jit(network.apply)(variables, images)
     got = jax.jit(folded_network(network).apply)(fold(variables), images)

@@ -54,20 +54,20 @@ def variables_of(genotype):
     return moved_variables(Network(genotype.space, genotype))
 
 
-@pytest.mark.parametrize("pool_cell", [None, 16])
+@pytest.mark.parametrize("pool_side", [None, 16])
 @pytest.mark.parametrize("name", GENOTYPES)
-def test_it_is_the_network_at_odd_sizes(name, pool_cell):
+def test_it_is_the_network_at_odd_sizes(name, pool_side):
     genotype = GENOTYPES[name]
     variables = variables_of(genotype)
-    model = onnx_graph.build(genotype, variables, pool_cell)
+    model = onnx_graph.build(genotype, variables, pool_side)
     onnx.checker.check_model(model, full_check=True)
     session = open_session(model.SerializeToString())
     devices = jax.local_devices()[:1]
-    by_jax = JaxEngine(genotype, variables, pool_cell, 80, devices)  # a program of the first size
+    by_jax = JaxEngine(genotype, variables, pool_side, 80, devices)  # a program of the first size
     for height, width in SIZES:
         images = np.random.default_rng(height).uniform(size=(2, height, width, 3)).astype("f4")
         (got,) = session.run(None, {"images": images})
-        padded = layers.pad_to_multiple(images, multiple(genotype.space, pool_cell))
+        padded = layers.pad_to_multiple(images, multiple(genotype.space, pool_side))
         wanted = by_jax(np.asarray(padded))[:, :height, :width]
         assert wanted.std() > 0.02 and np.mean((wanted > 0) & (wanted < 1)) > 0.3
         np.testing.assert_allclose(got, wanted, atol=2e-5)
@@ -82,7 +82,7 @@ def test_genotypes_have_all_choices():
 
 def test_shipped_weights_make_few_nodes_and_the_documented_opset():
     derainer = Derainer.from_pretrained("general", engine="onnx")
-    model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_cell)
+    model = onnx_graph.build(derainer.genotype, derainer.variables, derainer.pool_side)
     kinds = [node.op_type for node in model.graph.node]
     assert len(kinds) < 4 * kinds.count("Conv")
     assert [(x.domain, x.version) for x in model.opset_import] == [("", onnx_graph.OPSET)]

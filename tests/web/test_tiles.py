@@ -16,7 +16,7 @@ from manas_jax.inference.pretrained import list_pretrained
 from manas_jax.inference.tiling import TileGrid
 
 SOURCES = (ROOT / "web" / "src").as_uri()
-CELL, OVERLAP, STEP = module.POOL_CELL, module._OVERLAP, module._STEP
+POOL_SIDE, OVERLAP, STEP = module.POOL_SIDE, module._OVERLAP, module._STEP
 
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
 
@@ -35,8 +35,8 @@ def test_the_page_has_the_constants_of_the_package():
     values = {
         name: int(value) for name, value in re.findall(r"^const (\w+) = (\d+);", source, re.M)
     }
-    names = ("CELL", "OVERLAP", "STEP")
-    assert [values.get(name) for name in names] == [CELL, OVERLAP, STEP]
+    names = ("POOL_SIDE", "OVERLAP", "STEP")
+    assert [values.get(name) for name in names] == [POOL_SIDE, OVERLAP, STEP]
 
 
 @needs_node
@@ -44,17 +44,17 @@ def test_grids_and_blend_weights():
     axes = [
         (length, tile)
         for tile in (416, 512, 768, 1024)
-        for length in (32, tile, tile + CELL, 2 * tile - OVERLAP, 1504, 3008, 4000, 6016)
+        for length in (32, tile, tile + POOL_SIDE, 2 * tile - OVERLAP, 1504, 3008, 4000, 6016)
     ]
     made = node(f"""
         import {{ blendWeights, tileGrid }} from "SOURCES/tiling.js";
         const grids = {json.dumps(axes)}.map(([length, tile]) =>
-          tileGrid(length, tile, {OVERLAP}, {CELL}, {STEP}));
+          tileGrid(length, tile, {OVERLAP}, {POOL_SIDE}, {STEP}));
         const weights = grids.map((grid) => blendWeights(grid).map((tile) => [...tile]));
         console.log(JSON.stringify({{ grids, weights }}));
     """)
     for (length, tile), grid, weights in zip(axes, made["grids"], made["weights"], strict=True):
-        want = TileGrid.make(length, tile, OVERLAP, CELL, STEP)
+        want = TileGrid.make(length, tile, OVERLAP, POOL_SIDE, STEP)
         assert (grid["tile"], tuple(grid["starts"])) == (want.tile, want.starts)
         np.testing.assert_allclose(weights, want.blend_weights(), atol=1e-7)
 

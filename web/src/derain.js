@@ -1,8 +1,8 @@
 /** Removes rain from a picture tile by tile, as `Derainer` of manas_jax/inference/derainer.py does. */
 import { blendWeights, tileGrid } from "./tiling.js";
 
-// Pixels. The network's gates look at windows of such cells, so tiles start at multiples of them.
-const CELL = 32;
+// Pixels. The network's gates look at windows of such squares, so tiles start at multiples of them.
+const POOL_SIDE = 32;
 const OVERLAP = 192;
 const STEP = 64;
 
@@ -17,7 +17,7 @@ const STEP = 64;
 export async function* derain(source, target, side, run) {
   const { width, height } = source;
   const [down, across] = [height, width].map((length) =>
-    tileGrid(Math.ceil(length / CELL) * CELL, side, OVERLAP, CELL, STEP),
+    tileGrid(Math.ceil(length / POOL_SIDE) * POOL_SIDE, side, OVERLAP, POOL_SIDE, STEP),
   );
   const [sharesDown, sharesAcross] = [down, across].map(blendWeights);
   const total = down.starts.length * across.starts.length;
