@@ -386,8 +386,8 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
             if key not in known:
                 (closest,) = difflib.get_close_matches(key, known, n=1, cutoff=0)
                 raise UserError(
-                    f"unknown config key {key}, the closest one is {closest}: correct or remove "
-                    "it; see manas_jax/config.py for all of them"
+                    f"unknown config key '{key}' (did you mean '{closest}'?); see "
+                    "manas_jax/config.py for all of them"
                 )
 
 
