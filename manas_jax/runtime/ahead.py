@@ -208,7 +208,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CALLED = re.compile(r"\b(?:body|calls|to_apply|branch_computations)=\{?([^}\s]*)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|c\d+)\[([\d,]*)\]")
-_MODULE = re.compile(r'op_name="[^"]*?\(([A-Z]\w*)\)+/(\w+)')
+_MODULE = re.compile(r'op_name="[^"]*?[(/]([A-Z]\w*)\)*/(\w+)')
 _COPIES = ("copy", "copy-start", "transpose")
 _RUNS_OTHERS = ("while", "call", "conditional", "async-start")
 

@@ -60,12 +60,14 @@ ENTRY %main (x: f32[16]) -> f32[16] {
   %f = f32[4]{0} fusion(%x), metadata={op_name="jit(step)/jvp(Network)/cell0_column1/conv/add"}, backend_config={"estimated_cycles":"20","convolution_algorithm_config":{"emitter":"A"}}
   %g = f32[4]{0} fusion(%f), metadata={op_name="jit(step)/transpose(jvp(Network))/cell0_column1/conv/mul"}, backend_config={"estimated_cycles":"3"}
   %h = f32[4]{0} fusion(%g), metadata={op_name="jit(_forward)/jvp(Attention)/edge0/mul"}, backend_config={"estimated_cycles":"5"}
+  %i = f32[4]{0} fusion(%h), metadata={op_name="jit(_backward)/transpose(jvp(jvp()))/checkpoint/Attention/edge0/mul"}, backend_config={"estimated_cycles":"30"}
+  %j = f32[4]{0} fusion(%i), metadata={op_name="jit(apply)/Network/head_conv/add"}, backend_config={"estimated_cycles":"40"}
   ROOT %t = f32[4]{0} transpose(%h), metadata={op_name="jit(step)/jvp()/div"}, backend_config={"estimated_cycles":"7"}
 }
 """  # noqa: E501
     found = ahead.entry_costs(program)
-    assert found.kinds == {"convolution": 20, "copy": 7, "other": 8}
-    assert found.modules == {"cell0_column1": 23, "Attention": 5, "": 7}
+    assert found.kinds == {"convolution": 20, "copy": 7, "other": 3 + 5 + 30 + 40}
+    assert found.modules == {"cell0_column1": 23, "Attention": 35, "head_conv": 40, "": 7}
 
 
 def test_equal_calls_share_a_program():
