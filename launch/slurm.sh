@@ -44,10 +44,10 @@ while (($#)); do
 done
 
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || die "--nodes=$nodes: give a whole number"
-[[ $gpus =~ ^[0-9]+$ ]] || die "--gpus-per-node=$gpus: give a whole number"
+[[ $gpus =~ ^(0|[1-9][0-9]*)$ ]] || die "--gpus-per-node=$gpus: give a whole number"
 [[ $limit =~ ^([0-9]+-)?[0-9]{1,2}:[0-5][0-9]:[0-5][0-9]$ ]] ||
   die "--time=$limit: give [DAYS-]HOURS:MINUTES:SECONDS"
-[[ $restarts =~ ^[0-9]+$ ]] || die "--restarts=$restarts: give a whole number"
+[[ $restarts =~ ^(0|[1-9][0-9]*)$ ]] || die "--restarts=$restarts: give a whole number"
 check_run_flags "${flags[@]}"
 need sbatch
 $dry_run || [[ -x .venv/bin/python ]] || die ".venv/bin/python is missing: install as README.md says"

@@ -72,7 +72,7 @@ def _main(options: argparse.Namespace) -> int:
     if options.json == STREAM:
         raise UserError("--json -: standard output is not supported; give a file")
     if options.json:
-        _check_report(pathlib.Path(options.json), planned.jobs)
+        _check_report(options.json, planned.jobs)
     # Files share a line where it is their folder that cannot be written.
     problems = [*planned.problems, *dict.fromkeys(filter(None, obstacles.values()))]
     problems = [printable(line) for line in problems]
@@ -214,14 +214,16 @@ def _summary(planned: Plan, tried: int, failed: int) -> str:
     return "; ".join(text for text, applies in counts.items() if applies)
 
 
-def _check_report(file: pathlib.Path, jobs: Sequence[Job]) -> None:
+def _check_report(file: str, jobs: Sequence[Job]) -> None:
     """Refuses a report that cannot be written, or would replace an input or an output."""
-    paths = (path for job in jobs for path in (job.source, *job.targets) if path)
-    if os.path.realpath(file) in map(buckets.real_path, paths):
+    paths = {buckets.real_path(path) for job in jobs for path in (job.source, *job.targets) if path}
+    folders = {str(folder) for path in paths for folder in pathlib.PurePath(path).parents}
+    real = os.path.realpath(file)
+    if real in paths or any(str(parent) in paths for parent in pathlib.PurePath(real).parents):
         raise UserError(f"--json {file} is an input or an output: give another path")
-    if os.path.isdir(file):
+    if os.path.isdir(file) or file.endswith("/") or real in folders:
         raise UserError(f"--json {file} is a folder: give a file")
-    if problem := obstacle([file]):
+    if problem := obstacle([pathlib.Path(file)]):
         raise UserError(f"--json: {problem}")
 
 

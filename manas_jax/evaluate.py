@@ -254,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_local_options(options)
         check_extra("train", "skimage")
         if options.json:
-            check_writable(options.json, "--json")
+            folders = (options.restored, options.clean)
+            inputs = (path for folder in folders for path in _images(folder))
+            check_writable(options.json, "--json", inputs)
         scores = score_folders(options.restored, options.clean)
         if options.json:
             origin = {"provenance": provenance.describe()}

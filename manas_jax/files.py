@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from manas_jax import buckets
@@ -90,15 +90,24 @@ def output_file(
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def check_writable(path: str | os.PathLike, flag: str) -> None:
+def check_writable(
+    path: str | os.PathLike, flag: str, inputs: Iterable[str | os.PathLike] = ()
+) -> None:
     """Checks that the folder of a file is there and can be written to.
 
+    Args:
+      path: the file.
+      flag: that it was given with.
+      inputs: files that it may not replace.
+
     Raises:
-      UserError: it is not; names the flag.
+      UserError: it cannot be written; names the flag.
     """
     file = pathlib.Path(path)  # an empty name is the current folder
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise UserError(f"{flag}={path} cannot be written: give a file in a folder")
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise UserError(f"{flag}={path} is an input: give another file")
 
 
 def write_json(path: str | os.PathLike, fields: Any) -> None:

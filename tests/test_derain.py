@@ -497,6 +497,14 @@ def test_outputs_that_cannot_be_written_are_named_before_anything_is_read(
     assert identity(street, "-o", closed) == (
         1, [f"cannot write to the folder {closed}", "0 of 3 de-rained; 3 failed, see above"],
     )  # fmt: skip
+    (tmp_path / "full" / "a.png").mkdir(parents=True)
+    assert identity(street / "a.png", "-o", tmp_path / "full", "--overwrite") == (
+        1, [f"cannot write {tmp_path}/full/a.png: it is a folder"],
+    )  # fmt: skip
+    (tmp_path / "link").symlink_to("nowhere")
+    assert identity(street / "a.png", "-o", tmp_path / "link" / "out") == (
+        1, [f"cannot write to the folder {tmp_path}/link: a link to nothing"],
+    )  # fmt: skip
     long = street / f"{'x' * 250}.png"
     shutil.copy(street / "a.png", long)
     assert identity(long, "-o", tmp_path / "out", "--compare") == (
@@ -663,6 +671,12 @@ def test_report_in_json(street, tmp_path, identity):
         ("a.png -o out --json out/a.png", "--json out/a.png is an input or an output"),
         ("below -o out --suffix /../../up", "--suffix /../../up: give a part of a file name"),
         ("a.png -o out --json below", "--json below is a folder"),
+        ("a.png -o out --json out", "--json out is a folder"),
+        ("a.png -o out/ --json report/", "--json report/ is a folder"),
+        (
+            "a.png -o out --json out/a.png/report",
+            "--json out/a.png/report is an input or an output",
+        ),
         ("a.png -o out --json -", "--json -: standard output is not supported; give a file"),
         ("a.png -o - --compare", "--compare: neither videos nor standard output have one"),
         ("- -o x.png --suffix _dry", "--suffix is for outputs in a folder"),

@@ -281,6 +281,10 @@ def test_scorer_command(tmp_path, capsys):
 
     assert main([*arguments, f"--json={tmp_path / 'no' / 'scores.json'}"]) == 1
     assert "--json" in capsys.readouterr().err
+    before = (tmp_path / "clean" / "1.png").read_bytes()
+    assert main([*arguments, f"--json={tmp_path / 'clean' / '1.png'}"]) == 1
+    assert "is an input: give another file" in capsys.readouterr().err
+    assert (tmp_path / "clean" / "1.png").read_bytes() == before
     (tmp_path / "clean" / "1.png").unlink()
     assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("error: ")

@@ -41,18 +41,20 @@ def gather(workdir: pathlib.Path, kept: pathlib.Path) -> None:
     """Copies the cells and the configuration of a study to the folder `kept`.
 
     Raises:
-      UserError: there is no study, or a cell is damaged.
+      UserError: there is no study, it is the one that is kept, or a cell is damaged.
     """
+    if workdir.resolve() == kept.resolve():
+        raise UserError(f"{workdir}: the folder where the study is kept; give the WORKDIR of a run")
     files = cell_files(workdir / "cells")
     if not files or not (workdir / "config.json").exists():
         raise UserError(f"{workdir}: no cells here; run `python -m manas_jax.study` first")
     read_cells(workdir / "cells")  # raises if one is damaged
     cells = kept / "cells"
     cells.mkdir(parents=True, exist_ok=True)
-    for stale in cells.glob("*.json"):
-        stale.unlink()
     for file in files:
         shutil.copy(file, cells)
+    for stale in set(cells.glob("*.json")) - {cells / file.name for file in files}:
+        stale.unlink()
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["root"] = pathlib.Path(config["data"]["root"]).name
     write_json(kept / "config.json", config)

@@ -18,6 +18,7 @@ from manas_jax.errors import UserError
 from manas_jax.files import check_writable, first_few, sha256
 from manas_jax.inference import pretrained
 from manas_jax.inference.derainer import Derainer
+from manas_jax.inference.jobs import obstacle
 
 CLEAN, RAINY = "clean", "rainy"
 
@@ -250,7 +251,15 @@ def _named(arguments: Sequence[str], option: str, needs_name: bool = False) -> d
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raises UserError for outputs that could not be written."""
+    outputs = ("json", "pictures")
+    inputs = [value for name, value in vars(options).items() if name not in outputs]
     if options.json:
-        check_writable(options.json, "--json")
-    if options.pictures and os.path.lexists(options.pictures):
+        check_writable(options.json, "--json", [path for path in inputs if isinstance(path, str)])
+    if not options.pictures:
+        return
+    if os.path.lexists(options.pictures):
         raise UserError(f"--pictures {options.pictures}: exists; give a new folder")
+    if problem := obstacle([pathlib.Path(options.pictures)]):
+        raise UserError(f"--pictures: {problem}")
+    if options.json and os.path.realpath(options.json) == os.path.realpath(options.pictures):
+        raise UserError(f"--pictures {options.pictures}: also given with --json; give another path")

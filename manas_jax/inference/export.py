@@ -137,14 +137,28 @@ class Format:
       run: Python source that defines `restore`, from NumPy to NumPy, of the export at `path`.
       options: whether there are any.
       package: a package needed beyond those of de-raining, which the extra `train` brings; ''.
-      marker: a file that identifies a folder of this format; '' if an export is a file.
+      is_export: whether a file or folder is an export of this format.
     """
 
     write: Callable[..., None]
     run: str
+    is_export: Callable[[pathlib.Path], bool]
     options: bool = False
     package: str = ""
-    marker: str = ""
+
+
+def _is_stablehlo(path: pathlib.Path) -> bool:
+    try:
+        jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception:  # of whatever kind: the bytes are those of another program's file
+        return False
+    return True
+
+
+def _is_onnx(path: pathlib.Path) -> bool:
+    """Whether the name of the producer, which comes first, is that of `onnx_graph`."""
+    with path.open("rb") as file:
+        return onnx_graph.PRODUCER.encode() in file.read(64)
 
 
 FORMATS = {
@@ -154,6 +168,7 @@ FORMATS = {
 import jax.export, pathlib
 restore = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
 """,
+        lambda path: path.is_file() and _is_stablehlo(path),
     ),
     "onnx": Format(
         _write_onnx,
@@ -166,6 +181,7 @@ def restore(images):
     (restored,) = session.run(["restored"], {"images": images})
     return restored.transpose(0, 2, 3, 1) if nchw else restored
 """,
+        lambda path: path.is_file() and _is_onnx(path),
         options=True,
     ),
     "savedmodel": Format(
@@ -175,8 +191,8 @@ import tensorflow as tf
 serve = tf.saved_model.load(path).signatures["serving_default"]
 restore = lambda images: serve(images=tf.constant(images))["restored"]
 """,
+        lambda path: (path / "saved_model.pb").is_file(),
         package="tensorflow",
-        marker="saved_model.pb",
     ),
 }
 
@@ -252,7 +268,7 @@ def check(format: str, out: pathlib.Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"--out {out}: exists; choose another path or give --overwrite")
-    if not ((out / kind.marker).is_file() and out.is_dir() == bool(kind.marker)):
+    if not kind.is_export(out):
         raise UserError(
             f"--out {out}: not a {format} export, and --overwrite replaces nothing else; "
             "choose another path"

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import stat
 from collections.abc import Sequence
 
 from manas_jax import buckets
@@ -159,10 +160,14 @@ def obstacle(targets: Sequence[buckets.Path]) -> str | None:
     """Why an output cannot be written, if that is known beforehand."""
     for target in itertools.filterfalse(buckets.is_remote, targets):
         folder = next(folder for folder in target.parents if os.path.lexists(folder))
+        if os.path.islink(folder) and not os.path.exists(folder):
+            return f"cannot write to the folder {folder}: a link to nothing"
         if os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK):
             return f"cannot write to the folder {folder}"
         try:
-            (folder / target.name).lstat()
+            status = (folder / target.name).lstat()
+            if folder == target.parent and stat.S_ISDIR(status.st_mode):
+                return f"cannot write {target}: it is a folder"
         except FileNotFoundError:
             pass
         except OSError as error:  # such as a name that is too long
@@ -191,7 +196,7 @@ def _stream_target(outputs: Outputs, several: bool) -> buckets.Path | None:
         raise UserError("--suffix is for outputs in a folder; leave it out")
     if out == STREAM:
         return None
-    if buckets.is_folder(out):
+    if buckets.is_folder(out) or out.endswith("/"):
         raise UserError(f"{out} is a folder: give -o a file")
     if video.is_video(out):
         raise UserError(f"standard input and {out}: videos are read from files only")

@@ -27,6 +27,7 @@ from manas_jax.registry import registered
 from manas_jax.space import Genotype, SearchSpace
 from manas_jax.workdir.weights import flatten
 
+PRODUCER = "manas_jax"
 OPSET = 21  # of 2024; runtimes refuse what is newer than they are
 INPUT, OUTPUT = "images", "restored"
 LAYOUT = "nhwc"
@@ -133,7 +134,7 @@ class Graph:
             helper.make_graph(self.nodes, "manas_jax", inputs, outputs, self.constants),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=10,  # of the time of the opset
-            producer_name="manas_jax",
+            producer_name=PRODUCER,
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import moved_variables
 
 from manas_jax.errors import UserError
-from manas_jax.inference import export
+from manas_jax.inference import export, pretrained
 from manas_jax.inference.derainer import Derainer
 from manas_jax.inference.tiling import multiple
 from manas_jax.models import layers
@@ -286,10 +286,13 @@ def test_wrong_export_does_not_replace_the_old_one(write, message, small, tmp_pa
     if write is not damaged:
         monkeypatch.setattr(export, "_run", run_here)
     out = tmp_path / "net.bin"
-    out.write_bytes(b"old")
+    old = bytes(
+        jax.export.export(jax.jit(jax.numpy.sin))(jax.ShapeDtypeStruct((3,), "f4")).serialize()
+    )
+    out.write_bytes(old)
     with pytest.raises(UserError, match=message):
         export.export(small, "stablehlo", out, overwrite=True)
-    assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == old
 
 
 def run_here(format, path, batches):
@@ -330,6 +333,14 @@ def test_overwrite_replaces_only_exports_of_the_same_format(small, tmp_path, mon
     export.export(small, "savedmodel", out, overwrite=True)
     assert list(tmp_path.rglob("*")) == [out, out / "saved_model.pb"]
     assert (out / "saved_model.pb").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("format", ["onnx", "stablehlo"])
+def test_overwrite_replaces_no_other_files(tmp_path, format):
+    other = tmp_path / "net.safetensors"
+    other.write_bytes(pretrained.find("general").read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"not a {format} export"):
+        export.check(format, other, overwrite=True)
 
 
 def test_unwritable_path_is_named(small, tmp_path):

@@ -170,6 +170,9 @@ def test_segments_of_another_claim_are_removed(tmp_path, monkeypatch):
 
     assert derain({"weights": 1}, 12) == 12
     assert derain({"weights": 2}, 6) == 6  # restored the first segment anew
+    assert derain({"weights": 2, "tile": WIDTH - 1}, 6) == 6
+    assert derain({"weights": 2, "tile": WIDTH}, 6) == 6  # other tiles: anew
+    assert derain({"weights": 2, "tile": 512}, 99) == COUNT - 6  # no side is longer than either
     record(source, sound=False, size=(32, 32))
     assert derain({"weights": 2}, 99) == COUNT
     assert [path.name for path in target.parent.iterdir()] == ["x.mp4"]

@@ -40,6 +40,7 @@ def test_dry_run(tools):
         ([*JOB, "--", "--config=quick", "--workdir=x"], "--config=quick: no such file"),
         ([*JOB, "--nodes=0", *RUN], "--nodes=0: give a whole number"),
         ([*JOB, "--gpus-per-node=all", *RUN], "--gpus-per-node=all: give a whole number"),
+        ([*JOB, "--gpus-per-node=08", *RUN], "--gpus-per-node=08: give a whole number"),
         ([*JOB, "--time=soon", *RUN], "--time=soon: give"),
         ([*JOB, "--restarts=-1", *RUN], "--restarts=-1: give a whole number"),
         ([*JOB, "--fast", *RUN], "--fast: unknown"),

@@ -823,6 +823,15 @@ def test_files_of_a_kept_study(kept_study):
         Genotype.load(file)
 
 
+def test_a_kept_study_is_not_gathered_from_itself(kept_study):
+    from tools import keep_study
+
+    cells = sorted((kept_study / "cells").iterdir())
+    with pytest.raises(UserError, match="give the WORKDIR of a run"):
+        keep_study.gather(kept_study / ".." / kept_study.name, kept_study)
+    assert sorted((kept_study / "cells").iterdir()) == cells
+
+
 def test_the_pretrained_genotypes_are_those_of_the_weights(kept_study):
     from manas_jax.inference.derainer import Derainer
 

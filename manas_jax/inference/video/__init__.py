@@ -114,6 +114,9 @@ def derain(
             several = writer.segment_count(count, length) > 1
             if claim is not None and several and encoding.keeps_packets():
                 own = _own_claim(source, encoding, batch, length)
+                if "tile" in claim:  # larger than the frame, its size makes no difference
+                    side = max(reader.first.width, reader.first.height)
+                    own["tile"] = min(claim["tile"], side)
                 store = kept.enter_context(segments.beside(target, {**claim, **own}))
             folder = store and store.folder
             with replacing(target, like=source, folder=folder) as temporary:

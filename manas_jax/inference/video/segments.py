@@ -79,7 +79,8 @@ def beside(target: str | os.PathLike, claim: Mapping[str, Any]) -> Iterator[Segm
       OSError: the folder cannot be written.
     """
     target = pathlib.Path(target)
-    name = hashlib.sha256(target.name.encode()).hexdigest()[:16]  # names may have maximal length
+    # Names may have maximal length, or be no text.
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     segments = Segments(target.with_name(f".{name}.segments"))
     claim = json.loads(json.dumps(claim))
     if _claim_in(segments.folder) != claim:
