@@ -29,6 +29,7 @@ from manas_jax.training import checks
 from manas_jax.training.run import train
 from manas_jax.workdir import lock, provenance
 from manas_jax.workdir.claim import check_config, claim_inputs, claim_workdir
+from manas_jax.workdir.weights import WEIGHTS_FILE
 
 flags.adopt_module_key_flags(app)
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -47,10 +48,10 @@ _HEARTBEAT = flags.DEFINE_integer(
 )
 
 _RUN: dict[str, Callable] = {"search": methods.search, "train": train, "evaluate": evaluate}
-_FINISHED = {
-    "search": "search/summary.json",
-    "train": "train/summary.json",
-    "evaluate": "evaluate/scores.json",
+_FINISHED = {  # files that a stage leaves, the last one of them too
+    "search": ("search/summary.json",),
+    "train": ("train/summary.json", WEIGHTS_FILE),
+    "evaluate": ("evaluate/scores.json",),
 }
 
 
@@ -87,7 +88,7 @@ def _unfinished(config: ConfigDict, workdir: Path) -> list[str]:
     check_config(config, workdir)
     if config.stage != "all":
         return [config.stage]
-    finished = [(workdir / _FINISHED[stage]).exists() for stage in STAGES]
+    finished = [all((workdir / file).exists() for file in _FINISHED[stage]) for stage in STAGES]
     first = (*finished, False).index(False)  # what follows it may be of an earlier state of it
     for stage in STAGES[:first]:
         logging.info("%s: already finished, skipped", stage)

@@ -257,13 +257,27 @@ def test_shipped_weights_have_names(tmp_path, monkeypatch, finished, loop_config
     assert not (tmp_path / "other").exists()
 
 
-def test_lost_weights_of_a_finished_training_are_written_again(tmp_path, finished, loop_config):
+@pytest.mark.parametrize("stage", ["train", "all"])
+def test_lost_weights_of_a_finished_training_are_written_again(
+    tmp_path, finished, loop_config, stage
+):
+    """As after a run that was killed while it wrote them."""
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "weights.safetensors").unlink()
-    main.run(loop_config(stage="train"), tmp_path / "run")
+    main.run(loop_config(stage=stage), tmp_path / "run")
     again, _, _ = load_weights(tmp_path / "run" / "weights.safetensors")
     first, _, _ = load_weights(finished / "weights.safetensors")
     jax.tree.map(np.testing.assert_array_equal, again, first)
+
+
+def test_a_training_beyond_its_end_is_refused(tmp_path, finished, loop_config):
+    """Its scores would count as those of fewer steps."""
+    shutil.copytree(finished, tmp_path / "run")
+    steps = loop_config().train.steps
+    summary = (tmp_path / "run" / "train" / "summary.json").read_bytes()
+    with pytest.raises(UserError, match=f"checkpoints is of step {steps}, train.steps is 1: give"):
+        train_run.train(loop_config(train__steps=1), tmp_path / "run")
+    assert (tmp_path / "run" / "train" / "summary.json").read_bytes() == summary
 
 
 def test_weights_of_a_supernet_are_refused(tmp_path, loop_config, space):

@@ -91,6 +91,7 @@ def render(run: Run) -> str:
         timings=_timings(run),
         evaluation_time=_evaluation_time(run),
         validation=_validation(run),
+        split=_split(run),
         mean_scores=_mean_scores(run),
         scores=_scores(run),
         config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
@@ -161,12 +162,18 @@ def _improvement(run: Run) -> str:
     images = run.scores.get("images", [])
     pairs = [[values.get(i, k, "y_psnr") for k in ("input", "output")] for i in images]
     improved = sum(new > old for old, new in pairs if old is not None and new is not None)
+    pictures = values.count(len(images), f"{_split(run)} picture")
     verb = "raises" if after > before else "does not raise"
     return (
         f"The network {verb} the PSNR on luma from {before:.2f} dB for the rainy pictures to "
         f"{after:.2f} dB ({after - before:+.2f} dB), mean over "
-        f"{values.count(len(images), 'picture')}; {improved} of them improved."
+        f"{pictures}; {improved} of them improved."
     )
+
+
+def _split(run: Run) -> str:
+    """What the scored pictures are for: 'test' or 'validation'."""
+    return values.get(run.scores, "split") or "test"
 
 
 def _network(genotype: Genotype) -> dict[str, Any]:

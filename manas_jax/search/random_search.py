@@ -30,7 +30,7 @@ from manas_jax.training import run as train_run
 from manas_jax.training.restore import load_genotype
 
 _TIMES = "seconds", "compile_seconds"
-_HINT = "remove it, and the candidate will be scored again"
+_HINT = "remove the candidate's folder {}, and it will be trained and scored again"
 _DIVERGED = {"psnr": 0.0, "ssim": 0.0, "compile_seconds": 0.0, "diverged": True}
 """What a candidate scores whose training diverged.
 
@@ -181,7 +181,7 @@ def _read_scores(file: Path) -> dict[str, float] | None:
     """
     if not file.exists():
         return None
-    with reading(file, "scores", _HINT):
+    with reading(file, "scores", _HINT.format(file.parent)):
         scores = json.loads(file.read_text())
         return scores | {key: float(scores[key]) for key in ("psnr", "ssim", *_TIMES)}
 
@@ -193,7 +193,7 @@ def _ended(folder: Path) -> dict[str, float]:
       UserError: its summary is damaged.
     """
     file = folder / "train" / "summary.json"
-    with reading(file, "summary", _HINT):
+    with reading(file, "summary", _HINT.format(folder)):
         summary = json.loads(file.read_text())
         return {key: summary[key] for key in _TIMES} | summary["validation"]
 

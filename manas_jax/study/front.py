@@ -105,10 +105,13 @@ def _means(axes: Axes, budgets: Sequence[Sequence[Mapping]], kind: str, colour: 
         [statistics.mean(cell["macs"] for cell in cells) / 1e9 for cells in budgets],
         [score["mean"] for score in scores],
         [
-            score["mean"] - score["low"]
-            if len({cell["seed"] for cell in cells}) >= _MIN_SEEDS
-            else 0.0
-            for score, cells in zip(scores, budgets, strict=True)
+            [
+                abs(score[end] - score["mean"])
+                if len({cell["seed"] for cell in cells}) >= _MIN_SEEDS
+                else 0.0
+                for score, cells in zip(scores, budgets, strict=True)
+            ]
+            for end in ("low", "high")  # not symmetric: the mean is over cells, not over seeds
         ],
         marker=_MARKERS[kind], markersize=6, linewidth=1, elinewidth=1.2, capsize=3, color=colour,
         label=KINDS[kind],

@@ -90,6 +90,7 @@ def run(
         another process runs, as with the same index.
       Stopped: a signal came; run again, the current cell is resumed.
     """
+    provenance.commit()
     planned = grid.cells(config)
     cells = grid.shard(grid.named(planned, only), index, count)
     plain = grid.plain(config)  # cells may be added to a study that has begun

@@ -50,6 +50,8 @@ def check_stages(
     check_candidates(SearchSpace.from_dict(config.space))
     sections = {stage: _section(config, stage) for stage in stages}
     crops = {stage: config[section].crop for stage, section in sections.items()}
+    if config.data.source == "photographs":  # whose tiles, so the split too, depend on the crop
+        crops = dict.fromkeys(crops, max(config.search.crop, config.train.crop))
     by_crop: dict[int, Splits] = {}
     for crop in crops.values():
         if crop not in by_crop:

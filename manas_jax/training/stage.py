@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from manas_jax.buckets import Path, as_path
 from manas_jax.data import lazy_tf
+from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.metrics import Scores
 from manas_jax.runtime import distributed, signals
@@ -82,6 +83,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike, stage: Stage) -> bool:
         ):
             logging.info("%s: all %d steps are done", name, start)
             return False
+        if start > options.steps:
+            raise UserError(
+                f"{folder / 'checkpoints'} is of step {start}, {name}.steps is {options.steps}: "
+                f"give at least {start}, or remove {folder}"
+            )
         if start:
             logging.info("%s: resumes at step %d of %d", name, start, options.steps)
         log_parameters(name, state.params, folder / "parameters.txt")

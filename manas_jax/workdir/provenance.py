@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -61,8 +62,12 @@ def device() -> str:
     return _processor() if first.platform == "cpu" else first.device_kind
 
 
+@functools.cache
 def commit() -> str:
-    """Commit of the package's checkout, with '+changes' if files differ; '' outside of git."""
+    """Commit of the package's checkout, with '+changes' if files differ; '' outside of git.
+
+    That of the first call: commands call it when they start, as a checkout may move on meanwhile.
+    """
     folder = pathlib.Path(__file__).parent
 
     def git(*arguments: str) -> str:

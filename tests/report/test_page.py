@@ -196,7 +196,7 @@ def test_page_states_results(page, workdir):
     assert "search (1,234 steps), training (99 steps), evaluation (2 pictures)" in text
     assert "Data: folder “rain”, 3 rainy versions of each scene." in text
     assert "raises the PSNR on luma from 22.00 dB for the rainy pictures to 26.50 dB" in text
-    assert "+4.50 dB), mean over 2 pictures; 1 of them improved" in text
+    assert "+4.50 dB), mean over 2 test pictures; 1 of them improved" in text
     assert "supernet reached 30.00 dB and the derived network, trained on its own, 31.50 dB" in text
     assert "not finite: 1" in text  # the NaN of loss/mse
     parameters = cost.derived(Genotype.load(workdir / "genotype.json"), 256, 256).parameters
@@ -228,6 +228,17 @@ def test_tables(html):
     ]
     first = ["a.png", "20.00", "30.00", "0.4000", "0.6000", "19.00", "29.00", "0.5000", "0.5000"]
     assert _cells(html, "Scores of each picture")[1] == first
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_scores_say_which_pictures_they_are_of(tmp_path, split):
+    scores = {"input": {"y_psnr": 20.0}, "output": {"y_psnr": 30.0}}
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate" / "scores.json").write_text(
+        json.dumps({"split": split, "mean": scores, "images": [{"name": "a.png", **scores}]})
+    )
+    html = report.write(tmp_path).read_text()
+    assert f"Mean of the {split} pictures (1)" in html and f"mean over 1 {split} picture;" in html
 
 
 def test_pictures_are_compared_with_their_scores(page):
