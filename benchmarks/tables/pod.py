@@ -81,7 +81,16 @@ def _name(stage: str, found: dict[str, Any]) -> str:
 
 def pod_estimates() -> str:
     """Where the estimated time goes, by kind of operation and by part of the network."""
-    head = ["size", "stage", "slice", "estimate ms", *KINDS, *PARTS, "loss, updates"]
+    head = [
+        "size",
+        "stage",
+        "slice",
+        "images a step",
+        "estimate ms",
+        *KINDS,
+        *PARTS,
+        "loss, updates",
+    ]
     rows = []
     for size, stage, record, found in sorted(_results(), key=_order):
         kinds = collections.Counter(found.get("cycles_by_kind"))
@@ -96,6 +105,7 @@ def pod_estimates() -> str:
                 size,
                 _name(stage, found),
                 record["topology"],
+                str(found["images"]),
                 f"{found['estimate_seconds'] * 1e3:.3g}",
                 *(f"{share / kinds.total():.0%}" for share in (*shares, parts[""])),
             ]

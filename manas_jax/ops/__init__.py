@@ -22,11 +22,9 @@ def default(dtype: Any = None, platform: str | None = None) -> Ops:
       dtype: type of the computation, see `Ops`.
       platform: 'cpu', 'gpu' or 'tpu'; None for JAX's default backend.
     """
-    ops, platform = XLA, platform or jax.default_backend()
-    if platform == "cpu":  # other backends never import it
+    ops = XLA
+    if (platform or jax.default_backend()) == "cpu":  # other backends never import it
         from manas_jax.ops.cpu_train import CPU_TRAIN as ops
-    elif platform == "tpu":
-        from manas_jax.ops.tpu import TPU as ops
     return dataclasses.replace(ops, dtype=dtype)
 
 

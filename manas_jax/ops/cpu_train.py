@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from manas_jax.ops import xla
-from manas_jax.ops.blocking import EXACT, conv_space_to_depth, depth_to_space
+from manas_jax.ops.blocking import depth_to_space, space_to_depth
 from manas_jax.ops.jax_internals import lower_reduce_precision_as_identity
 
 FEW, NARROW, WIDE = 4, 8, 32  # channels; XLA:CPU convolves at full speed from WIDE on
+PATCH = 4  # pixels
+EXACT = jax.lax.Precision.HIGHEST  # for products that only copy entries: exact if not rounded
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
@@ -30,7 +32,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) ->
     if (side, stride) == (1, 1):
         return matmul(x.reshape(-1, channels[0]), kernel[0, 0]).reshape(*x.shape[:-1], -1)
     if stride == 1 and max(channels) <= FEW:
-        return conv_space_to_depth(x, kernel, dilation, conv3x3)
+        return conv_space_to_depth(x, kernel, dilation)
     if (side, stride) == (3, 1):
         return conv3x3(x, kernel, dilation)
     if (side, stride, dilation) == (3, 2, 1) and x.shape[1] % 2 == x.shape[2] % 2 == 0:
@@ -215,7 +217,25 @@ def _conv3x3_stride2_kernel_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
     return jnp.stack([odd[:, 1], even, odd[:, 0]]).reshape(3, 3, inputs, outputs)
 
 
-# --- separable convolutions -----------------------------------------------------------------------
+# --- other convolutions ---------------------------------------------------------------------------
+
+
+def conv_space_to_depth(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """Convolution of very few channels with squares of pixels folded into the channels.
+
+    The kernel becomes the 3x3 kernel on squares that does the same. It multiplies by many zeros,
+    but XLA:CPU convolves two channels at a hundredth of the speed of 32.
+    """
+    size, height, width = kernel.shape[0], *x.shape[1:3]
+    patch = max(PATCH, dilation * (size // 2))  # no pixel reads beyond the next square
+    square, source, target, tap = np.ogrid[-1:2, :patch, :patch, :size]
+    matches = patch * square + source - target == dilation * (tap - size // 2)
+    matches = jnp.asarray(matches, kernel.dtype)
+    folded = jnp.einsum("ysab,xtcd,bdio->yxstiaco", matches, matches, kernel, precision=EXACT)
+    folded = folded.reshape(3, 3, patch**2 * x.shape[-1], -1)
+    x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
+    y = conv3x3(space_to_depth(x, patch), folded.astype(x.dtype))
+    return depth_to_space(y, patch)[:, :height, :width]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -1,4 +1,4 @@
-"""The kernels for XLA:CPU and for TPUs against the reference, in float64."""
+"""The kernels for gradients on XLA:CPU against the reference, in float64."""
 
 import functools
 
@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from conftest import draw
 
-from manas_jax import ops
 from manas_jax.ops import XLA, cpu_train, xla
-from manas_jax.ops.blocking import conv_space_to_depth
 from manas_jax.ops.cpu_train import CPU_TRAIN
-from manas_jax.ops.tpu import TPU
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -52,30 +49,15 @@ CONVOLUTIONS = {  # side, stride, dilation, inputs, outputs
 }
 
 
-@pytest.mark.parametrize(
-    ("kernels", "kind"),
-    [(CPU_TRAIN, kind) for kind in CONVOLUTIONS] + [(TPU, "few, 7x7"), (TPU, "few")],
-    ids=str,
-)
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (2, 24)], ids=str)
-def test_conv_equals_reference(kernels, kind, size):
+def test_conv_equals_reference(kind, size):
     side, stride, dilation, inputs, outputs = CONVOLUTIONS[kind]
     args = draw((2, *size, inputs), (side, side, inputs, outputs))
     ours, reference = (
-        functools.partial(each.conv, stride=stride, dilation=dilation) for each in (kernels, XLA)
+        functools.partial(ops.conv, stride=stride, dilation=dilation) for ops in (CPU_TRAIN, XLA)
     )
     _assert_same(ours, reference, *args)
-
-
-def test_on_tpus_convolutions_to_one_channel_are_on_squares():
-    def channels(outputs, side=3, stride=1):
-        args = draw((1, 8, 8, 2), (side, side, 2, outputs))
-        text = str(jax.make_jaxpr(lambda *x: TPU.conv(*x, stride, 1))(*args))
-        return "4,4,32" in text.replace(" ", "") or "1,2,2,32" in text.replace(" ", "")
-
-    assert ops.default(platform="tpu").conv is TPU.conv
-    assert channels(1) and channels(1, side=7)
-    assert not any([channels(2), channels(1, side=1), channels(1, stride=2)])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 32), (5, 19)])
@@ -95,7 +77,7 @@ def test_row_folded_conv_equals_reference(inputs, outputs, side, dilation, size)
 def test_space_to_depth_conv_equals_reference(side, dilation, size):
     args = draw((2, *size, 2), (side, side, 2, 3))
     _assert_same(
-        lambda *args: conv_space_to_depth(*args, dilation, xla.conv),
+        functools.partial(cpu_train.conv_space_to_depth, dilation=dilation),
         functools.partial(xla.conv, dilation=dilation),
         *args,
     )
