@@ -45,7 +45,9 @@ from manas_jax.training import build
 from manas_jax.training import run as train_run
 from manas_jax.training.validation import Validation
 from manas_jax.workdir import lock, provenance
-from manas_jax.workdir.claim import claim_inputs, claim_workdir
+from manas_jax.workdir.claim import FREE_KEYS, claim_inputs, claim_workdir
+
+_CHOOSING = ("tolerance", "candidates", "judged_batches")  # keys of `study`
 
 _INDEX = flags.DEFINE_integer("index", 0, "Index of this machine, from 0.")
 _COUNT = flags.DEFINE_integer("count", 1, "Number of machines that share the cells.")
@@ -154,11 +156,8 @@ def run_cell(config: ConfigDict, cell: grid.Cell, workdir: pathlib.Path) -> dict
     summary = json.loads((folder / "train" / "summary.json").read_text())
     total = cost.derived(genotype, *config.objectives.complexity_size)
     return {
-        "source": dataclasses.asdict(cell.source),
-        "search": _search_of(config, cell),
+        **_settings(config, cell),
         "index": cell.index,
-        "seed": cell.seed,
-        "train": training.train.to_dict(),
         **facts,
         "genotype": json.loads(genotype.to_json()),
         "parameters": total.parameters,
@@ -236,21 +235,17 @@ def _is_done(config: ConfigDict, cell: grid.Cell, folder: pathlib.Path) -> bool:
     """Whether a cell has its file.
 
     Raises:
-      UserError: the file is of another source, search, seed or training.
+      UserError: the file is of another source, search, seed, training, space, losses or data.
     """
     file = folder / f"{cell.name}.json"
     if not file.exists():
         return False
     found = _read(file)
-    fields = {
-        "source": dataclasses.asdict(cell.source),
-        "search": _search_of(config, cell),
-        "seed": cell.seed,
-        "train": grid.changed(config, cell.seed, cell.source.changes).train.to_dict(),
-    }
+    found["space"] = found.get("genotype", {}).get("space", {})
+    fields = _settings(config, cell) | {"space": config.space.to_dict()}
     for field, now in json.loads(json.dumps(fields)).items():
-        before = found.get(field, now)  # earlier cells do not say how they searched or trained
-        if field == "train":
+        before = found.get(field, now)  # earlier cells do not have all of it
+        if field in ("train", "space", "objectives", "data", "study"):
             before = {key: before.get(key, value) for key, value in now.items()}
         if field == "source":
             before, now = ({**x, "cells": None, "tier": None} for x in (before, now))
@@ -259,6 +254,21 @@ def _is_done(config: ConfigDict, cell: grid.Cell, folder: pathlib.Path) -> bool:
                 f"{file} is from another {field} ({before}): remove it or rename the source"
             )
     return True
+
+
+def _settings(config: ConfigDict, cell: grid.Cell) -> dict[str, Any]:
+    """What a cell's result depends on besides the space, which its genotype has."""
+    training = grid.changed(config, cell.seed, cell.source.changes)
+    data = training.data.to_dict().items()
+    return {
+        "source": dataclasses.asdict(cell.source),
+        "search": _search_of(config, cell),
+        "seed": cell.seed,
+        "train": training.train.to_dict(),
+        "objectives": training.objectives.to_dict(),
+        "data": {key: value for key, value in data if f"data.{key}" not in FREE_KEYS},
+        "study": {key: config.study.get(key) for key in _CHOOSING},
+    }
 
 
 def _search_of(config: ConfigDict, cell: grid.Cell) -> dict[str, Any] | None:

@@ -247,6 +247,7 @@ def fake_cells(monkeypatch):
     def run_cell(config, cell, workdir):
         called.append(cell.name)
         result = fake_cell(cell.source.name, cell.index, cell.seed, psnr=30 + cell.index)
+        result["genotype"]["space"] = json.loads(json.dumps(config.space.to_dict()))
         return result | {"source": study_run.dataclasses.asdict(cell.source)}
 
     monkeypatch.setattr(study_run, "run_cell", run_cell)
@@ -264,11 +265,22 @@ def test_a_cell_that_was_made_otherwise_is_refused(tmp_path, fake_cells):
     study_run.run(config, tmp_path, only=["first_order-00"])
     file = tmp_path / "cells" / "first_order-00.json"
     cell = json.loads(file.read_text())
-    others = {"search": {"search": {"steps": 7}}, "seed": 5, "train": {"steps": 9}}
+    others = {
+        "search": {"search": {"steps": 7}},
+        "seed": 5,
+        "train": {"steps": 9},
+        "objectives": {"internal": 9.0},
+        "data": {"versions": 9},
+        "study": {"tolerance": 9.0},
+    }
     for field, other in others.items():
         file.write_text(json.dumps(cell | {field: other}))
         with pytest.raises(UserError, match=rf"first_order-00\.json is from another {field}"):
             study_run.run(config, tmp_path, only=["first_order-00"])
+    genotype = cell["genotype"] | {"space": cell["genotype"]["space"] | {"channels": [4, 16]}}
+    file.write_text(json.dumps(cell | {"genotype": genotype}))
+    with pytest.raises(UserError, match=r"first_order-00\.json is from another space"):
+        study_run.run(config, tmp_path, only=["first_order-00"])
     file.write_text(json.dumps(cell | {"search": {}}))  # as it is now
     study_run.run(config, tmp_path, only=["first_order-00"])
     assert fake_cells == ["first_order-00"]
