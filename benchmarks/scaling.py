@@ -414,6 +414,7 @@ def run(
       UserError: as `measure`; the input pipeline fails; the file to resume is not this command's.
     """
     from manas_jax.files import write_json
+    from manas_jax.runtime import checkout
     from manas_jax.workdir import provenance
 
     record: dict[str, Any] = _load(out) if resume else {"sizes": {}, "pipeline": {}}
@@ -444,7 +445,7 @@ def run(
                 done += 1
                 if str(count) not in by_devices:
                     measured = measure(config, name, program, count)
-                    by_devices[str(count)] = {**measured, "commit": provenance.commit()}
+                    by_devices[str(count)] = {**measured, "commit": checkout.commit()}
                     spent += 1
                     left = (time.monotonic() - begin) / spent * (total - done) / 60
                     yield f"{size} {name} on {count}: {_line(measured)}; about {left:.0f} min left"

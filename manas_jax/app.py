@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from manas_jax import buckets, registry
 from manas_jax.errors import UserError, check_extra, one_line
-from manas_jax.runtime import compilation, distributed, log, malloc, signals
+from manas_jax.runtime import checkout, compilation, distributed, log, malloc, signals
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of an experiment, or the name of one of those in configs/."
@@ -160,6 +160,7 @@ def _shipped_config(match: re.Match) -> str:
 def _run(command: Callable[[ConfigDict, str], None], argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    checkout.commit()  # results name that of the start
     status: int | str
     try:
         command(_CONFIG.value, _WORKDIR.value)

@@ -28,7 +28,7 @@ from manas_jax.buckets import Path, as_path, check_local_options
 from manas_jax.data import images, pairing
 from manas_jax.data.evaluation import evaluation_pairs, pair_names
 from manas_jax.data.scene import Scene
-from manas_jax.data.sources import load_splits
+from manas_jax.data.sources import load_splits, split_crop
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, check_extra
 from manas_jax.files import check_writable, unique_stems, write_json, write_named_json
@@ -103,7 +103,7 @@ def evaluate(
     """
     folder = as_path(workdir) / "evaluate"
     network, variables, step = load_trained(config, workdir)
-    splits = splits or load_splits(config.data, config.train.crop)
+    splits = splits or load_splits(config.data, split_crop(config, "train"))
     chosen = checks.evaluated_scenes(config, splits)
     distributed.broadcast_from_primary(lambda: _clear(folder))
     rows = distributed.gather(_score(config, network, variables, chosen, folder / "pictures"))

@@ -324,7 +324,6 @@ def main(config: ConfigDict, workdir: str | None) -> None:
     jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is left alone
     # Programs of devices that are not there can be stored in the cache, but not loaded from it.
     jax.config.update("jax_enable_compilation_cache", False)
-    provenance.commit()
     check_local(_JSON.value)
     file = _JSON.value and pathlib.Path(_JSON.value)
     if file:

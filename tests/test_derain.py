@@ -679,6 +679,7 @@ def test_report_in_json(street, tmp_path, identity):
         ),
         ("a.png -o out --json -", "--json -: standard output is not supported; give a file"),
         ("a.png -o - --compare", "--compare: neither videos nor standard output have one"),
+        ("- -o new/", "new/ is a folder: give -o a file"),
         ("- -o x.png --suffix _dry", "--suffix is for outputs in a folder"),
         ("a.png b.png -o clean.jpg", "clean.jpg: a folder is needed; give -o another name, or"),
         ("below -o clean.mp4", "clean.mp4: a folder is needed"),

@@ -82,15 +82,8 @@ def _name(stage: str, found: dict[str, Any]) -> str:
 def pod_estimates() -> str:
     """Where the estimated time goes, by kind of operation and by part of the network."""
     head = [
-        "size",
-        "stage",
-        "slice",
-        "images a step",
-        "estimate ms",
-        *KINDS,
-        *PARTS,
-        "loss, updates",
-    ]
+        "size", "stage", "slice", "images a step", "estimate ms", *KINDS, *PARTS, "loss, updates"
+    ]  # fmt: skip
     rows = []
     for size, stage, record, found in sorted(_results(), key=_order):
         kinds = collections.Counter(found.get("cycles_by_kind"))

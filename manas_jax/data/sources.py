@@ -17,6 +17,22 @@ from manas_jax.errors import UserError
 from manas_jax.files import first_few
 
 
+def split_crop(config, section: str) -> int:
+    """Side of the patches for which the scenes of a section of a configuration are split.
+
+    Photographs are split into tiles as large as the patches, and the tiles into training and
+    validation: all sections take those of the largest patches, so that none trains on what another
+    one validates on.
+
+    Args:
+      config: a run's configuration.
+      section: 'search' or 'train'.
+    """
+    if config.data.source == "photographs":
+        return max(config.search.crop, config.train.crop)
+    return config[section].crop
+
+
 def load_splits(config, crop: int) -> Splits:
     """Loads the scenes of all splits.
 

@@ -150,15 +150,18 @@ class Format:
 def _is_stablehlo(path: pathlib.Path) -> bool:
     try:
         jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception:  # of whatever kind: the bytes are those of another program's file
+    except Exception:  # no file, or another program's bytes, which fail in many ways
         return False
     return True
 
 
 def _is_onnx(path: pathlib.Path) -> bool:
     """Whether the name of the producer, which comes first, is that of `onnx_graph`."""
-    with path.open("rb") as file:
-        return onnx_graph.PRODUCER.encode() in file.read(64)
+    try:
+        with path.open("rb") as file:
+            return onnx_graph.PRODUCER.encode() in file.read(64)
+    except OSError:  # such as a folder
+        return False
 
 
 FORMATS = {
@@ -168,7 +171,7 @@ FORMATS = {
 import jax.export, pathlib
 restore = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
 """,
-        lambda path: path.is_file() and _is_stablehlo(path),
+        _is_stablehlo,
     ),
     "onnx": Format(
         _write_onnx,
@@ -181,7 +184,7 @@ def restore(images):
     (restored,) = session.run(["restored"], {"images": images})
     return restored.transpose(0, 2, 3, 1) if nchw else restored
 """,
-        lambda path: path.is_file() and _is_onnx(path),
+        _is_onnx,
         options=True,
     ),
     "savedmodel": Format(

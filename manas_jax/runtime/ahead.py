@@ -70,7 +70,7 @@ class Program:
     def costs(self) -> Costs:
         """Those of a call."""
         counters = map(collections.Counter, (self.cycles_by_kind, self.cycles_by_module))
-        return Costs(self.cycles, self.instructions, self.collectives, *counters)
+        return Costs(self.instructions, self.collectives, *counters)
 
 
 class OutOfMemory(UserError):
@@ -175,22 +175,24 @@ class Costs:
     """What a computation does when it runs once.
 
     Attributes:
-      cycles: estimated.
       instructions: their number.
       collectives: by kind.
       kinds: cycles by kind of operation, see `Program`.
       modules: cycles by Flax module.
     """
 
-    cycles: int = 0
     instructions: int = 0
     collectives: Collectives = dataclasses.field(default_factory=dict)
     kinds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     modules: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
+    @property
+    def cycles(self) -> int:
+        """Estimated, of all kinds."""
+        return self.kinds.total()
+
     def add(self, other: Costs, times: int = 1) -> None:
         """Adds another computation that runs `times` times within this one."""
-        self.cycles += times * other.cycles
         self.instructions += times * other.instructions
         for own, found in ((self.kinds, other.kinds), (self.modules, other.modules)):
             own.update({name: times * cycles for name, cycles in found.items()})
@@ -236,9 +238,9 @@ def _costs(computations: Mapping[str, list[str]], name: str) -> Costs:
         if not (found := _INSTRUCTION.match(line)):
             continue
         result, operation = found.groups()
-        own = Costs(sum(map(int, _CYCLES.findall(line))), 1)
-        own.kinds[_kind(operation, line)] += own.cycles
-        own.modules[_module(line)] += own.cycles
+        cycles = sum(map(int, _CYCLES.findall(line)))
+        own = Costs(1)
+        own.kinds[_kind(operation, line)] = own.modules[_module(line)] = cycles
         if kind := _KIND.fullmatch(operation):
             arrays = _ARRAY.findall(result)
             if kind[2] and kind[1] != "all-reduce":  # also the operands, and perhaps contexts

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from manas_jax.data.pipeline import Batches
-from manas_jax.data.sources import load_splits
+from manas_jax.data.sources import load_splits, split_crop
 from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network
 from manas_jax.runtime import sharding
@@ -48,7 +48,7 @@ class Supernet:
         options, self._config = config.search, config
         self.mesh = sharding.make_mesh(config.devices, config.height_shards)
         self.network = build.network(config, mesh=self.mesh)
-        self._splits = splits or load_splits(config.data, options.crop)
+        self._splits = splits or load_splits(config.data, split_crop(config, "search"))
         self.source = functools.cache(self._batches)
         for role in (Role.SEARCH_WEIGHTS, Role.SEARCH_ARCHITECTURE):
             self.source(role)
@@ -125,7 +125,7 @@ def evaluator(config: ConfigDict, workdir: str | os.PathLike, batches: int) -> S
       UserError: see `restore.load_search`.
     """
     state = load_search(config, workdir)
-    splits = load_splits(config.data, config.search.crop)
+    splits = load_splits(config.data, split_crop(config, "search"))
     mesh = sharding.make_mesh(1)
     architecture_batches, weight_batches = (
         list(build.batches(config, splits, role, mesh).iterate(0, batches))

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from manas_jax import app, cost
 from manas_jax.buckets import check_local
 from manas_jax.config import search_budget, validate
-from manas_jax.data.sources import load_splits
+from manas_jax.data.sources import load_splits, split_crop
 from manas_jax.errors import UserError
 from manas_jax.files import write_json
 from manas_jax.models.network import genotype_logits
@@ -92,7 +92,6 @@ def run(
         another process runs, as with the same index.
       Stopped: a signal came; run again, the current cell is resumed.
     """
-    provenance.commit()
     planned = grid.cells(config)
     cells = grid.shard(grid.named(planned, only), index, count)
     plain = grid.plain(config)  # cells may be added to a study that has begun
@@ -103,7 +102,9 @@ def run(
         raise UserError(f"--workdir={workdir}: no cells to summarise in {workdir}/cells")
     workdir = claim_workdir(plain, workdir)
     if not summarize_only:
-        claim_inputs(plain, workdir, {"search": load_splits(plain.data, plain.search.crop)})
+        claim_inputs(
+            plain, workdir, {"search": load_splits(plain.data, split_crop(plain, "search"))}
+        )
     with app.run_context(plain, workdir):
         folder = workdir / "cells"
         folder.mkdir(exist_ok=True)
@@ -211,7 +212,7 @@ def _in_supernet(
 ) -> dict[str, Any]:
     """Duration and probabilities of the search, and scores of the genotype with its weights."""
     summary = json.loads((folder / "search" / "summary.json").read_text())
-    splits = load_splits(changed.data, changed.search.crop)
+    splits = load_splits(changed.data, split_crop(changed, "search"))
     network = build.network(changed)
     crop = changed.search.validation_crop
     score = Validation(network, splits.validation, changed.data, crop, sharding.make_mesh(1))

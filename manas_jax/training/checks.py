@@ -15,7 +15,7 @@ from manas_jax import cost, metrics, registry
 from manas_jax.buckets import Path, as_path
 from manas_jax.config import WITHOUT_SUPERNET, search_budget
 from manas_jax.data.scene import Scene
-from manas_jax.data.sources import load_splits, log_splits
+from manas_jax.data.sources import load_splits, log_splits, split_crop
 from manas_jax.data.splits import Splits
 from manas_jax.errors import UserError, one_line
 from manas_jax.models.candidates import Edge
@@ -49,9 +49,7 @@ def check_stages(
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     check_candidates(SearchSpace.from_dict(config.space))
     sections = {stage: _section(config, stage) for stage in stages}
-    crops = {stage: config[section].crop for stage, section in sections.items()}
-    if config.data.source == "photographs":  # whose tiles, so the split too, depend on the crop
-        crops = dict.fromkeys(crops, max(config.search.crop, config.train.crop))
+    crops = {stage: split_crop(config, section) for stage, section in sections.items()}
     by_crop: dict[int, Splits] = {}
     for crop in crops.values():
         if crop not in by_crop:
@@ -82,7 +80,7 @@ def check_training(config: ConfigDict, stage: str) -> None:
     """
     mesh = sharding.make_mesh(config.devices, config.height_shards)
     section = _section(config, stage)
-    _check_training(config, load_splits(config.data, config[section].crop), section, mesh)
+    _check_training(config, load_splits(config.data, split_crop(config, section)), section, mesh)
 
 
 def check_candidates(space: SearchSpace) -> None:

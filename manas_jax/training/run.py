@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from manas_jax import cost
 from manas_jax.buckets import as_path
-from manas_jax.data.sources import load_splits
+from manas_jax.data.sources import load_splits, split_crop
 from manas_jax.data.splits import Splits
 from manas_jax.models.network import Network
 from manas_jax.models.variables import (
@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, splits: Splits | None 
     genotype = find_genotype(config, workdir)
     network = build.network(config, genotype, mesh)
 
-    splits = splits or load_splits(config.data, options.crop)
+    splits = splits or load_splits(config.data, split_crop(config, "train"))
 
     @functools.cache
     def source(rollbacks):

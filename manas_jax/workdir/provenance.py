@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 from typing import Any
 
@@ -18,6 +16,7 @@ from absl import logging
 
 from manas_jax.buckets import Path, is_remote, move
 from manas_jax.files import write_json
+from manas_jax.runtime.checkout import commit
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-cpu", "tensorflow")
 
@@ -60,29 +59,6 @@ def device() -> str:
     """The kind of the accelerator in use, or else the processor."""
     first = jax.devices()[0]
     return _processor() if first.platform == "cpu" else first.device_kind
-
-
-@functools.cache
-def commit() -> str:
-    """Commit of the package's checkout, with '+changes' if files differ; '' outside of git.
-
-    That of the first call: commands call it when they start, as a checkout may move on meanwhile.
-    """
-    folder = pathlib.Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise OSError(done.stderr)
-        return done.stdout.strip()
-
-    try:
-        if not git("ls-files", "--", pathlib.Path(__file__).name):  # installed in another project
-            return ""
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except OSError:
-        return ""
 
 
 def _command() -> str:

@@ -166,6 +166,7 @@ def _change_nothing(_):
         (_change_nothing, {"json": "nowhere/result.json"}, "--json=nowhere"),
         (_change_nothing, {"json": "."}, "--json=. cannot be written"),
         (_change_nothing, {"pictures": "."}, "--pictures .: exists"),
+        (_change_nothing, {"json": "x", "pictures": "x"}, "--pictures x: also given with --json"),
         (_repeat_a_name, {"pictures": "shown"}, "two pictures of --clean as 2; rename one"),
         (_change_nothing, {"labels": "nowhere.json"}, "nowhere.json: no labels in COCO's format"),
         (
@@ -178,6 +179,15 @@ def _change_nothing(_):
 def test_bad_input_is_one_line(squares, refused, spoil, changes, words):
     spoil(squares)
     refused(main(arguments(squares, **changes)), words)
+
+
+def test_outputs_may_not_replace_inputs(squares, refused):
+    detector = squares / "bright.onnx"
+    before = detector.read_bytes()
+    refused(main(arguments(squares, json=detector)), "bright.onnx is an input: give another file")
+    below = detector / "drawn"
+    refused(main(arguments(squares, pictures=below)), f"--pictures: cannot write {below}")
+    assert detector.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Videos keep everything but pixels: timestamps, size, audio, rotation and tags."""
 
 import contextlib
+import os
 from fractions import Fraction
 
 import av
@@ -10,6 +11,7 @@ from media import look
 
 from manas_jax.errors import UserError
 from manas_jax.inference import video
+from manas_jax.inference.video import segments
 
 HEIGHT, WIDTH, COUNT, RATE = 24, 32, 25, 25
 TIMES = list(range(COUNT))
@@ -176,6 +178,11 @@ def test_segments_of_another_claim_are_removed(tmp_path, monkeypatch):
     record(source, sound=False, size=(32, 32))
     assert derain({"weights": 2}, 99) == COUNT
     assert [path.name for path in target.parent.iterdir()] == ["x.mp4"]
+
+
+def test_segments_of_a_name_that_is_no_text(tmp_path):
+    with segments.beside(tmp_path / os.fsdecode(b"caf\xe9.mp4"), {}) as kept:
+        assert kept.folder.parent == tmp_path
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])

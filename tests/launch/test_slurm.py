@@ -42,6 +42,7 @@ def test_dry_run(tools):
         ([*JOB, "--gpus-per-node=all", *RUN], "--gpus-per-node=all: give a whole number"),
         ([*JOB, "--gpus-per-node=08", *RUN], "--gpus-per-node=08: give a whole number"),
         ([*JOB, "--time=soon", *RUN], "--time=soon: give"),
+        ([*JOB, "--restarts=010", *RUN], "--restarts=010: give a whole number"),
         ([*JOB, "--restarts=-1", *RUN], "--restarts=-1: give a whole number"),
         ([*JOB, "--fast", *RUN], "--fast: unknown"),
         (JOB, "--config=... is missing"),

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import re
 import types
 
 import pytest
@@ -132,12 +133,13 @@ def test_damaged_scores_are_named(tmp_path, monkeypatch, make_config, content):
     genotype = random_genotype(SearchSpace(**config.space), 0)
     (tmp_path / "scores-6.json").write_text(content)
     monkeypatch.setattr(random_search.train_run, "train", lambda *_: None)
-    with pytest.raises(UserError, match=r"scores-6\.json: truncated.*: remove the cand"):
+    hint = f"remove the candidate's folder {re.escape(str(tmp_path))}, and it will be trained"
+    with pytest.raises(UserError, match=rf"scores-6\.json: truncated.*: {hint}"):
         random_search._trained(config, genotype, tmp_path, 6)
     (tmp_path / "scores-6.json").unlink()
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "summary.json").write_text(content)
-    with pytest.raises(UserError, match=r"summary\.json: truncated.*: remove the cand"):
+    with pytest.raises(UserError, match=rf"summary\.json: truncated.*: {hint}"):
         random_search._trained(config, genotype, tmp_path, 6)
 
 
